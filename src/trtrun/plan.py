@@ -1,0 +1,163 @@
+"""Who made this plan: flavour, version and the exporter's metadata, read from the bytes alone.
+
+No GPU and no TensorRT is needed. The layout is not documented by NVIDIA; it was read off plans that the builders
+themselves wrote: bytes 0-3 are a tag (``ftrt`` for TensorRT, which its lean and dispatch runtimes also load;
+``vtrt`` for TensorRT-RTX), and when the second 32-bit word is 0, bytes 24-27 hold major, minor, patch and build.
+TensorRT-RTX also writes the plan's whole size into bytes 16-23, so a truncated plan is noticed here.
+Ultralytics puts a little-endian 4-byte length and that many bytes of JSON in front of the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import ModelFileError, PlanError
+
+Family = Literal["tensorrt", "tensorrt_rtx"]
+
+HEADER_SIZE = 32  # bytes of the plan itself that identification needs
+_TAGS: dict[bytes, Family] = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
+_METADATA_LIMIT = 16 << 20  # a length beyond this is not metadata but some other file's first bytes
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """What a plan's own bytes say.
+
+    Attributes:
+        family: ``"tensorrt"`` (loaded by tensorrt, tensorrt_lean or tensorrt_dispatch) or ``"tensorrt_rtx"``.
+        version: major, minor, patch, build of the TensorRT that built it; None where the layout does not say.
+        size: bytes of the plan, without metadata in front.
+        offset: where in the file the plan starts.
+        metadata: the exporter's JSON in front of the plan (names, task, imgsz, stride, batch); empty without.
+    """
+
+    family: Family
+    version: tuple[int, int, int, int] | None
+    size: int
+    offset: int = 0
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def version_text(self) -> str:
+        return ".".join(map(str, self.version)) if self.version else "unknown"
+
+    def __str__(self) -> str:
+        name = "TensorRT-RTX" if self.family == "tensorrt_rtx" else "TensorRT"
+        return f"{name} {self.version_text} plan, {self.size:,} bytes"
+
+
+def read_model_file(path: str | os.PathLike[str]) -> bytes:
+    """The whole file, or ModelFileError with the reason."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise model_file_error(path, error) from error
+
+
+def model_file_error(path: str | os.PathLike[str], error: OSError) -> ModelFileError:
+    reason = {
+        FileNotFoundError: "it does not exist",
+        IsADirectoryError: "it is a directory",
+        PermissionError: "permission was denied",
+    }.get(type(error), str(error))
+    return ModelFileError(
+        f"cannot read {os.fspath(path)!r}: {reason}. Relative paths start at the working directory, {os.getcwd()!r}."
+    )
+
+
+def is_plan(head: bytes) -> bool:
+    """True when these first bytes begin a plan, with or without exporter metadata in front."""
+    if head[:4] in _TAGS:
+        return True
+    length = _metadata_length(head)
+    return length is not None and head[4:5] == b"{"
+
+
+def identify_file(path: str | os.PathLike[str]) -> PlanInfo:
+    """Identify a plan by reading only its first bytes. Raises ModelFileError and PlanError."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4 + HEADER_SIZE)
+            length = _metadata_length(head)
+            if head[:4] not in _TAGS and length is not None:
+                head += file.read(length)
+            total = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise model_file_error(path, error) from error
+    return identify(head, total=total, source=os.fspath(path))
+
+
+def identify(data: bytes | memoryview, *, total: int | None = None, source: str = "these bytes") -> PlanInfo:
+    """Identify a plan from its bytes (or its first bytes, when ``total`` gives the whole size).
+
+    Raises:
+        PlanError: the bytes are no plan, say what they are when that can be known, or end inside the header.
+    """
+    total = len(data) if total is None else total
+    head = bytes(data[: 4 + HEADER_SIZE])
+    offset, metadata = 0, {}
+    if head[:4] not in _TAGS:
+        length = _metadata_length(head)
+        if length is None or head[4:5] != b"{":
+            raise PlanError(f"{source} is not a TensorRT plan: {_guess(head, total)}")
+        offset = 4 + length
+        metadata = _parse_metadata(bytes(data[4:offset]), length, source)
+        head = bytes(data[offset : offset + HEADER_SIZE])
+    if total - offset < HEADER_SIZE or len(head) < HEADER_SIZE:
+        raise PlanError(
+            f"{source} is truncated: {max(total - offset, 0)} bytes of plan, less than its {HEADER_SIZE}-byte header. "
+            "Copy or build it again."
+        )
+    if head[:4] not in _TAGS:
+        raise PlanError(f"{source} has exporter metadata but no TensorRT plan behind it (found {head[:4]!r}).")
+    family = _TAGS[head[:4]]
+    version: tuple[int, int, int, int] | None = None
+    if head[4:8] == bytes(4):
+        version = struct.unpack_from("4B", head, 24)
+        (declared,) = struct.unpack_from("<Q", head, 16)
+        if family == "tensorrt_rtx" and declared > total - offset:
+            raise PlanError(
+                f"{source} is truncated: the plan says it has {declared:,} bytes, {total - offset:,} are there. "
+                "Copy or build it again."
+            )
+    return PlanInfo(family, version, total - offset, offset, metadata)
+
+
+def _metadata_length(head: bytes) -> int | None:
+    if len(head) < 5:
+        return None
+    (length,) = struct.unpack_from("<I", head)
+    return length if 2 <= length <= _METADATA_LIMIT else None
+
+
+def _parse_metadata(text: bytes, length: int, source: str) -> dict[str, Any]:
+    if len(text) < length:
+        raise PlanError(f"{source} is truncated inside its metadata ({len(text)} of {length} bytes). Copy it again.")
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise PlanError(f"{source} is not a TensorRT plan: its metadata is not JSON ({error}).") from error
+    if not isinstance(metadata, dict):
+        raise PlanError(f"{source} is not a TensorRT plan: its metadata is not a JSON object.")
+    return metadata
+
+
+def _guess(head: bytes, total: int) -> str:
+    """Name what people pass by mistake, with what to do about it."""
+    if total == 0:
+        return "the file is empty."
+    if head[:2] == b"PK":
+        return "it is a ZIP archive (a torch .pt or .pth?). Export it to ONNX and load that."
+    if head[:1] == b"\x08" or b"onnx" in head or b"pytorch" in head:
+        return "it looks like an ONNX model. Name it *.onnx, or build it first: trtrun build model.onnx."
+    if head[:7] == b"version":
+        return "it is a Git LFS pointer. Run: git lfs pull."
+    if head[:1] in b"{[<":
+        return "it is text."
+    return f"it starts with {head[:4].hex(' ')}, not with the tag 'ftrt' or 'vtrt'."

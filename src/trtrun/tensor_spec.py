@@ -1,0 +1,172 @@
+"""What an engine says of one input or output, and the checks that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from .errors import DtypeError, InputNameError, ShapeError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """The shapes that one optimization profile accepts for one input."""
+
+    min: Shape
+    opt: Shape  # the shape the builder tuned for
+    max: Shape
+
+    def __contains__(self, shape: Sequence[int]) -> bool:
+        return len(shape) == len(self.min) and all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return f"{_shape(self.min)}…{_shape(self.opt)}…{_shape(self.max)}"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of an engine, in TensorRT's own terms.
+
+    ``shape`` has -1 where a dimension is dynamic. ``profiles`` holds one :class:`ShapeRange` per optimization
+    profile for a dynamic input, and is empty otherwise. ``location`` is where TensorRT wants the data:
+    ``"host"`` for shape tensors. ``data_dependent`` marks an output whose shape is known only after running.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: Shape
+    profiles: tuple[ShapeRange, ...] = ()
+    location: Literal["device", "host"] = "device"
+    data_dependent: bool = False
+
+    @property
+    def is_dynamic(self) -> bool:
+        return -1 in self.shape
+
+    @property
+    def max_shape(self) -> Shape | None:
+        """The largest shape any profile accepts; the shape itself when static; None when there is no bound."""
+        if not self.is_dynamic:
+            return self.shape
+        if not self.profiles:
+            return None
+        return max((p.max for p in self.profiles), key=lambda s: int(np.prod(s, dtype=np.int64)))
+
+    def check_shape(self, shape: Shape) -> None:
+        """Raise ShapeError unless ``shape`` has the right rank and lies in the range of some profile."""
+        if len(shape) != len(self.shape):
+            hint = ""
+            if len(shape) + 1 == len(self.shape):
+                hint = " A single item needs its batch dimension: array[None]."
+            raise ShapeError(
+                f"input {self.name!r} has rank {len(self.shape)} ({_shape(self.shape)}), "
+                f"got rank {len(shape)} ({_shape(shape)}).{hint}"
+            )
+        for axis, (want, got) in enumerate(zip(self.shape, shape, strict=True)):
+            if want not in (-1, got):
+                raise ShapeError(
+                    f"input {self.name!r} has shape {_shape(self.shape)}, got {_shape(shape)}: "
+                    f"dimension {axis} must be {want}, not {got}. "
+                    "Reshape or resize the array, or rebuild the engine for this shape."
+                )
+        if self.profiles and not any(shape in profile for profile in self.profiles):
+            ranges = "; ".join(
+                f"profile {i}: {_shape(p.min)} to {_shape(p.max)}" for i, p in enumerate(self.profiles)
+            )
+            raise ShapeError(
+                f"input {self.name!r} got shape {_shape(shape)}, outside every optimization profile ({ranges}). "
+                "Pass a shape inside a range, or rebuild the engine with a profile that holds it."
+            )
+
+    def check_dtype(self, dtype: np.dtype[Any]) -> None:
+        """Raise DtypeError unless ``dtype`` converts to the engine's without changing any value."""
+        if not can_cast_exactly(dtype, self.dtype):
+            raise DtypeError(
+                f"input {self.name!r} is {self.dtype.name}, got {dtype.name}: converting could change values, "
+                f"so trtrun does not do it silently. Convert it yourself: array.astype({_dtype_code(self.dtype)})."
+            )
+
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.dtype.name} {_shape(self.shape)}"
+        if self.profiles:
+            text += " (" + "; ".join(str(p) for p in self.profiles) + ")"
+        if self.location == "host":
+            text += " on the host"
+        if self.data_dependent:
+            text += ", shape known after running"
+        return text
+
+
+class TensorSpecs(Mapping[str, TensorSpec]):
+    """The inputs or outputs of an engine: a mapping from tensor name to spec, in engine order."""
+
+    def __init__(self, specs: Iterable[TensorSpec]) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+
+    def __getitem__(self, name: str) -> TensorSpec:
+        return self._specs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(map(str, self._specs.values())) + "}"
+
+    def bind(self, args: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """Pair call arguments with tensor names: positional ones in engine order, the rest by name.
+
+        Raises InputNameError for too many, unknown, repeated or missing names.
+        """
+        names = list(self._specs)
+        if len(args) > len(names):
+            raise InputNameError(f"the engine has {len(names)} input(s) {names}, got {len(args)} positional arrays.")
+        bound = dict(zip(names, args, strict=False))
+        for name, value in named.items():
+            if name in bound:
+                raise InputNameError(f"input {name!r} was given twice: by position and by name.")
+            bound[name] = value
+        self.check_names(bound)
+        return bound
+
+    def check_names(self, given: Iterable[str]) -> None:
+        """Raise InputNameError unless ``given`` names each tensor once and nothing else."""
+        given = set(given)
+        if given == self._specs.keys():
+            return
+        unknown = sorted(given - self._specs.keys())
+        missing = [name for name in self._specs if name not in given]
+        problems = [f"unknown: {unknown}"] if unknown else []
+        problems += [f"missing: {missing}"] if missing else []
+        raise InputNameError(f"the inputs do not match the engine's ({'; '.join(problems)}). It takes: {self!r}.")
+
+
+def can_cast_exactly(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+    """True when every value of ``source`` is a value of ``target``.
+
+    NumPy's own ``safe`` rule calls int64 → float64 safe although it rounds above 2**53, so integers into
+    floating point are judged here by the mantissa.
+    """
+    if source == target:
+        return True
+    if source.kind in "iu" and target.kind == "f":
+        bits = source.itemsize * 8 - (source.kind == "i")
+        return bits <= np.finfo(target).nmant + 1
+    return bool(np.can_cast(source, target, casting="safe"))
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) if shape else "scalar"
+
+
+def _dtype_code(dtype: np.dtype[Any]) -> str:
+    return f"np.{dtype.name}" if dtype.kind in "biufc" and dtype.isbuiltin == 1 else f"ml_dtypes.{dtype.name}"
