@@ -1,0 +1,141 @@
+"""GPUs: whether there is one, and the chosen one's primary context."""
+
+from __future__ import annotations
+
+import functools
+from types import TracebackType
+from typing import Any
+
+from cuda.bindings import driver, runtime
+
+from ..errors import NoGpuError
+from .check import check, translated
+
+
+@functools.cache
+def _probe() -> tuple[int, str]:
+    """How many GPUs CUDA can use here, and why there are none when there are none. Never raises.
+
+    TensorRT itself must not be asked: without a usable driver its runtimes log an error and then crash.
+    """
+    error, count = runtime.cudaGetDeviceCount()
+    if error == runtime.cudaError_t.cudaSuccess and count > 0:
+        return count, ""
+    if error == runtime.cudaError_t.cudaErrorInsufficientDriver:
+        try:
+            version = driver.cuDriverGetVersion()[1]
+        except Exception:  # the loader's own error type, when libcuda itself is missing
+            return 0, "no NVIDIA driver is installed (libcuda was not found)"
+        needed = runtime.getLocalRuntimeVersion()[1]
+        return 0, f"the NVIDIA driver supports CUDA {_version(version)}, and CUDA {_version(needed)} is needed"
+    if error in (runtime.cudaError_t.cudaErrorNoDevice, runtime.cudaError_t.cudaSuccess):
+        return 0, "the NVIDIA driver sees no GPU (CUDA_VISIBLE_DEVICES may hide it)"
+    return 0, f"CUDA could not be initialized ({error.name})"
+
+
+def gpu_count() -> int:
+    """The number of GPUs that CUDA can use here; 0 without a driver. Never raises."""
+    return _probe()[0]
+
+
+def why_no_gpu() -> str:
+    """Why :func:`gpu_count` is 0, as half a sentence; empty when there is a GPU."""
+    return _probe()[1]
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+class Device:
+    """One GPU and its primary context, the one that torch, CuPy and JAX use too.
+
+    ``with device:`` makes the primary context current in the calling thread and restores the thread's own context
+    afterwards, so the block works in any thread and leaves other libraries' choice of device alone.
+
+    Raises:
+        NoGpuError: there is no usable GPU, or none with this ordinal.
+    """
+
+    def __init__(self, ordinal: int = 0) -> None:
+        count = gpu_count()
+        if count == 0:
+            raise NoGpuError(
+                f"running an engine needs an NVIDIA GPU, and {why_no_gpu()}. Install or update the driver, "
+                "or load the ONNX file instead: without a GPU trtrun runs it through ONNX Runtime on the CPU."
+            )
+        if not 0 <= ordinal < count:
+            raise NoGpuError(f"there is no GPU {ordinal}: CUDA sees {count} (0 to {count - 1}).")
+        self.ordinal = ordinal
+        check(driver.cuInit(0), "be initialized")
+        self._handle = check(driver.cuDeviceGet(ordinal), f"open GPU {ordinal}")
+        # Retained for the life of the process, as the CUDA runtime itself does: releasing it would tear down the
+        # context under other libraries.
+        self._context = check(driver.cuDevicePrimaryCtxRetain(self._handle), f"open GPU {ordinal}'s context")
+        self._context_id = int(self._context)
+
+    @functools.cached_property
+    def name(self) -> str:
+        name: bytes = check(driver.cuDeviceGetName(256, self._handle), "name the GPU")
+        return name.split(b"\0", 1)[0].decode()
+
+    @functools.cached_property
+    def compute_capability(self) -> tuple[int, int]:
+        attribute = driver.CUdevice_attribute
+        return (
+            self.attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
+            self.attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+        )
+
+    @functools.cached_property
+    def driver_version(self) -> str:
+        """The CUDA version the driver supports, like ``"13.0"``."""
+        return _version(check(driver.cuDriverGetVersion(), "tell its version"))
+
+    def attribute(self, attribute: Any) -> int:
+        value: int = check(driver.cuDeviceGetAttribute(attribute, self._handle), "read a device attribute")
+        return value
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total device memory in bytes."""
+        with self:
+            free, total = check(driver.cuMemGetInfo(), "read the memory in use")
+        return free, total
+
+    def synchronize(self) -> None:
+        with self:
+            check(driver.cuCtxSynchronize(), "finish the work on the GPU")
+
+    @functools.cached_property
+    def core(self) -> Any:
+        """The same GPU as a ``cuda.core.Device``; its context must be current when this is first used."""
+        from cuda.core import Device as CoreDevice
+
+        with translated(f"open GPU {self.ordinal}"):
+            core = CoreDevice(self.ordinal)
+            core.set_current()
+        return core
+
+    def enter(self) -> bool:
+        """Make the primary context current in this thread; True when leave() must restore another one."""
+        if int(driver.cuCtxGetCurrent()[1]) == self._context_id:
+            return False
+        check(driver.cuCtxPushCurrent(self._context), f"make GPU {self.ordinal} current")
+        return True
+
+    def leave(self, entered: bool) -> None:
+        if entered:
+            check(driver.cuCtxPopCurrent(), "restore the thread's context")
+
+    def __enter__(self) -> Device:
+        # Pushed even when current already: the stack then needs no bookkeeping and nests.
+        check(driver.cuCtxPushCurrent(self._context), f"make GPU {self.ordinal} current")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        check(driver.cuCtxPopCurrent(), "restore the thread's context")
+
+    def __repr__(self) -> str:
+        return f"<Device {self.ordinal}: {self.name}>"

@@ -1,0 +1,75 @@
+"""Page-locked host memory and device memory, each owned by the object that allocated it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+from cuda.bindings import driver
+
+from .check import check
+from .device import Device
+
+
+class PinnedMemory:
+    """Page-locked host memory, the only kind that the GPU's copy engines can read and write asynchronously.
+
+    ``array`` is a flat uint8 view. Views keep the memory alive, so it is freed when the last of them is gone and
+    never under a reader; there is no close().
+    """
+
+    def __init__(self, device: Device, nbytes: int) -> None:
+        self.nbytes = nbytes
+        with device:
+            self.address = int(
+                check(driver.cuMemAllocHost(max(nbytes, 1)), f"allocate {nbytes:,} bytes of page-locked host memory")
+            )
+        # At exit the process returns the memory anyway, and CUDA may be gone by then.
+        weakref.finalize(self, _free_host, device, self.address).atexit = False
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "data": (self.address, False), "shape": (self.nbytes,), "typestr": "|u1"}
+
+    @property
+    def array(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return np.asarray(self)
+
+
+def _free_host(device: Device, address: int) -> None:
+    with device:
+        check(driver.cuMemFreeHost(address), "free page-locked memory")
+
+
+class DeviceMemory:
+    """Device memory at a fixed address, 256-byte aligned, freed by close()."""
+
+    def __init__(self, device: Device, nbytes: int) -> None:
+        self.device = device
+        self.nbytes = nbytes
+        with device:
+            self.address = int(check(driver.cuMemAlloc(max(nbytes, 1)), f"allocate {nbytes:,} bytes of device memory"))
+        self._finalizer = weakref.finalize(self, _free_device, device, self.address)
+        self._finalizer.atexit = False
+
+    def close(self) -> None:
+        self._finalizer()
+
+
+def _free_device(device: Device, address: int) -> None:
+    with device:
+        check(driver.cuMemFree(address), "free device memory")
+
+
+def copy_async(target: int, source: int, nbytes: int, stream: int) -> None:
+    """Enqueue a copy between any two of page-locked host memory and device memory on a stream handle."""
+    (code,) = driver.cuMemcpyAsync(target, source, nbytes, stream)
+    if code:
+        check((code,), f"copy {nbytes:,} bytes")
+
+
+def host_view(memory: np.ndarray[Any, Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """The first bytes of a flat uint8 array as an array of this dtype and shape, sharing memory."""
+    nbytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    return memory[:nbytes].view(dtype).reshape(shape)
