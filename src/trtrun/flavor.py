@@ -16,16 +16,20 @@ import logging
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .errors import MissingPackageError, PlanMismatchError, PluginError, UnsupportedTensorError
 from .plan import PlanInfo
+
+if TYPE_CHECKING:  # the stubs of the full API, which the objects of every flavour are checked against
+    from tensorrt import ICudaEngine, IExecutionContext, Runtime
+
+    __all__ = ["ICudaEngine", "IExecutionContext", "Runtime"]
 
 FlavorName = Literal["tensorrt", "tensorrt_rtx", "tensorrt_lean", "tensorrt_dispatch"]
 Severity = Literal["VERBOSE", "INFO", "WARNING", "ERROR", "INTERNAL_ERROR"]
@@ -44,7 +48,7 @@ _LOADERS: dict[str, tuple[FlavorName, ...]] = {
     "tensorrt_rtx": ("tensorrt_rtx",),
 }
 _BUILDERS: tuple[FlavorName, ...] = ("tensorrt_rtx", "tensorrt")
-_TITLES: dict[str, str] = {
+_TITLES: dict[FlavorName, str] = {
     "tensorrt": "TensorRT",
     "tensorrt_rtx": "TensorRT-RTX",
     "tensorrt_lean": "TensorRT lean",
@@ -138,7 +142,8 @@ class Flavor:
         if name in ("BF16", "FP8"):
             import ml_dtypes  # NumPy has no bfloat16 and no float8
 
-            return np.dtype(ml_dtypes.bfloat16 if name == "BF16" else ml_dtypes.float8_e4m3fn)
+            extended: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if name == "BF16" else ml_dtypes.float8_e4m3fn)
+            return extended
         raise UnsupportedTensorError(
             f"tensor {tensor!r} has dtype {name}, which trtrun cannot exchange with NumPy yet. "
             "Cast it to a byte-sized type inside the network."

@@ -77,9 +77,7 @@ class TensorSpec:
                     "Reshape or resize the array, or rebuild the engine for this shape."
                 )
         if self.profiles and not any(shape in profile for profile in self.profiles):
-            ranges = "; ".join(
-                f"profile {i}: {_shape(p.min)} to {_shape(p.max)}" for i, p in enumerate(self.profiles)
-            )
+            ranges = "; ".join(f"profile {i}: {_shape(p.min)} to {_shape(p.max)}" for i, p in enumerate(self.profiles))
             raise ShapeError(
                 f"input {self.name!r} got shape {_shape(shape)}, outside every optimization profile ({ranges}). "
                 "Pass a shape inside a range, or rebuild the engine with a profile that holds it."
@@ -160,8 +158,13 @@ def can_cast_exactly(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
         return True
     if source.kind in "iu" and target.kind == "f":
         bits = source.itemsize * 8 - (source.kind == "i")
-        return bits <= np.finfo(target).nmant + 1
+        return bool(bits <= np.finfo(target).nmant + 1)
     return bool(np.can_cast(source, target, casting="safe"))
+
+
+def to_shape(dims: Any) -> Shape:
+    """TensorRT's ``Dims``, which is a sequence at run time but not to the type checker, as a tuple of ints."""
+    return tuple(dims)
 
 
 def _shape(shape: Sequence[int]) -> str:

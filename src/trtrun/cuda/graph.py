@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from cuda.core import Stream
 from cuda.core.graph import Graph
@@ -23,10 +24,8 @@ def capture(stream: Stream, enqueue: Callable[[int], None]) -> Graph:
             try:
                 enqueue(int(builder.stream.handle))
             except BaseException:
-                try:
+                with suppress(Exception):  # a capture that failed inside also fails to end; the first error is the cause
                     builder.end_building()
-                except Exception:  # a capture that failed inside also fails to end; the first error is the cause
-                    pass
                 raise
             builder.end_building()
             graph: Graph = builder.complete()

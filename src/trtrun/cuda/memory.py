@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+
 from cuda.bindings import driver
 
 from .check import check

@@ -1,0 +1,171 @@
+"""Arrays on the GPU: the caller's, borrowed through DLPack or ``__cuda_array_interface__``, and trtrun's results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cuda.bindings import driver
+from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, DeviceMemoryResource, Stream
+from cuda.core.utils import StridedMemoryView
+
+from ..errors import ClosedError, InputError
+from .check import translated
+from .device import Device
+from .memory import copy_async
+
+_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+def gpu_ordinal(array: Any) -> int | None:
+    """The GPU an array lies on, or None for an array on the host or anything that is no array."""
+    if hasattr(array, "__dlpack_device__"):
+        kind, ordinal = array.__dlpack_device__()
+        return int(ordinal) if int(kind) in _DLPACK_CUDA else None
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is None:
+        return None
+    code, ordinal = driver.cuPointerGetAttribute(
+        driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, interface["data"][0]
+    )
+    return int(ordinal) if not code else None
+
+
+def borrow(array: Any, name: str, stream: Stream) -> StridedMemoryView:
+    """A view of a caller's GPU array, its data ready for work enqueued on ``stream``. It keeps the array alive.
+
+    Raises InputError for arrays that are not C-contiguous: a strided gather on the GPU would hide a slow copy.
+    """
+    try:
+        view = StridedMemoryView.from_any_interface(array, int(stream.handle))
+    except (BufferError, TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"input {name!r}: the GPU array cannot be read through DLPack: {error}") from error
+    if view.strides is not None and not _is_contiguous(view.shape, view.strides):
+        raise InputError(
+            f"input {name!r} is a GPU array with strides {view.strides} (in elements) for shape {view.shape}; an engine "
+            "reads contiguous memory. Make it contiguous first: tensor.contiguous() or cupy.ascontiguousarray(array)."
+        )
+    return view
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size == 0:
+            return True
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+class DeviceArray:
+    """A result on the GPU: C-contiguous, owned, exchanged without a copy through DLPack.
+
+    ``torch.from_dlpack(array)``, ``cupy.from_dlpack(array)`` and ``jax.dlpack.from_dlpack(array)`` share its memory;
+    ``array.numpy()`` copies it to the host. Each consumer is ordered after the request that computed it. The memory
+    goes back to CUDA's pool when the array and all its consumers are gone, after the work on the consumers' streams.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        resource: DeviceMemoryResource,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        stream: Stream,
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self._device = device
+        self._stream = stream
+        with translated(f"allocate {self.nbytes:,} bytes of device memory for a result"):
+            self._buffer: Buffer = resource.allocate(max(self.nbytes, 1), stream=stream)
+        self._address = int(self._buffer.handle)
+        self._view: StridedMemoryView | None = None
+
+    @property
+    def address(self) -> int:
+        """The device address of the first element."""
+        if self._buffer.is_closed:
+            raise ClosedError("this DeviceArray is closed.")
+        return self._address
+
+    def follow(self, stream: Stream) -> None:
+        """The array is used, and its memory returned, in the order of this stream, which waits for the computation."""
+        with self._device:
+            self._buffer.set_deallocation_stream(stream)
+        self._stream = stream
+
+    def numpy(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """A copy on the host, after all work that computes this array."""
+        host = np.empty(self.shape, self.dtype)
+        with self._device:
+            if self.nbytes:
+                # Pageable memory: the driver returns only when the copy has been staged completely.
+                copy_async(host.ctypes.data, self.address, self.nbytes, int(self._stream.handle))
+            with translated("copy a result to the host"):
+                self._stream.sync()
+        return host
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False:
+            raise ValueError("a DeviceArray is on the GPU: a NumPy array of it is always a copy")
+        host = self.numpy()
+        return host if dtype is None else host.astype(dtype, copy=False)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, self._device.ordinal)
+
+    def __dlpack__(self, *, stream: Any = None, **options: Any) -> Any:
+        with self._device:
+            self._hand_over(stream)
+            if self._view is None:
+                self._view = StridedMemoryView.from_buffer(self._buffer, self.shape, dtype=self.dtype)
+            return self._view.__dlpack__(stream=-1, **options)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        # A consumer of this interface does not name its stream. The work that computed the array is announced under
+        # "stream"; the memory is returned in the order of the legacy default stream, where such consumers work.
+        with self._device:
+            self._buffer.set_deallocation_stream(LEGACY_DEFAULT_STREAM)
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "strides": None,
+            "stream": int(self._stream.handle),
+        }
+
+    def _hand_over(self, stream: Any) -> None:
+        """Order the consumer's stream after ours, and the return of the memory after the consumer's stream."""
+        if stream == -1:
+            return
+        handle = 1 if stream is None else int(stream)  # DLPack: None means the legacy default stream, 1
+        if handle == int(self._stream.handle):
+            return
+        consumer = Stream.from_handle(handle)
+        with translated("order a result after its computation"):
+            consumer.wait(self._stream)
+        self._buffer.set_deallocation_stream(consumer)
+        self._stream = consumer
+
+    def close(self) -> None:
+        """Return the memory now, in stream order. Consumers that share it must be done with it."""
+        with self._device:
+            self._buffer.close()
+
+    def __repr__(self) -> str:
+        return f"<DeviceArray {self.dtype.name}{list(self.shape)} on GPU {self._device.ordinal}>"
+
+
+def result_pool(device: Device) -> DeviceMemoryResource:
+    """The GPU's default stream-ordered memory pool, where results for the caller come from."""
+    with device, translated("open the GPU's memory pool"):
+        resource: DeviceMemoryResource = device.core.memory_resource
+        return resource

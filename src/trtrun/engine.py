@@ -1,0 +1,283 @@
+"""Engine: a deserialized plan and its specs. Owns the runtime, the plugins' registration and the runtime cache."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from . import flavor as flavors
+from .cuda.device import Device
+from .errors import (
+    ClosedError,
+    ExecutionError,
+    OutOfMemoryError,
+    PlanError,
+    PlanMismatchError,
+    PluginError,
+    TrtrunError,
+    UnsupportedTensorError,
+)
+from .plan import PlanInfo, identify, read_model_file
+from .runtime_cache import RuntimeCacheFile
+from .tensor_spec import ShapeRange, TensorSpec, TensorSpecs, to_shape
+
+if TYPE_CHECKING:
+    from .flavor import ICudaEngine, IExecutionContext, Runtime
+    from .session import Session
+
+_LOG = logging.getLogger("trtrun")
+
+
+class Engine:
+    """A deserialized plan on one GPU.
+
+    Args:
+        source: the path of a plan, or its bytes. Exporter metadata in front of it (Ultralytics) is understood.
+        device: ordinal of the GPU.
+        plugins: paths of plugin libraries to register first.
+        runtime_cache: keep the kernels that TensorRT-RTX compiles on this GPU in trtrun's cache folder, so that the
+            next process starts fast. Flavours that compile nothing at run time ignore it.
+
+    Raises:
+        ModelFileError: the path cannot be read.
+        PlanError: not a plan, truncated or damaged. PlanMismatchError: another flavour, version or GPU.
+        MissingPackageError: the TensorRT that could load it is not installed.
+        NoGpuError: no usable GPU. OutOfMemoryError: the weights do not fit.
+        PluginError: a plugin library or creator is missing.
+        UnsupportedTensorError: an input or output has a dtype or format that trtrun cannot carry.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | bytes | bytearray | memoryview,
+        *,
+        device: int = 0,
+        plugins: Sequence[str | os.PathLike[str]] = (),
+        runtime_cache: bool = True,
+    ) -> None:
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            data, name = memoryview(source), "this plan"
+        else:
+            data, name = memoryview(read_model_file(source)), os.fspath(source)
+        self.plan: PlanInfo = identify(data, source=name)
+        self.flavor: flavors.Flavor = flavors.for_plan(self.plan)
+        self.device = Device(device)  # before any call into TensorRT, which crashes without a driver
+        self.name = name
+        self.auto_close = False  # set by load(): closed with the last session
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._lock = threading.RLock()
+        self.flavor.initialize_plugins(plugins)
+        plan = data[self.plan.offset :]
+        with self.device:
+            self._runtime: Runtime | None = self._create_runtime()
+            self._engine: ICudaEngine | None = self._deserialize(self._runtime, plan)
+            self.inputs, self.outputs = self._read_specs()
+            self._cache = (
+                RuntimeCacheFile.for_plan(plan, self.flavor, self.device)
+                if runtime_cache and self.flavor.capabilities.has_runtime_cache
+                else None
+            )
+            self._runtime_cache: Any = None
+
+    def _create_runtime(self) -> Runtime:
+        with self.flavor.logger.capture() as lines:
+            runtime: Runtime | None = self.flavor.module.Runtime(self.flavor.logger.handle)
+        if runtime is None:
+            raise ExecutionError(f"{self.flavor.title} could not create a runtime.", log=lines)
+        return runtime
+
+    def _deserialize(self, runtime: Runtime, plan: memoryview) -> ICudaEngine:
+        with self.flavor.logger.capture() as lines:
+            engine: ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise self._diagnose(runtime, plan, lines)
+        return engine
+
+    def _diagnose(self, runtime: Any, plan: memoryview, lines: list[str]) -> TrtrunError:
+        """Which error a failed deserialization is, from TensorRT's own words."""
+        said = "\n".join(lines).lower()
+        ours = f"{self.flavor.title} on {self.device.name} (compute capability {_dotted(self.device)})"
+        if "out of memory" in said or "outofmemory" in said:
+            return OutOfMemoryError(
+                f"{self.name} needs more device memory than is free ({self.device.memory()[0]:,} bytes). "
+                "Close other engines and processes on this GPU, or use a larger one.",
+                log=lines,
+            )
+        if "plugin" in said and ("not find" in said or "creator" in said or "registry" in said):
+            return PluginError(
+                f"{self.name} uses a plugin that is not registered. Pass its library: load(..., plugins=['lib….so']).",
+                log=lines,
+            )
+        if "version" in said or "compute capability" in said or "compatib" in said or "platform" in said:
+            return PlanMismatchError(
+                f"{self.name} is a {self.plan}, which {ours} refuses: plans run only on the version and kind of GPU "
+                "they were built for. Build it again from its ONNX file: trtrun build.",
+                log=lines,
+            )
+        if self.flavor.capabilities.has_engine_validity:
+            with suppress(Exception):
+                validity, diagnostics = runtime.get_engine_validity(plan)
+                lines = [*lines, f"engine validity {validity.name}, diagnostics {diagnostics}"]
+        return PlanError(
+            f"{self.name} could not be deserialized by {ours}; the file may be damaged. "
+            "Copy it again, or build it again from its ONNX file: trtrun build.",
+            log=lines,
+        )
+
+    def _read_specs(self) -> tuple[TensorSpecs, TensorSpecs]:
+        trt, engine = self.flavor.module, self.handle
+        inputs: list[TensorSpec] = []
+        outputs: list[TensorSpec] = []
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            self._check_format(name)
+            on_host = engine.get_tensor_location(name) == trt.TensorLocation.HOST
+            shape = to_shape(engine.get_tensor_shape(name))
+            profiles: tuple[ShapeRange, ...] = ()
+            if is_input and -1 in shape:
+                profiles = tuple(
+                    ShapeRange(*(to_shape(dims) for dims in engine.get_tensor_profile_shape(name, profile)))
+                    for profile in range(engine.num_optimization_profiles)
+                )
+            spec = TensorSpec(
+                name,
+                self.flavor.to_numpy_dtype(engine.get_tensor_dtype(name), name),
+                shape,
+                profiles,
+                "host" if on_host else "device",
+            )
+            (inputs if is_input else outputs).append(spec)
+        return TensorSpecs(inputs), TensorSpecs(outputs)
+
+    def _check_format(self, name: str) -> None:
+        # The enum TensorFormat is missing from lean and dispatch; the description is the same everywhere.
+        described = self.handle.get_tensor_format_desc(name)
+        if self.handle.get_tensor_vectorized_dim(name) != -1 or "linear" not in described.lower():
+            raise UnsupportedTensorError(
+                f"{self.name}: tensor {name!r} has the I/O format {described!r}; trtrun exchanges row-major linear "
+                "arrays. Build the engine without --inputIOFormats/--outputIOFormats."
+            )
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The exporter's JSON in front of the plan; empty without."""
+        return self.plan.metadata
+
+    @property
+    def num_profiles(self) -> int:
+        return self.handle.num_optimization_profiles
+
+    @property
+    def handle(self) -> ICudaEngine:
+        """TensorRT's own ``ICudaEngine``. Raises ClosedError after close()."""
+        if self._engine is None:
+            raise ClosedError(f"the engine {self.name} is closed. Load it again to run it.")
+        return self._engine
+
+    @property
+    def device_memory_size(self) -> int:
+        """Bytes of scratch memory that one execution context needs at most."""
+        return self.handle.device_memory_size_v2
+
+    def create_context(self, *, specialize: bool) -> IExecutionContext:
+        """A new ``IExecutionContext`` without scratch memory of its own.
+
+        ``specialize`` compiles the kernels for its shapes before the first execution, which a captured graph needs
+        to be as fast as it can be; without it a flavour that compiles at run time starts with generic kernels and
+        replaces them in the background. Flavours that compile nothing at run time make no difference.
+        """
+        engine: Any = self.handle  # the runtime config's members are TensorRT-RTX's, and the stubs know the full API
+        trt, capabilities = self.flavor.module, self.flavor.capabilities
+        with self._lock, self.device, self.flavor.logger.capture() as lines:
+            user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            if capabilities.has_runtime_config:
+                config = engine.create_runtime_config()
+                config.set_execution_context_allocation_strategy(user_managed)
+                if capabilities.has_kernel_specialization:
+                    strategy = trt.DynamicShapesKernelSpecializationStrategy
+                    config.dynamic_shapes_kernel_specialization_strategy = (
+                        strategy.EAGER if specialize else strategy.LAZY
+                    )
+                if self._cache is not None:
+                    if self._runtime_cache is None:
+                        self._runtime_cache = config.create_runtime_cache()
+                        self._cache.load_into(self._runtime_cache)
+                    config.set_runtime_cache(self._runtime_cache)
+                context: IExecutionContext | None = engine.create_execution_context(config)
+            else:
+                context = engine.create_execution_context(user_managed)
+        if context is None:
+            said = "\n".join(lines).lower()
+            kind = OutOfMemoryError if "memory" in said else ExecutionError
+            raise kind(
+                f"{self.flavor.title} could not create an execution context for {self.name}. "
+                "Close other sessions and processes on this GPU if memory is short.",
+                log=lines,
+            )
+        return context
+
+    def save_runtime_cache(self) -> None:
+        """Write the kernels compiled so far to the cache folder, if there are new ones."""
+        with self._lock:
+            if self._cache is not None and self._runtime_cache is not None:
+                self._cache.save(self._runtime_cache)
+
+    def create_session(self, *, cuda_graph: bool = True) -> Session:
+        """A session of its own over this engine: execution context, stream and buffers."""
+        from .session import Session
+
+        return Session(self, cuda_graph=cuda_graph)
+
+    def enter(self, session: Session) -> None:
+        self.check_open()
+        self._sessions.add(session)
+
+    def leave(self, session: Session) -> None:
+        self._sessions.discard(session)
+        if self.auto_close and not self._sessions:
+            self.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._engine is None
+
+    def check_open(self) -> None:
+        self.handle  # noqa: B018  # raises ClosedError
+
+    def close(self) -> None:
+        """Close the sessions over this engine, then the engine and its runtime. Calling it again does nothing."""
+        with self._lock:
+            if self._engine is None:
+                return
+            self.auto_close = False
+            for session in list(self._sessions):
+                session.close()
+            with self.device:
+                self.save_runtime_cache()
+                # Dropped in reverse order of creation: each object must not outlive the one that made it.
+                self._runtime_cache = None
+                self._engine = None
+                self._runtime = None
+
+    def __enter__(self) -> Engine:
+        self.check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.name}: {self.plan}, {self.inputs!r} -> {self.outputs!r}>"
+
+
+def _dotted(device: Device) -> str:
+    return ".".join(map(str, device.compute_capability))

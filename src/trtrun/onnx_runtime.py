@@ -1,0 +1,178 @@
+"""The CPU reference: ONNX Runtime behind the same contract as the TensorRT session."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from .arrays import as_host_array
+from .errors import (
+    ExecutionError,
+    MissingPackageError,
+    NoGpuError,
+    OnnxError,
+    UnsupportedTensorError,
+)
+from .plan import model_file_error
+from .runner import OutputMode, Runner
+from .tensor_spec import TensorSpec, TensorSpecs
+
+_DTYPES: dict[str, str] = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int16)": "int16",
+    "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64",
+    "tensor(uint32)": "uint32",
+    "tensor(uint16)": "uint16",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntimeSession(Runner):
+    """Runs an ONNX model on the CPU, as the reference that engines are compared with.
+
+    Args:
+        model: the path of an ONNX file (external data beside it is found), or the bytes of a model.
+
+    Raises:
+        MissingPackageError: onnxruntime is not installed.
+        ModelFileError: the path cannot be read. OnnxError: the model is not valid ONNX.
+        UnsupportedTensorError: an input or output that is no tensor, or of a dtype without a NumPy counterpart.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | bytes) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingPackageError(
+                f"ONNX Runtime cannot be imported ({error}). Run: pip install 'trtrun[onnx]'"
+            ) from error
+        self._name = "this model" if isinstance(model, bytes) else os.fspath(model)
+        if not isinstance(model, bytes):
+            try:
+                with open(model, "rb"):
+                    pass
+            except OSError as error:
+                raise model_file_error(model, error) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only: its warnings speak of optimizations, not of answers
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                model if isinstance(model, bytes) else os.fspath(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions share no base below Exception
+            raise OnnxError(f"ONNX Runtime cannot load {self._name}: {error}") from error
+        self._backend = f"ONNX Runtime {onnxruntime.__version__} on the CPU (reference)"
+        self._inputs = TensorSpecs(_spec(value) for value in self._session.get_inputs())
+        self._outputs = TensorSpecs(_spec(value) for value in self._session.get_outputs())
+        self._metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        self._lock = threading.Lock()
+        self._pending: Future[dict[str, Any]] | None = None
+        self._executor: ThreadPoolExecutor | None = None
+
+    @property
+    def inputs(self) -> TensorSpecs:
+        return self._inputs
+
+    @property
+    def outputs(self) -> TensorSpecs:
+        return self._outputs
+
+    @property
+    def backend(self) -> str:
+        return self._backend
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self._metadata
+
+    def run(
+        self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
+    ) -> dict[str, Any]:
+        if outputs == "device" or stream is not None:
+            raise NoGpuError(
+                "ONNX Runtime on the CPU has neither device outputs nor CUDA streams. "
+                'Use outputs="copy" without a stream, or load an engine on a GPU.'
+            )
+        feeds = self._prepare(inputs)
+        with self._lock:
+            self._check_idle()
+            return self._run(feeds)
+
+    def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        # Copied, because the caller may change the arrays as soon as this returns.
+        feeds = {name: np.array(array, order="C") for name, array in self._prepare(inputs).items()}
+        with self._lock:
+            self._check_idle()
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="trtrun-reference")
+            self._pending = self._executor.submit(self._run, feeds)
+            return self._pending
+
+    def _check_idle(self) -> None:
+        self.check_open()
+        if self._pending is not None and not self._pending.done():
+            raise ExecutionError(
+                "this runner has a request in flight: collect it with result() first, or use a Pipeline, "
+                "which keeps several runners busy."
+            )
+
+    def _prepare(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        self.check_open()
+        self._inputs.check_names(inputs)
+        feeds = {}
+        for name, spec in self._inputs.items():
+            array = as_host_array(inputs[name], name)
+            spec.check_shape(array.shape)
+            if array.dtype != spec.dtype:
+                spec.check_dtype(array.dtype)
+            feeds[name] = np.ascontiguousarray(array, spec.dtype).reshape(array.shape)
+        return feeds
+
+    def _run(self, feeds: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+        try:
+            results = self._session.run(None, feeds)
+        except Exception as error:
+            raise ExecutionError(f"ONNX Runtime failed to run {self._name}: {error}") from error
+        return dict(zip(self._outputs, results, strict=True))
+
+    def clone(self) -> OnnxRuntimeSession:
+        self.check_open()
+        other = copy.copy(self)  # ONNX Runtime's own session runs from several threads at once, so it is shared
+        other._lock = threading.Lock()
+        other._pending = None
+        other._executor = None
+        return other
+
+    @property
+    def closed(self) -> bool:
+        return self._session is None
+
+    def close(self) -> None:
+        with self._lock:
+            if self._executor is not None:
+                self._executor.shutdown()
+                self._executor = None
+            self._session = None
+
+
+def _spec(value: Any) -> TensorSpec:
+    dtype = _DTYPES.get(value.type)
+    if dtype is None:
+        raise UnsupportedTensorError(
+            f"{value.name!r} is a {value.type}, which the CPU reference cannot exchange with NumPy. "
+            "Build an engine and run it on a GPU, or change the model's input or output to a plain tensor."
+        )
+    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+    return TensorSpec(value.name, np.dtype(dtype), shape)

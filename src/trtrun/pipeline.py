@@ -1,0 +1,319 @@
+"""Pipeline: several sessions in flight over one engine, so that copies overlap with compute.
+
+Each slot is a session with its own stream, buffers and graphs. A request takes a slot, fills and launches in the
+thread that submits it, and gives the slot back when its result was read. When all slots are taken, submitting waits:
+work never piles up in a queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, InvalidStateError
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+from .errors import ClosedError, OutOfMemoryError
+from .runner import Pending, Runner
+
+Request = Any  # a mapping from input name to array, or one array for an engine with one input
+Result = dict[str, Any]
+
+_DEPTHS = (1, 2, 3, 4, 6, 8)
+
+
+class Pipeline:
+    """Keeps several requests in flight. Safe to use from any number of threads and from asyncio.
+
+    Args:
+        runner: what to run; the pipeline works on clones of it and leaves it alone.
+        depth: how many requests are in flight at once. Without it the depth is measured with the first request:
+            the smallest whose throughput is within 3 % of the best of 1, 2, 3, 4, 6 and 8.
+
+    A request is a mapping from input name to array, or a single array for an engine with one input.
+    """
+
+    def __init__(self, runner: Runner, *, depth: int | None = None) -> None:
+        if depth is not None and depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        runner.check_open()
+        self._runner = runner
+        self._slots = _Slots()
+        self._clones: list[Runner] = []
+        self._tuned = depth is not None
+        self._tune_lock = threading.Lock()
+        self._closed = False
+        self._completions: SimpleQueue[tuple[Future[Result], Pending, Runner] | None] = SimpleQueue()
+        self._completer: threading.Thread | None = None
+        self._completer_lock = threading.Lock()
+        if depth is not None:
+            self._grow(depth)
+
+    @property
+    def depth(self) -> int:
+        """How many requests can be in flight; 0 until the first request when it is measured."""
+        return len(self._clones) if self._tuned else 0
+
+    def submit(self, request: Request) -> Future[Result]:
+        """Start a request; returns when it was launched, after waiting for a free slot if there is none.
+
+        The future gives the outputs by name, or raises what this request raised: a bad input fails alone.
+        """
+        inputs = self._bind(request)
+        self._prepare(inputs)
+        return self._launch(inputs, self._slots.take().result())
+
+    def map(self, requests: Iterable[Request], *, return_exceptions: bool = False) -> Iterator[Any]:
+        """Run requests as they come from ``requests`` and yield their results in order.
+
+        At most ``depth`` requests are ahead of the caller. The first failing request ends the iteration with its
+        error; with ``return_exceptions`` its error is yielded in its place and the rest goes on.
+        """
+        waiting: deque[tuple[Pending, Runner] | Exception] = deque()
+
+        def collect() -> Any:
+            entry = waiting.popleft()
+            if isinstance(entry, Exception):
+                if return_exceptions:
+                    return entry
+                raise entry
+            pending, runner = entry
+            try:
+                return pending.result()
+            except Exception as error:
+                if return_exceptions:
+                    return error
+                raise
+            finally:
+                self._slots.give(runner)
+
+        try:
+            for request in requests:
+                try:
+                    inputs = self._bind(request)
+                    self._prepare(inputs)
+                except Exception as error:
+                    waiting.append(error)
+                    continue
+                while (runner := self._slots.take_now()) is None:
+                    if waiting:
+                        yield collect()
+                    else:  # other threads have all the slots
+                        runner = self._slots.take().result()
+                        break
+                try:
+                    waiting.append((runner.enqueue(inputs), runner))
+                except Exception as error:
+                    self._slots.give(runner)
+                    waiting.append(error)
+            while waiting:
+                yield collect()
+        finally:
+            # The caller stopped early or a request failed: what is in flight must finish before its slot is reused.
+            return_exceptions = True
+            while waiting:
+                collect()
+
+    async def run_async(self, request: Request) -> Result:
+        """Run a request without blocking the event loop while it waits for a slot or for the GPU."""
+        inputs = self._bind(request)
+        if not self._tuned:
+            await asyncio.get_running_loop().run_in_executor(None, self._prepare, inputs)
+        self._check_open()
+        taken = self._slots.take()
+        try:
+            runner = await asyncio.wrap_future(taken)
+        except asyncio.CancelledError:
+            if not taken.cancel() and taken.done() and not taken.cancelled():
+                self._slots.give(taken.result())
+            raise
+        return await asyncio.wrap_future(self._launch(inputs, runner))
+
+    async def map_async(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Result]:
+        """Like :meth:`map` for ``async for``: ordered results, at most ``depth`` requests ahead of the caller."""
+        waiting: deque[asyncio.Task[Result]] = deque()
+        try:
+            async for request in _as_async(requests):
+                waiting.append(asyncio.ensure_future(self.run_async(request)))
+                await asyncio.sleep(0)  # lets the new request launch before the next one is asked for
+                while len(waiting) > max(self.depth, 1):
+                    yield await waiting.popleft()
+            while waiting:
+                yield await waiting.popleft()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    def _bind(self, request: Request) -> Mapping[str, Any]:
+        return request if isinstance(request, Mapping) else self._runner.inputs.bind((request,), {})
+
+    def _prepare(self, inputs: Mapping[str, Any]) -> None:
+        self._check_open()
+        if not self._tuned:
+            with self._tune_lock:
+                if not self._tuned:
+                    self._tune(inputs)
+
+    def _launch(self, inputs: Mapping[str, Any], runner: Runner) -> Future[Result]:
+        future: Future[Result] = Future()
+        future.set_running_or_notify_cancel()  # launched work cannot be taken back
+        try:
+            self._check_open()
+            pending = runner.enqueue(inputs)
+        except Exception as error:
+            self._slots.give(runner)
+            future.set_exception(error)
+            return future
+        self._start_completer()
+        self._completions.put((future, pending, runner))
+        return future
+
+    def _start_completer(self) -> None:
+        if self._completer is None:
+            with self._completer_lock:
+                if self._completer is None:
+                    thread = threading.Thread(target=self._complete, name="trtrun-pipeline", daemon=True)
+                    thread.start()
+                    self._completer = thread
+
+    def _complete(self) -> None:
+        """Wait for requests in launch order and resolve their futures."""
+        while (entry := self._completions.get()) is not None:
+            future, pending, runner = entry
+            try:
+                result = pending.result()
+            except BaseException as error:
+                self._slots.give(runner)
+                future.set_exception(error)
+            else:
+                self._slots.give(runner)
+                future.set_result(result)
+
+    def _grow(self, depth: int) -> None:
+        while len(self._clones) < depth:
+            runner = self._runner.clone()
+            self._clones.append(runner)
+            self._slots.give(runner)
+
+    def _tune(self, inputs: Mapping[str, Any]) -> None:
+        """Measure the depth with the first request. A request that fails leaves the depth to the next one."""
+        rates: dict[int, float] = {}
+        for depth in _DEPTHS:
+            try:
+                self._grow(depth)
+                rates[depth] = self._throughput(self._clones[:depth], inputs)
+            except OutOfMemoryError:
+                if not rates:
+                    raise
+                break  # no room for more: what fits is what there is
+            if len(rates) > 2 and rates[depth] < 1.01 * sorted(rates.values())[-2]:
+                break  # deeper no longer helps
+        best = max(rates.values())
+        chosen = min(depth for depth, rate in rates.items() if rate >= 0.97 * best)
+        for runner in self._clones[chosen:]:
+            self._slots.withdraw(runner)
+            runner.close()
+        del self._clones[chosen:]
+        self._tuned = True
+
+    def _throughput(self, runners: list[Runner], inputs: Mapping[str, Any]) -> float:
+        """Requests per second with these runners in flight."""
+        for runner in runners:  # the first of a shape warms up, the second captures its graph
+            for _ in range(3):
+                runner.enqueue(inputs).result()
+        waiting: deque[tuple[Pending, Runner]] = deque((runner.enqueue(inputs), runner) for runner in runners)
+        done, start = 0, time.perf_counter()
+        while done < 3 * len(runners) or (time.perf_counter() - start < 0.05 and done < 1000):
+            pending, runner = waiting.popleft()
+            pending.result()
+            done += 1
+            waiting.append((runner.enqueue(inputs), runner))
+        elapsed = time.perf_counter() - start
+        for pending, _ in waiting:
+            pending.result()
+        return done / elapsed
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this pipeline is closed.")
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Refuse new requests, finish those in flight, then close the sessions. Calling it again does nothing."""
+        with self._tune_lock:
+            if self._closed:
+                return
+            self._closed = True
+        for _ in self._clones:
+            self._slots.take().result()  # comes back when its request is done
+        if self._completer is not None:
+            self._completions.put(None)
+            self._completer.join()
+        for runner in reversed(self._clones):
+            runner.close()
+
+    def __enter__(self) -> Pipeline:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Slots:
+    """Free runners, handed out first come first served to threads and coroutines alike."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: deque[Runner] = deque()
+        self._waiters: deque[Future[Runner]] = deque()
+
+    def take(self) -> Future[Runner]:
+        """A future for a free runner; cancelling it leaves the queue."""
+        future: Future[Runner] = Future()
+        with self._lock:
+            if self._free and not self._waiters:
+                future.set_result(self._free.popleft())
+            else:
+                self._waiters.append(future)
+        return future
+
+    def take_now(self) -> Runner | None:
+        with self._lock:
+            return self._free.popleft() if self._free and not self._waiters else None
+
+    def give(self, runner: Runner) -> None:
+        while True:
+            with self._lock:
+                if not self._waiters:
+                    self._free.append(runner)
+                    return
+                waiter = self._waiters.popleft()
+            try:
+                waiter.set_result(runner)
+                return
+            except InvalidStateError:  # cancelled meanwhile
+                continue
+
+    def withdraw(self, runner: Runner) -> None:
+        with self._lock:
+            self._free.remove(runner)
+
+
+async def _as_async(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Request]:
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield request
+    else:
+        for request in requests:
+            yield request

@@ -1,0 +1,483 @@
+"""Session: an execution context, its buffers and its stream; runs one request at a time at the speed of the GPU.
+
+A request goes: the caller's array → page-locked buffer → device → engine → device → page-locked buffer → result.
+Everything between the two page-locked buffers is captured once per shape key as a CUDA graph, so a request costs one
+launch and one wait. Where capture is impossible the same steps are enqueued one by one, and ``graph_reason`` says why.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .arrays import COPY_POOL, CopyPool, as_host_array, copy_out, nbytes_of
+from .buffers import Buffers
+from .cuda.check import translated
+from .cuda.device_array import DeviceArray, borrow, gpu_ordinal, result_pool
+from .cuda.memory import copy_async, host_view
+from .cuda.stream import as_stream, create_stream
+from .errors import DeviceError, DtypeError, ExecutionError, InputError, InputNameError, ShapeError
+from .route import Host, Route, ShapeKey, Steps
+from .runner import OutputMode, Runner
+from .tensor_spec import Shape, TensorSpecs
+
+if TYPE_CHECKING:
+    from cuda.core import Stream
+    from cuda.core.utils import StridedMemoryView
+
+    from .engine import Engine
+
+_MAX_ROUTES = 16  # shape keys with an execution context and graphs of their own; the least recently used goes first
+_MAX_SEEN = 256  # shape keys whose requests are counted
+
+
+class Staging(Mapping[str, Host]):
+    """The page-locked input buffers, to fill directly: ``np.copyto(session.staging["images"], batch)``.
+
+    ``staging[name]`` has the input's static shape, or the largest shape its profiles allow; :meth:`view` gives any
+    other. A view passed as an input, or the leading part of one (``staging["images"][:4]``), is not copied again.
+    A view may be filled again as soon as the request that used it has returned. Asking for a larger shape than
+    before moves the buffer: take a new view then, older ones keep the old memory.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __getitem__(self, name: str) -> Host:
+        shape = self._session.inputs[name].max_shape
+        if shape is None:
+            raise ShapeError(f"input {name!r} has no largest shape; use staging.view({name!r}, shape).")
+        return self.view(name, shape)
+
+    def view(self, name: str, shape: Shape) -> Host:
+        """The page-locked buffer of this input as an array of this shape. Raises ShapeError outside the profiles."""
+        return self._session._staging_view(name, tuple(shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._session.inputs)
+
+    def __len__(self) -> int:
+        return len(self._session.inputs)
+
+
+class Session(Runner):
+    """Runs an engine, one request at a time. Calls from several threads take turns.
+
+    Args:
+        engine: the engine to run. Several sessions may share one; each has its own context, buffers and stream.
+        cuda_graph: replay requests as CUDA graphs. Off, the same steps are enqueued one by one.
+
+    Attributes:
+        engine: the engine.
+        staging: the page-locked input buffers, see :class:`Staging`.
+    """
+
+    def __init__(self, engine: Engine, *, cuda_graph: bool = True) -> None:
+        self.engine = engine
+        self.staging = Staging(self)
+        self._cuda_graph = cuda_graph
+        self._device = engine.device
+        self._lock = threading.Lock()
+        self._in_flight: _InFlight | None = None
+        self._unfinished = False  # a request without a wait may still read the page-locked inputs
+        self._specs = tuple(engine.inputs.values())
+        self._names = engine.inputs.keys()
+        self._dynamic = any(spec.is_dynamic for spec in self._specs)
+        self._routes: OrderedDict[ShapeKey, Route] = OrderedDict()
+        self._seen: OrderedDict[ShapeKey, int] = OrderedDict()
+        self._promote_at = 2
+        self._borrowed: list[StridedMemoryView] = []
+        self._closed = False
+        with ExitStack() as undo, self._device:
+            engine.enter(self)
+            undo.callback(engine.leave, self)
+            self._stream: Stream = create_stream(self._device)
+            undo.callback(self._stream.close)
+            self._handle = int(self._stream.handle)
+            self._buffers = Buffers(self._device)
+            undo.callback(self._buffers.close)
+            self._results = result_pool(self._device)
+            # The route of shapes seen for the first time, or of the only shapes there are.
+            context = engine.create_context(specialize=not self._dynamic)
+            self._common = Route(engine, self._buffers, self._stream, context)
+            undo.callback(self._common.close)
+            self._undo = undo.pop_all()
+
+    # What it is
+
+    @property
+    def inputs(self) -> TensorSpecs:
+        return self.engine.inputs
+
+    @property
+    def outputs(self) -> TensorSpecs:
+        return self.engine.outputs
+
+    @property
+    def backend(self) -> str:
+        return f"{self.engine.flavor.title} on {self._device.name}"
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self.engine.metadata
+
+    @property
+    def graph_reason(self) -> str | None:
+        """Why requests are not replayed as CUDA graphs; None when they are (from the second of a shape on)."""
+        if not self._cuda_graph:
+            return "CUDA graphs were turned off: Session(cuda_graph=False)"
+        return self._common.graph_reason
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes this session holds: ``{"device": …, "host": …}`` (page-locked), scratch included."""
+        return {"device": self._buffers.device_bytes, "host": self._buffers.host_bytes}
+
+    # Running
+
+    def run(
+        self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
+    ) -> dict[str, Any]:
+        with self._lock:
+            self._check_idle()
+            entered = self._device.enter()
+            try:
+                caller = None
+                if stream is not None:
+                    caller = as_stream(self._device, stream)
+                    with translated("wait for the caller's stream"):
+                        self._stream.wait(caller)
+                route, steps, borrowed = self._start(inputs, outputs != "device")
+                if outputs == "device":
+                    return self._device_outputs(route, steps, caller, borrowed)
+                self._finish(route, steps)
+                if caller is not None:
+                    with translated("continue the caller's stream"):
+                        caller.wait(self._stream)
+                return self._host_outputs(route, outputs == "copy")
+            finally:
+                self._device.leave(entered)
+
+    def enqueue(self, inputs: Mapping[str, Any]) -> _InFlight:
+        with self._lock:
+            self._check_idle()
+            entered = self._device.enter()
+            try:
+                route, steps, borrowed = self._start(inputs, True)
+            finally:
+                self._device.leave(entered)
+            self._in_flight = _InFlight(self, route, steps, borrowed)
+            return self._in_flight
+
+    def _collect(self, request: _InFlight) -> dict[str, Any]:
+        with self._lock:
+            self.check_open()
+            entered = self._device.enter()
+            try:
+                self._finish(request.route, request.steps)
+                return self._host_outputs(request.route, True)
+            finally:
+                self._device.leave(entered)
+                self._in_flight = None
+
+    def _check_idle(self) -> None:
+        if self._closed:
+            self.check_open()
+        if self._in_flight is not None:
+            raise ExecutionError(
+                "this session has a request in flight: collect it with result() first, or use a Pipeline, "
+                "which keeps several sessions busy."
+            )
+
+    def _start(self, inputs: Mapping[str, Any], to_host: bool) -> tuple[Route, Steps, list[StridedMemoryView]]:
+        """Fill the inputs and enqueue the request. Nothing has been enqueued when this raises InputError."""
+        if inputs.keys() != self._names:
+            self.inputs.check_names(inputs)
+        arrays: list[Host | StridedMemoryView] = []
+        borrowed: list[StridedMemoryView] = []
+        shapes = []
+        for spec in self._specs:
+            array = inputs[spec.name]
+            if type(array) is not np.ndarray:
+                array = self._adopt(array, spec.name)
+                if not isinstance(array, np.ndarray):
+                    borrowed.append(array)
+            if array.dtype != spec.dtype:
+                self._check_dtype(array, spec)
+            arrays.append(array)
+            shapes.append(array.shape)
+        if self._unfinished and len(borrowed) < len(arrays):
+            self._wait()  # the page-locked inputs may still be read
+        key = tuple(shapes)
+        route = self._route(key, arrays)
+        which = self._fill(route, arrays)
+        steps = (which, to_host)
+        try:
+            route.launch(steps)
+        except DeviceError:
+            raise
+        except ExecutionError as error:
+            raise self._blamed(error, route) from error
+        except Exception as error:
+            raise self._failed(error) from error
+        return route, steps, borrowed
+
+    def _adopt(self, value: Any, name: str) -> Host | StridedMemoryView:
+        ordinal = gpu_ordinal(value)
+        if ordinal is None:
+            return as_host_array(value, name)
+        if ordinal != self._device.ordinal:
+            raise InputError(
+                f"input {name!r} is on GPU {ordinal}, the engine on GPU {self._device.ordinal}. "
+                f"Move it there first, or load the engine with device={ordinal}."
+            )
+        return borrow(value, name, self._stream)
+
+    def _check_dtype(self, array: Host | StridedMemoryView, spec: Any) -> None:
+        if isinstance(array, np.ndarray):
+            spec.check_dtype(array.dtype)
+        else:
+            raise DtypeError(
+                f"input {spec.name!r} is {spec.dtype.name}, got a GPU array of {array.dtype}: "
+                f"convert it on the GPU, for example tensor.to(torch.{spec.dtype.name})."
+            )
+
+    def _route(self, key: ShapeKey, arrays: list[Any]) -> Route:
+        """The route for these shapes, bound. A shape seen for the second time gets a context and graphs of its own."""
+        route = self._routes.get(key)
+        if route is None:
+            route = self._promote(key)
+        if route is not None:
+            self._routes.move_to_end(key)
+            self._bind(route, key)
+            return route
+        for spec, shape in zip(self._specs, key, strict=True):
+            spec.check_shape(shape)
+        if self._fill_host_located(key, arrays):
+            self._common.key = None  # the output shapes depend on the values just written
+        self._bind(self._common, key)
+        return self._common
+
+    def _bind(self, route: Route, key: ShapeKey) -> None:
+        if not route.fits(key):
+            if self._unfinished:
+                self._wait()
+            route.bind(key)
+
+    def _promote(self, key: ShapeKey) -> Route | None:
+        """A route of its own for a shape that keeps coming back; None while it has not yet.
+
+        The first request of a shape runs on the common context, which is cheap to give other shapes; compiling
+        kernels and capturing a graph pays from the second on. When more shapes take turns than routes are kept, every
+        eviction doubles how often a shape must come back, so that contexts are not made only to be thrown away.
+        """
+        if not (self._dynamic and self._cuda_graph and self._common.graph_reason is None):
+            return None
+        count = self._seen.pop(key, 0) + 1
+        if count < self._promote_at:
+            self._seen[key] = count
+            if len(self._seen) > _MAX_SEEN:
+                self._seen.popitem(last=False)
+            return None
+        if len(self._routes) == _MAX_ROUTES:
+            if self._unfinished:
+                self._wait()
+            self._routes.popitem(last=False)[1].close()
+            self._promote_at = min(2 * self._promote_at, 1 << 20)
+        route = Route(self.engine, self._buffers, self._stream, self.engine.create_context(specialize=True))
+        self._routes[key] = route
+        return route
+
+    def _fill_host_located(self, key: ShapeKey, arrays: list[Any]) -> bool:
+        """Write shape tensors before binding: the output shapes depend on their values."""
+        found = False
+        for spec, shape, array in zip(self._specs, key, arrays, strict=True):
+            if spec.location == "host":
+                found = True
+                if not isinstance(array, np.ndarray):
+                    raise InputError(
+                        f"input {spec.name!r} is a shape tensor that TensorRT reads on the host, got a GPU array. "
+                        "Pass it as a NumPy array."
+                    )
+                memory = self._buffers.host(spec.name, nbytes_of(shape, spec.dtype))
+                host_view(memory, spec.dtype, shape)[...] = array
+        return found
+
+    def _fill(self, route: Route, arrays: list[Any]) -> int:
+        """Bring the inputs into place; returns the bit set of those that the route must copy to the device."""
+        which = 0
+        for index, (spec, view, array) in enumerate(zip(self._specs, route.inputs, arrays, strict=True)):
+            if type(array) is not np.ndarray and not isinstance(array, np.ndarray):
+                if view.nbytes:
+                    copy_async(route.input_addresses[index], array.ptr, view.nbytes, self._handle)
+            elif array.base is not None and self._buffers.owns(spec.name, array) and _same_place(array, view):
+                which |= 1 << index
+            elif view.nbytes >= CopyPool.THRESHOLD and array.dtype == view.dtype and spec.location == "device":
+                self._fill_in_chunks(route.input_addresses[index], view, array)
+            else:
+                np.copyto(view, array)
+                which |= 1 << index
+        return which
+
+    def _fill_in_chunks(self, address: int, view: Host, array: Host) -> None:
+        source, handle = view.ctypes.data, self._handle
+        device = self._device
+
+        def copy_chunk(start: int, stop: int) -> None:
+            entered = device.enter()
+            try:
+                copy_async(address + start, source + start, stop - start, handle)
+            finally:
+                device.leave(entered)
+
+        COPY_POOL.copy(view, array, copy_chunk)
+
+    def _finish(self, route: Route, steps: Steps) -> None:
+        self._wait()
+        if self._cuda_graph and not route.captured(steps):
+            self._after_first(route, steps)
+        if route.allocators and steps[1]:
+            self._read_dependent(route)
+
+    def _after_first(self, route: Route, steps: Steps) -> None:
+        """Capture what just ran for the first time, so that the next request of this kind is one launch."""
+        if route is self._common and self._dynamic:
+            return
+        route.capture(steps)
+
+    def _wait(self) -> None:
+        try:
+            self._stream.sync()
+        except Exception as error:
+            raise self._failed(error) from error
+        self._unfinished = False
+        self._borrowed = []
+
+    def _read_dependent(self, route: Route) -> None:
+        """Fetch outputs whose shape is known only now."""
+        for name, allocator in route.allocators.items():
+            dtype = self.outputs[name].dtype
+            nbytes = nbytes_of(allocator.shape, dtype)
+            view = host_view(self._buffers.host(name, nbytes), dtype, allocator.shape)
+            if nbytes:
+                copy_async(view.ctypes.data, allocator.address, nbytes, self._handle)
+            route.outputs[name] = view
+        self._wait()
+
+    def _host_outputs(self, route: Route, copied: bool) -> dict[str, Any]:
+        if copied:
+            return {name: copy_out(view) for name, view in route.outputs.items()}  # type: ignore[arg-type]
+        return dict(route.outputs)
+
+    def _device_outputs(
+        self, route: Route, steps: Steps, caller: Stream | None, borrowed: list[StridedMemoryView]
+    ) -> dict[str, Any]:
+        """Results in memory of their own, copied within the GPU, so that the next request cannot overwrite them."""
+        if route.allocators:
+            self._wait()  # the shapes are known only then
+        results: dict[str, Any] = {}
+        order = caller if caller is not None else self._stream
+        for name, spec in self.outputs.items():
+            allocator = route.allocators.get(name)
+            shape = allocator.shape if allocator else route.output_shapes[name]
+            result = DeviceArray(self._device, self._results, shape, spec.dtype, self._stream)
+            if result.nbytes:
+                if allocator:
+                    source = allocator.address
+                elif spec.location == "host":
+                    source = route.outputs[name].ctypes.data  # type: ignore[union-attr]
+                else:
+                    source = route.output_addresses[name]
+                copy_async(result.address, source, result.nbytes, self._handle)
+            results[name] = result
+        settled = route.captured(steps) or route.graph_reason is not None or not self._cuda_graph
+        if caller is not None and settled:
+            with translated("continue the caller's stream"):
+                caller.wait(self._stream)
+            for result in results.values():
+                result.follow(order)
+            self._unfinished = True
+            self._borrowed = borrowed  # kept alive while the GPU may read them
+        else:
+            self._finish(route, steps)
+        return results
+
+    def _staging_view(self, name: str, shape: Shape) -> Host:
+        with self._lock:
+            self.check_open()
+            if name not in self.inputs:
+                raise InputNameError(f"the engine has no input {name!r}; it takes {self.inputs!r}.")
+            spec = self.inputs[name]
+            spec.check_shape(shape)
+            nbytes = nbytes_of(shape, spec.dtype)
+            return host_view(self._buffers.host(name, nbytes), spec.dtype, shape)
+
+    # Errors
+
+    def _blamed(self, error: ExecutionError, route: Route) -> Exception:
+        for allocator in route.allocators.values():
+            if allocator.error is not None:
+                cause, allocator.error = allocator.error, None
+                return cause
+        return error
+
+    def _failed(self, error: Exception) -> DeviceError:
+        return DeviceError(
+            f"the request on {self._device.name} failed: {error}. If memory was accessed wrongly (a plugin, a damaged "
+            "plan), CUDA refuses all further work in this process: restart it."
+        )
+
+    # Lifetime
+
+    def clone(self) -> Session:
+        self.check_open()
+        return Session(self.engine, cuda_graph=self._cuda_graph)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            with self._device:
+                try:
+                    self._stream.sync()
+                finally:
+                    for route in self._routes.values():
+                        route.close()
+                    self._routes.clear()
+                    self._undo.close()
+
+
+class _InFlight:
+    """A request that was enqueued on a session."""
+
+    def __init__(self, session: Session, route: Route, steps: Steps, borrowed: list[Any]) -> None:
+        self.session = session
+        self.route = route
+        self.steps = steps
+        self.borrowed = borrowed  # GPU arrays of the caller's, kept alive until they have been read
+        self._done = False
+
+    def result(self) -> dict[str, Any]:
+        if self._done:
+            raise ExecutionError("this request was collected already.")
+        self._done = True
+        return self.session._collect(self)
+
+
+def _same_place(array: Host, view: Host) -> bool:
+    """True when ``array`` is exactly the bytes that ``view`` shows."""
+    return bool(
+        array.__array_interface__["data"][0] == view.__array_interface__["data"][0]
+        and array.flags.c_contiguous
+        and array.dtype == view.dtype
+    )

@@ -1,0 +1,73 @@
+"""Errors that only a GPU can provoke."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import trtrun
+from trtrun.cuda.device import Device
+from trtrun.cuda.memory import DeviceMemory
+from trtrun.engine import Engine
+
+Plan = Callable[[str], bytes]
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.7, 0.999])
+def test_truncated_plan(plan: Plan, keep: float) -> None:
+    data = plan("convolution")
+    with pytest.raises(trtrun.PlanError, match="truncated"):
+        Engine(data[: int(len(data) * keep)])
+
+
+def test_damaged_plan_is_refused_or_runs(plan: Plan) -> None:
+    data = bytearray(plan("convolution"))
+    data[64:4096] = bytes(4096 - 64)
+    with pytest.raises(trtrun.PlanError, match="deserialized") as caught:
+        Engine(bytes(data))
+    assert caught.value.log
+
+
+def test_plan_of_another_version(plan: Plan) -> None:
+    data = bytearray(plan("affine"))
+    data[24:28] = bytes([1, 2, 0, 54])
+    with pytest.raises(trtrun.PlanMismatchError, match=r"1\.2\.0\.54.*1\.6\.1\.120"):
+        Engine(bytes(data))
+
+
+def test_no_such_gpu(plan: Plan) -> None:
+    with pytest.raises(trtrun.NoGpuError, match="no GPU 99"):
+        Engine(plan("affine"), device=99)
+
+
+def test_out_of_device_memory() -> None:
+    device = Device()
+    with pytest.raises(trtrun.OutOfMemoryError, match="Free memory"):
+        DeviceMemory(device, 1 << 50)
+    with pytest.raises(MemoryError):
+        DeviceMemory(device, 1 << 50)
+
+
+def test_a_failed_session_leaves_nothing_behind(plan: Plan) -> None:
+    with Engine(plan("affine")) as engine:
+        engine.create_context = None  # type: ignore[method-assign,assignment]
+        with pytest.raises(TypeError):
+            engine.create_session()
+        assert not engine._sessions
+
+
+def test_missing_plugin_library(plan: Plan) -> None:
+    with pytest.raises(trtrun.PluginError, match="does not exist"):
+        Engine(plan("affine"), plugins=["/no/such/lib.so"])
+
+
+def test_bad_input_leaves_the_session_usable(plan: Plan) -> None:
+    with trtrun.load(plan("affine")) as session:
+        good = np.ones((2, 12), np.float32)
+        expected = session(good)["y"]
+        for bad in (np.ones((65, 12), np.float32), np.ones((2, 12)), np.ones(3, np.float32)):
+            with pytest.raises(trtrun.InputError):
+                session(bad)
+            np.testing.assert_array_equal(session(good)["y"], expected)

@@ -1,0 +1,201 @@
+"""The TensorRT session against ONNX Runtime on the CPU.
+
+Tolerances are relative errors in the L2 norm. fp16: 2e-3, two units in the last place of fp16 (2^-10) for sums that
+are rounded to fp16 more than once. fp32: 1e-3, because TensorRT may compute fp32 convolutions and matrix products in
+TF32, whose 10-bit mantissa gives errors near 3e-4.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import trtrun
+from tests.conformance import RunnerConformance
+from tests.gpu.conftest import relative_error
+from trtrun.engine import Engine
+from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.session import Session
+
+Open = Callable[..., Session]
+Reference = Callable[[str], OnnxRuntimeSession]
+TOLERANCE = {np.dtype(np.float16): 2e-3, np.dtype(np.float32): 1e-3}
+
+
+def poison(session: Session) -> None:
+    """Fill every output buffer with NaN patterns, so that an element nobody wrote is seen."""
+    for name in session.outputs:
+        memory = session._buffers._host.get(name)
+        if memory is not None:
+            memory[:] = 0xFF
+
+
+class TestConformance(RunnerConformance):
+    @pytest.fixture
+    def runner(self, open_session: Open) -> Open:
+        return open_session
+
+
+class TestConformanceWithoutGraphs(RunnerConformance):
+    @pytest.fixture
+    def runner(self, open_session: Open) -> Open:
+        return lambda name: open_session(name, cuda_graph=False)
+
+
+@pytest.mark.parametrize("name", ["convolution", "convolution_fp16"])
+def test_dynamic_shapes_agree_with_the_reference(name: str, open_session: Open, reference: Reference) -> None:
+    session, expected = open_session(name), reference(name)
+    rng = np.random.default_rng()
+    dtype = session.inputs["x"].dtype
+    for _ in range(20):
+        shape = (rng.integers(1, 5), 3, rng.integers(8, 65), rng.integers(8, 65))
+        # Three requests of a shape take three ways: the common context, a context of its own, its CUDA graph.
+        for _ in range(3):
+            x = rng.standard_normal(shape).astype(dtype)
+            poison(session)
+            actual, wanted = session(x), expected(x)
+            for output in wanted:
+                assert actual[output].shape == wanted[output].shape
+                assert relative_error(actual[output], wanted[output]) <= TOLERANCE[dtype]
+
+
+def test_mixed_shapes_in_turn_stay_right(open_session: Open, reference: Reference) -> None:
+    session, expected = open_session("convolution"), reference("convolution")
+    rng = np.random.default_rng()
+    shapes = [(1, 3, 8, 8), (4, 3, 64, 64), (2, 3, 16, 40)]
+    for turn in range(24):
+        x = rng.standard_normal(shapes[turn % 3]).astype(np.float32)
+        poison(session)
+        for output, wanted in expected(x).items():
+            assert relative_error(session(x)[output], wanted) <= 1e-3
+    assert session.graph_reason is None
+    assert sum(route.captured((1, True)) for route in session._routes.values()) == 3
+
+
+def test_more_shapes_than_graphs_are_kept(open_session: Open, reference: Reference) -> None:
+    session, expected = open_session("affine"), reference("affine")
+    rng = np.random.default_rng()
+    for _ in range(4):
+        for batch in range(1, 41):
+            x = rng.standard_normal((batch, 12)).astype(np.float32)
+            assert relative_error(session(x)["y"], expected(x)["y"]) <= 1e-3
+    assert len(session._routes) <= 16
+
+
+def test_static_engine_is_captured_after_its_first_request(open_session: Open, reference: Reference) -> None:
+    session = open_session("static")
+    x = np.random.default_rng().standard_normal((3, 12)).astype(np.float32)
+    for _ in range(3):
+        poison(session)
+        assert relative_error(session(x)["y"], reference("static")(x)["y"]) <= 1e-3
+    assert session._common.captured((1, True))
+
+
+def test_graphs_can_be_turned_off(open_session: Open) -> None:
+    session = open_session("static", cuda_graph=False)
+    for _ in range(3):
+        session(np.ones((3, 12), np.float32))
+    assert not session._common._graphs
+    assert "turned off" in (session.graph_reason or "")
+
+
+def test_data_dependent_outputs(open_session: Open) -> None:
+    session = open_session("nonzero")
+    rng = np.random.default_rng()
+    for _ in range(50):
+        x = (rng.random(int(rng.integers(1, 1001))) < rng.random()).astype(np.float32)
+        np.testing.assert_array_equal(session(x)["indices"], np.stack(np.nonzero(x)))
+    assert "'indices' is known only after running" in (session.graph_reason or "")
+
+
+def test_shape_outside_the_profile_names_the_range(open_session: Open) -> None:
+    session = open_session("affine")
+    with pytest.raises(trtrun.ShapeError, match="65×12.*1×12 to 64×12"):
+        session(np.ones((65, 12), np.float32))
+    session(np.ones((64, 12), np.float32))
+
+
+def test_views_share_the_buffer_and_copies_do_not(open_session: Open) -> None:
+    session = open_session("static")
+    rng = np.random.default_rng()
+    a, b = rng.standard_normal((2, 3, 12)).astype(np.float32)
+    view = session.run({"x": a}, outputs="view")["y"]
+    expected = session(a)["y"]
+    np.testing.assert_array_equal(view, expected)
+    session(b)
+    assert not np.array_equal(view, expected)
+
+
+def test_staging_is_filled_directly(open_session: Open, reference: Reference) -> None:
+    session = open_session("affine")
+    assert session.staging["x"].shape == (64, 12)
+    rng = np.random.default_rng()
+    for batch in (64, 4, 4, 4, 1):
+        x = rng.standard_normal((batch, 12)).astype(np.float32)
+        view = session.staging.view("x", x.shape)
+        np.copyto(view, x)
+        assert relative_error(session(view)["y"], reference("affine")(x)["y"]) <= 1e-3
+    np.copyto(session.staging["x"][:4], x4 := rng.standard_normal((4, 12)).astype(np.float32))
+    assert relative_error(session(session.staging["x"][:4])["y"], reference("affine")(x4)["y"]) <= 1e-3
+    # A view of the staging memory that is not its leading part is copied, overlapping or not.
+    np.copyto(session.staging["x"], x := rng.standard_normal((64, 12)).astype(np.float32))
+    expected = reference("affine")(x[1:])["y"]
+    assert relative_error(session(session.staging["x"][1:])["y"], expected) <= 1e-3
+
+
+def test_large_inputs_are_filled_in_chunks(open_session: Open, reference: Reference) -> None:
+    session, expected = open_session("convolution"), reference("convolution")
+    rng = np.random.default_rng()
+    from trtrun.arrays import CopyPool
+
+    threshold, CopyPool.THRESHOLD = CopyPool.THRESHOLD, 1 << 10
+    chunk, CopyPool.CHUNK = CopyPool.CHUNK, 1000
+    try:
+        for _ in range(6):
+            x = rng.standard_normal((4, 3, 64, 64)).astype(np.float32)
+            poison(session)
+            actual, wanted = session(x), expected(x)
+            for output in wanted:
+                assert relative_error(actual[output], wanted[output]) <= 1e-3
+    finally:
+        CopyPool.THRESHOLD, CopyPool.CHUNK = threshold, chunk
+
+
+def test_used_from_another_thread_than_the_one_that_loaded(open_session: Open) -> None:
+    session = open_session("static")
+    x = np.random.default_rng().standard_normal((3, 12)).astype(np.float32)
+    results: list[np.ndarray] = []
+    thread = threading.Thread(target=lambda: results.extend(session(x)["y"] for _ in range(3)))
+    thread.start()
+    thread.join()
+    assert len(results) == 3
+    np.testing.assert_array_equal(results[2], session(x)["y"])
+
+
+def test_engine_closes_its_sessions(plan: Callable[[str], bytes]) -> None:
+    engine = Engine(plan("affine"))
+    session = engine.create_session()
+    engine.close()
+    engine.close()
+    assert session.closed
+    with pytest.raises(trtrun.ClosedError):
+        engine.create_session()
+
+
+def test_load_closes_the_engine_with_its_last_session(plan: Callable[[str], bytes]) -> None:
+    session = trtrun.load(plan("affine"))
+    clone = session.clone()
+    session.close()
+    clone(np.ones((1, 12), np.float32))
+    clone.close()
+    assert clone.engine.closed
+
+
+def test_metadata_in_front_of_the_plan(plan: Callable[[str], bytes]) -> None:
+    text = b'{"names": {"0": "cat"}, "stride": 32, "task": "detect"}'
+    with trtrun.load(len(text).to_bytes(4, "little") + text + plan("affine")) as session:
+        assert session.metadata["names"] == {"0": "cat"}
+        assert session(np.ones((2, 12), np.float32))["y"].shape == (2, 5)

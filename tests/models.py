@@ -1,0 +1,79 @@
+"""Small ONNX models for tests, written with onnx.helper; weights are random with a fixed seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
+
+
+def _model(nodes: list, inputs: list, outputs: list, weights: dict[str, np.ndarray]) -> bytes:
+    graph = helper.make_graph(
+        nodes, "test", inputs, outputs, [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    return model.SerializeToString()
+
+
+def value(name: str, shape: Sequence[int | str], dtype: str = "float32"):
+    return helper.make_tensor_value_info(name, _TYPES[dtype], shape)
+
+
+def affine(dtype: str = "float32", batch: int | str = "N") -> bytes:
+    """x [N, 12] -> y [N, 5] = relu(x @ W + b)."""
+    rng = np.random.default_rng(1)
+    return _model(
+        [helper.make_node("MatMul", ["x", "W"], ["h"]), helper.make_node("Add", ["h", "b"], ["s"]), helper.make_node("Relu", ["s"], ["y"])],
+        [value("x", [batch, 12], dtype)],
+        [value("y", [batch, 5], dtype)],
+        {"W": rng.standard_normal((12, 5)).astype(dtype), "b": rng.standard_normal(5).astype(dtype)},
+    )
+
+
+def convolution(dtype: str = "float32") -> bytes:
+    """x [N, 3, H, W] -> y [N, 8, H, W] and pooled [N, 8]: batch, height and width are dynamic."""
+    rng = np.random.default_rng(2)
+    return _model(
+        [
+            helper.make_node("Conv", ["x", "W1", "b1"], ["h"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["h"], ["r"]),
+            helper.make_node("Conv", ["r", "W2"], ["y"], pads=[1, 1, 1, 1]),
+            helper.make_node("GlobalAveragePool", ["y"], ["g"]),
+            helper.make_node("Flatten", ["g"], ["pooled"]),
+        ],
+        [value("x", ["N", 3, "H", "W"], dtype)],
+        [value("y", ["N", 8, "H", "W"], dtype), value("pooled", ["N", 8], dtype)],
+        {
+            "W1": (rng.standard_normal((16, 3, 3, 3)) / 5).astype(dtype),
+            "b1": rng.standard_normal(16).astype(dtype),
+            "W2": (rng.standard_normal((8, 16, 3, 3)) / 12).astype(dtype),
+        },
+    )
+
+
+def several() -> bytes:
+    """images [N, 4] and size [N, 4] -> total = images + size, product = images * size, scaled = images * 3."""
+    return _model(
+        [
+            helper.make_node("Add", ["images", "size"], ["total"]),
+            helper.make_node("Mul", ["images", "size"], ["product"]),
+            helper.make_node("Mul", ["images", "three"], ["scaled"]),
+        ],
+        [value("images", ["N", 4]), value("size", ["N", 4])],
+        [value("total", ["N", 4]), value("product", ["N", 4]), value("scaled", ["N", 4])],
+        {"three": np.float32([3])},
+    )
+
+
+def nonzero() -> bytes:
+    """x [N] -> indices [1, K]: K depends on the data."""
+    return _model(
+        [helper.make_node("NonZero", ["x"], ["indices"])],
+        [value("x", ["N"])],
+        [value("indices", [1, "K"], "int64")],
+        {},
+    )

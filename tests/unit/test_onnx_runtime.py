@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trtrun
+from tests import models
+from tests.conformance import RunnerConformance
+from trtrun.onnx_runtime import OnnxRuntimeSession
+
+
+class TestConformance(RunnerConformance):
+    @pytest.fixture
+    def runner(self) -> Iterator[Callable[[str], OnnxRuntimeSession]]:
+        yield lambda name: OnnxRuntimeSession(getattr(models, name)())
+
+
+def test_data_dependent_outputs() -> None:
+    x = np.float32([0, 1, 0, 2])
+    np.testing.assert_array_equal(OnnxRuntimeSession(models.nonzero())(x)["indices"], [[1, 3]])
+
+
+def test_says_what_computes() -> None:
+    assert "on the CPU (reference)" in OnnxRuntimeSession(models.affine()).backend
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(trtrun.ModelFileError, match=r"missing\.onnx.*does not exist"):
+        OnnxRuntimeSession(tmp_path / "missing.onnx")
+
+
+def test_not_onnx(tmp_path: Path) -> None:
+    path = tmp_path / "text.onnx"
+    path.write_text("hello")
+    with pytest.raises(trtrun.OnnxError, match="cannot load"):
+        OnnxRuntimeSession(path)
+
+
+def test_refuses_what_only_a_gpu_has() -> None:
+    session = OnnxRuntimeSession(models.affine())
+    with pytest.raises(trtrun.NoGpuError, match="device outputs"):
+        session.run({"x": np.ones((1, 12), np.float32)}, outputs="device")
+
+
+def test_failing_run_keeps_the_reason() -> None:
+    session = OnnxRuntimeSession(models.several())
+    with pytest.raises(trtrun.ExecutionError, match="ONNX Runtime failed"):
+        session(np.ones((2, 4), np.float32), np.ones((3, 4), np.float32))
+
+
+def test_second_enqueue_is_refused_while_one_is_in_flight() -> None:
+    session = OnnxRuntimeSession(models.affine())
+    x = np.ones((200_000, 12), np.float32)
+    pending = session.enqueue({"x": x})
+    with pytest.raises(trtrun.ExecutionError, match="in flight"):
+        session.enqueue({"x": x})
+    pending.result()
