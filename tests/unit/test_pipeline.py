@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import numpy as np
+import pytest
+
+from tests import models
+from tests.fakes import FakeRunner
+from trtrun.errors import ClosedError, ExecutionError, InputError
+from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.pipeline import Pipeline
+
+
+def requests(count: int) -> list[np.ndarray]:
+    return [np.float32([i, i + 0.5]) for i in range(count)]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_map_keeps_order(depth: int) -> None:
+    with Pipeline(FakeRunner(0.001), depth=depth) as pipeline:
+        results = list(pipeline.map(requests(30)))
+    assert [r["y"][0] for r in results] == [2 * i for i in range(30)]
+
+
+def test_map_keeps_depth_requests_in_flight_and_no_more() -> None:
+    pulled = 0
+
+    def source() -> Iterator[np.ndarray]:
+        nonlocal pulled
+        for x in requests(20):
+            pulled += 1
+            yield x
+
+    with Pipeline(FakeRunner(0.001), depth=3) as pipeline:
+        for done, _ in enumerate(pipeline.map(source()), 1):
+            assert pulled <= done + 3
+    assert pulled == 20
+
+
+def test_map_works_on_clones_and_leaves_the_runner_alone() -> None:
+    runner = FakeRunner()
+    with Pipeline(runner, depth=2) as pipeline:
+        list(pipeline.map(requests(4)))
+    assert runner.requests == 0
+    assert not runner.closed
+    assert [clone.closed for clone in runner.made] == [False, True, True]
+
+
+def test_map_raises_at_the_failing_request_and_frees_its_slots() -> None:
+    bad = [*requests(3), np.float32([-7]), *requests(3)]
+    with Pipeline(FakeRunner(0.001), depth=2) as pipeline:
+        results = []
+        with pytest.raises(ExecutionError, match="negative: -7"):
+            for result in pipeline.map(bad):
+                results.append(result)
+        assert len(results) == 3
+        assert len(list(pipeline.map(requests(5)))) == 5
+
+
+def test_map_can_return_exceptions() -> None:
+    bad = [np.float32([1]), np.float32([-7]), {"z": np.float32([1])}, np.float32([[1]]), np.float32([4])]
+    with Pipeline(FakeRunner(0.001), depth=2) as pipeline:
+        first, failed, unknown, rank, last = pipeline.map(bad, return_exceptions=True)
+    assert first["y"][0] == 2
+    assert last["y"][0] == 8
+    assert isinstance(failed, ExecutionError)
+    assert isinstance(unknown, InputError)
+    assert isinstance(rank, InputError)
+
+
+def test_map_abandoned_early_frees_its_slots() -> None:
+    with Pipeline(FakeRunner(0.001), depth=2) as pipeline:
+        for _ in pipeline.map(requests(10)):
+            break
+        assert len(list(pipeline.map(requests(5)))) == 5
+
+
+def test_submit_from_many_threads() -> None:
+    failures: list[str] = []
+    with Pipeline(FakeRunner(0.001), depth=3) as pipeline:
+
+        def work(base: int) -> None:
+            for i in range(base, base + 20):
+                y = pipeline.submit(np.float32([i])).result()["y"][0]
+                if y != 2 * i:
+                    failures.append(f"{i}: {y}")
+
+        threads = [threading.Thread(target=work, args=(100 * t,)) for t in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+def test_submit_waits_when_all_slots_are_taken() -> None:
+    with Pipeline(FakeRunner(0.05), depth=2) as pipeline:
+        start = time.perf_counter()
+        futures = [pipeline.submit(x) for x in requests(4)]
+        assert time.perf_counter() - start >= 0.05  # the third had to wait for the first
+        assert [f.result()["y"][0] for f in futures] == [0, 2, 4, 6]
+
+
+def test_bad_request_fails_alone() -> None:
+    with Pipeline(FakeRunner(0.001), depth=2) as pipeline:
+        good, bad = pipeline.submit(np.float32([1])), pipeline.submit({"x": np.float32([[1]])})
+        assert good.result()["y"][0] == 2
+        with pytest.raises(InputError):
+            bad.result()
+        assert pipeline.submit(np.float32([3])).result()["y"][0] == 6
+
+
+def test_map_and_submit_share_the_slots() -> None:
+    with Pipeline(FakeRunner(0.001), depth=1) as pipeline:
+        stop = threading.Event()
+
+        def other() -> None:
+            while not stop.is_set():
+                pipeline.submit(np.float32([5])).result()
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        try:
+            assert [r["y"][0] for r in pipeline.map(requests(20))] == [2 * i for i in range(20)]
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_async() -> None:
+    async def main() -> None:
+        with Pipeline(FakeRunner(0.002), depth=2) as pipeline:
+            results = await asyncio.gather(*(pipeline.run_async(x) for x in requests(9)))
+            assert [r["y"][0] for r in results] == [2 * i for i in range(9)]
+            assert [r["y"][0] async for r in pipeline.map_async(requests(9))] == [2 * i for i in range(9)]
+
+            async def source() -> AsyncIterator[np.ndarray]:
+                for x in requests(5):
+                    await asyncio.sleep(0.001)
+                    yield x
+
+            assert [r["y"][0] async for r in pipeline.map_async(source())] == [2 * i for i in range(5)]
+            with pytest.raises(ExecutionError):
+                await pipeline.run_async(np.float32([-1]))
+
+    asyncio.run(main())
+
+
+def test_cancelled_coroutine_gives_its_place_back() -> None:
+    async def main() -> None:
+        with Pipeline(FakeRunner(0.05), depth=1) as pipeline:
+            first = asyncio.ensure_future(pipeline.run_async(np.float32([1])))
+            await asyncio.sleep(0.01)
+            second = asyncio.ensure_future(pipeline.run_async(np.float32([2])))
+            await asyncio.sleep(0.01)
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            assert (await first)["y"][0] == 2
+            assert (await pipeline.run_async(np.float32([3])))["y"][0] == 6
+
+    asyncio.run(main())
+
+
+def test_close_finishes_what_is_in_flight_and_refuses_more() -> None:
+    pipeline = Pipeline(FakeRunner(0.03), depth=2)
+    futures = [pipeline.submit(x) for x in requests(2)]
+    pipeline.close()
+    pipeline.close()
+    assert [f.result(0)["y"][0] for f in futures] == [0, 2]
+    with pytest.raises(ClosedError):
+        pipeline.submit(np.float32([1]))
+    with pytest.raises(ClosedError):
+        list(pipeline.map(requests(1)))
+
+
+def test_depth_is_measured() -> None:
+    runner = FakeRunner(0.01)
+    with Pipeline(runner) as pipeline:
+        assert pipeline.depth == 0
+        assert [r["y"][0] for r in pipeline.map(requests(8))] == [2 * i for i in range(8)]
+        assert pipeline.depth >= 6  # a runner that only sleeps gains from every slot
+        assert sum(not clone.closed for clone in runner.made) == 1 + pipeline.depth
+
+
+def test_depth_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="depth"):
+        Pipeline(FakeRunner(), depth=0)
+
+
+def test_reference_runner_in_a_pipeline() -> None:
+    session = OnnxRuntimeSession(models.affine())
+    rng = np.random.default_rng()
+    inputs = [rng.standard_normal((1 + i % 4, 12)).astype(np.float32) for i in range(20)]
+    with Pipeline(session, depth=3) as pipeline:
+        for x, result in zip(inputs, pipeline.map(inputs), strict=True):
+            np.testing.assert_array_equal(result["y"], session(x)["y"])
