@@ -1,0 +1,133 @@
+"""GPU arrays in and out through DLPack and __cuda_array_interface__, and in the order of streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import trtrun
+from tests.gpu.conftest import relative_error
+from trtrun.session import Session
+
+torch = pytest.importorskip("torch")
+Open = Callable[..., Session]
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng().standard_normal(shape).astype(np.float32)
+
+
+def test_torch_tensors_in_numpy_out(open_session: Open, reference: Callable) -> None:
+    session = open_session("convolution")
+    for shape in [(2, 3, 16, 24)] * 4 + [(1, 3, 8, 8)] * 2:
+        x = random(*shape)
+        out = session(torch.from_numpy(x).cuda())
+        for name, wanted in reference("convolution")(x).items():
+            assert relative_error(out[name], wanted) <= 1e-3
+
+
+def test_torch_in_torch_out(open_session: Open, reference: Callable) -> None:
+    session = open_session("convolution")
+    kept = []
+    for _ in range(6):
+        x = random(2, 3, 32, 32)
+        out = session.run({"x": torch.from_numpy(x).cuda()}, outputs="device")
+        kept.append((x, {name: torch.from_dlpack(array) for name, array in out.items()}))
+    # All results stay valid: none is overwritten by a later request.
+    for x, tensors in kept:
+        for name, wanted in reference("convolution")(x).items():
+            assert tensors[name].is_cuda
+            assert tuple(tensors[name].shape) == wanted.shape
+            assert relative_error(tensors[name].cpu().numpy(), wanted) <= 1e-3
+
+
+def test_work_is_ordered_after_the_producer(open_session: Open) -> None:
+    """The input is the end of a long chain of work that is still running when the call begins."""
+    session = open_session("static")
+    stream = torch.cuda.Stream()
+    for _ in range(10):
+        with torch.cuda.stream(stream):
+            big = torch.randn(4096, 4096, device="cuda")
+            for _ in range(20):
+                big = torch.tanh(big @ big / 64)
+            x = big[:3, :12].contiguous()
+            actual = session(x)["y"]
+        np.testing.assert_array_equal(actual, session(x.cpu().numpy())["y"])
+
+
+def test_callers_stream_is_honoured(open_session: Open, reference: Callable) -> None:
+    session = open_session("static")
+    stream = torch.cuda.Stream()
+    x = torch.empty(3, 12, device="cuda")
+    session(x)
+    results, wanted = [], []
+    with torch.cuda.stream(stream):
+        for _ in range(50):
+            host = random(3, 12)
+            x.copy_(torch.from_numpy(host))  # changed in stream order right after the request before
+            out = session.run({"x": x}, outputs="device", stream=stream)
+            results.append(torch.from_dlpack(out["y"]) * 1)
+            wanted.append(reference("static")(host)["y"])
+    stream.synchronize()
+    for actual, expected in zip(results, wanted, strict=True):
+        assert relative_error(actual.cpu().numpy(), expected) <= 1e-3
+
+
+def test_host_and_device_requests_mixed(open_session: Open, reference: Callable) -> None:
+    session = open_session("several")
+    stream = torch.cuda.Stream()
+    for turn in range(24):
+        a, b = random(2, 4), random(2, 4)
+        on_gpu = {"images": torch.from_numpy(a).cuda() if turn & 1 else a, "size": torch.from_numpy(b).cuda() if turn & 2 else b}
+        options = {"outputs": "device"} if turn & 4 else {}
+        if turn & 8:
+            options["stream"] = stream
+            stream.wait_stream(torch.cuda.current_stream())
+        out = session.run(on_gpu, **options)
+        for name, wanted in reference("several")(a, b).items():
+            actual = out[name].numpy() if turn & 4 else out[name]
+            np.testing.assert_allclose(actual, wanted, rtol=1e-5)
+
+
+def test_cupy_both_ways(open_session: Open) -> None:
+    cupy = pytest.importorskip("cupy")
+    session = open_session("static")
+    x = random(3, 12)
+    expected = session(x)["y"]
+    for _ in range(3):
+        out = session.run({"x": cupy.asarray(x)}, outputs="device")["y"]
+        np.testing.assert_array_equal(cupy.asnumpy(cupy.from_dlpack(out)), expected)
+        np.testing.assert_array_equal(cupy.asnumpy(cupy.asarray(out)), expected)
+        np.testing.assert_array_equal(np.asarray(out), expected)
+
+
+def test_cuda_array_interface_alone(open_session: Open) -> None:
+    session = open_session("static")
+    tensor = torch.from_numpy(x := random(3, 12)).cuda()
+    torch.cuda.synchronize()
+
+    class Plain:
+        __cuda_array_interface__ = tensor.__cuda_array_interface__
+
+    np.testing.assert_array_equal(session(Plain())["y"], session(x)["y"])
+
+
+def test_wrong_gpu_arrays_are_refused(open_session: Open) -> None:
+    session = open_session("static")
+    with pytest.raises(trtrun.DtypeError, match="GPU array"):
+        session(torch.zeros(3, 12, device="cuda", dtype=torch.float64))
+    with pytest.raises(trtrun.ShapeError):
+        session(torch.zeros(4, 12, device="cuda"))
+    with pytest.raises(trtrun.InputError, match="contiguous"):
+        session(torch.zeros(12, 3, device="cuda").t())
+    assert session(torch.zeros(3, 12))["y"].shape == (3, 5)  # a torch tensor on the host is a host array
+
+
+def test_data_dependent_outputs_on_the_device(open_session: Open) -> None:
+    session = open_session("nonzero")
+    for _ in range(5):
+        x = (random(100) > 0).astype(np.float32)
+        out = session.run({"x": x}, outputs="device")["indices"]
+        np.testing.assert_array_equal(torch.from_dlpack(out).cpu().numpy(), np.stack(np.nonzero(x)))

@@ -1,0 +1,112 @@
+"""Answers stay right at full speed: distinct random inputs, several threads, mixed shapes, GPU and host arrays."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import trtrun
+from tests.gpu.conftest import relative_error
+from trtrun.pipeline import Pipeline
+from trtrun.session import Session
+
+Open = Callable[..., Session]
+
+
+def inputs(count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng()
+    shapes = [(1, 3, 8, 8), (2, 3, 32, 32), (4, 3, 64, 64), (3, 3, 17, 40)]
+    return [rng.standard_normal(shapes[int(rng.integers(4))]).astype(np.float32) for _ in range(count)]
+
+
+def check(x: np.ndarray, out: dict[str, np.ndarray], reference: Callable) -> None:
+    for name, wanted in reference("convolution")(x).items():
+        assert relative_error(out[name], wanted) <= 1e-3
+
+
+@pytest.mark.parametrize("depth", [1, 3, None])
+def test_map(depth: int | None, open_session: Open, reference: Callable) -> None:
+    batches = inputs(60)
+    with Pipeline(open_session("convolution"), depth=depth) as pipeline:
+        for x, out in zip(batches, pipeline.map(batches), strict=True):
+            check(x, out, reference)
+        assert pipeline.depth == depth or depth is None
+
+
+def test_many_threads_with_host_and_gpu_arrays(open_session: Open, reference: Callable) -> None:
+    torch = pytest.importorskip("torch")
+    failures: list[BaseException] = []
+    with Pipeline(open_session("convolution"), depth=4) as pipeline:
+
+        def work(thread: int) -> None:
+            try:
+                for i, x in enumerate(inputs(20)):
+                    array = torch.from_numpy(x).cuda() if (i + thread) % 2 else x
+                    check(x, pipeline.submit(array).result(), reference)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(t,)) for t in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+def test_bad_request_fails_alone(open_session: Open, reference: Callable) -> None:
+    batches = inputs(12)
+    mixed = [*batches[:5], np.ones((9, 3, 8, 8), np.float32), *batches[5:9], np.ones(3), *batches[9:]]
+    with Pipeline(open_session("convolution"), depth=3) as pipeline:
+        results = list(pipeline.map(mixed, return_exceptions=True))
+    assert isinstance(results.pop(10), trtrun.InputError)
+    assert isinstance(results.pop(5), trtrun.ShapeError)
+    for x, out in zip(batches, results, strict=True):
+        check(x, out, reference)
+
+
+def test_asyncio(open_session: Open, reference: Callable) -> None:
+    batches = inputs(20)
+
+    async def main() -> None:
+        with Pipeline(open_session("convolution"), depth=3) as pipeline:
+            for x, out in zip(batches, await asyncio.gather(*map(pipeline.run_async, batches)), strict=True):
+                check(x, out, reference)
+            results = [out async for out in pipeline.map_async(batches)]
+            for x, out in zip(batches, results, strict=True):
+                check(x, out, reference)
+
+    asyncio.run(main())
+
+
+def test_capture_in_one_thread_while_others_run_and_allocate(open_session: Open, reference: Callable) -> None:
+    """Thread-local capture mode: a capture must not fail, nor fail others, while the process uses CUDA elsewhere."""
+    torch = pytest.importorskip("torch")
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def allocate() -> None:
+        try:
+            while not stop.is_set():
+                torch.empty(1 << 20, device="cuda").fill_(1)
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=allocate)
+    thread.start()
+    try:
+        for _ in range(3):
+            session = open_session("convolution")
+            for x in inputs(20):
+                check(x, session(x), reference)
+            assert session.graph_reason is None
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures
