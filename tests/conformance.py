@@ -29,7 +29,12 @@ class RunnerConformance:
     def test_arrays_bind_by_position_and_by_name(self, runner: Open) -> None:
         session = runner("several")
         a, b = np.random.default_rng().standard_normal((2, 3, 4)).astype(np.float32)
-        for out in (session(a, b), session(images=a, size=b), session(a, size=b), session.run({"size": b, "images": a})):
+        for out in (
+            session(a, b),
+            session(images=a, size=b),
+            session(a, size=b),
+            session.run({"size": b, "images": a}),
+        ):
             assert list(out) == ["total", "product", "scaled"]
             np.testing.assert_allclose(out["total"], a + b, rtol=1e-5)
             np.testing.assert_allclose(out["product"], a * b, rtol=1e-5)
@@ -121,6 +126,9 @@ class RunnerConformance:
         changed = x.copy()
         pending = session.enqueue({"x": changed})
         changed[:] = 0  # allowed as soon as enqueue returns
+        for second in (lambda: session.enqueue({"x": x}), lambda: session(x)):
+            with pytest.raises(trtrun.ExecutionError, match="in flight"):
+                second()
         np.testing.assert_array_equal(pending.result()["y"], expected)
 
     def test_clones_are_independent(self, runner: Open) -> None:

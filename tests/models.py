@@ -27,7 +27,11 @@ def affine(dtype: str = "float32", batch: int | str = "N") -> bytes:
     """x [N, 12] -> y [N, 5] = relu(x @ W + b)."""
     rng = np.random.default_rng(1)
     return _model(
-        [helper.make_node("MatMul", ["x", "W"], ["h"]), helper.make_node("Add", ["h", "b"], ["s"]), helper.make_node("Relu", ["s"], ["y"])],
+        [
+            helper.make_node("MatMul", ["x", "W"], ["h"]),
+            helper.make_node("Add", ["h", "b"], ["s"]),
+            helper.make_node("Relu", ["s"], ["y"]),
+        ],
         [value("x", [batch, 12], dtype)],
         [value("y", [batch, 5], dtype)],
         {"W": rng.standard_normal((12, 5)).astype(dtype), "b": rng.standard_normal(5).astype(dtype)},
@@ -70,10 +74,20 @@ def several() -> bytes:
 
 
 def nonzero() -> bytes:
-    """x [N] -> indices [1, K]: K depends on the data."""
+    """x [N] -> indices [1, K]: K depends on the data. TensorRT-RTX 1.6 has no implementation of it."""
     return _model(
         [helper.make_node("NonZero", ["x"], ["indices"])],
         [value("x", ["N"])],
         [value("indices", [1, "K"], "int64")],
+        {},
+    )
+
+
+def topk() -> bytes:
+    """x [4, 100] and k int64 [1] -> values [4, k]: k is a shape tensor, which TensorRT reads on the host."""
+    return _model(
+        [helper.make_node("TopK", ["x", "k"], ["values", "indices"], axis=1)],
+        [value("x", [4, 100]), value("k", [1], "int64")],
+        [value("values", [4, "K"])],
         {},
     )

@@ -78,7 +78,7 @@ class OnnxRuntimeSession(Runner):
         self._outputs = TensorSpecs(_spec(value) for value in self._session.get_outputs())
         self._metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         self._lock = threading.Lock()
-        self._pending: Future[dict[str, Any]] | None = None
+        self._in_flight: _InFlight | None = None
         self._executor: ThreadPoolExecutor | None = None
 
     @property
@@ -110,19 +110,19 @@ class OnnxRuntimeSession(Runner):
             self._check_idle()
             return self._run(feeds)
 
-    def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
+    def enqueue(self, inputs: Mapping[str, Any]) -> _InFlight:
         # Copied, because the caller may change the arrays as soon as this returns.
         feeds = {name: np.array(array, order="C") for name, array in self._prepare(inputs).items()}
         with self._lock:
             self._check_idle()
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="trtrun-reference")
-            self._pending = self._executor.submit(self._run, feeds)
-            return self._pending
+            self._in_flight = _InFlight(self, self._executor.submit(self._run, feeds))
+            return self._in_flight
 
     def _check_idle(self) -> None:
         self.check_open()
-        if self._pending is not None and not self._pending.done():
+        if self._in_flight is not None:
             raise ExecutionError(
                 "this runner has a request in flight: collect it with result() first, or use a Pipeline, "
                 "which keeps several runners busy."
@@ -151,7 +151,7 @@ class OnnxRuntimeSession(Runner):
         self.check_open()
         other = copy.copy(self)  # ONNX Runtime's own session runs from several threads at once, so it is shared
         other._lock = threading.Lock()
-        other._pending = None
+        other._in_flight = None
         other._executor = None
         return other
 
@@ -165,6 +165,20 @@ class OnnxRuntimeSession(Runner):
                 self._executor.shutdown()
                 self._executor = None
             self._session = None
+
+
+class _InFlight:
+    """A request that was enqueued on the reference."""
+
+    def __init__(self, session: OnnxRuntimeSession, future: Future[dict[str, Any]]) -> None:
+        self._session = session
+        self._future = future
+
+    def result(self) -> dict[str, Any]:
+        try:
+            return self._future.result()
+        finally:
+            self._session._in_flight = None
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
+
+from typing_extensions import Self
 
 from .errors import ClosedError
 from .tensor_spec import TensorSpecs

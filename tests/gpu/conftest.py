@@ -22,7 +22,7 @@ SHAPES = {
     "convolution": ["x=1x3x8x8:2x3x32x32:4x3x64x64"],
     "convolution_fp16": ["x=1x3x8x8:2x3x32x32:4x3x64x64"],
     "several": ["images=1x4:2x4:8x4", "size=1x4:2x4:8x4"],
-    "nonzero": ["x=1:100:1000"],
+    "topk": ["k=1:5:50"],
     "static": [],
 }
 MODELS: dict[str, Callable[[], bytes]] = {
@@ -31,7 +31,7 @@ MODELS: dict[str, Callable[[], bytes]] = {
     "convolution": models.convolution,
     "convolution_fp16": lambda: models.convolution("float16"),
     "several": models.several,
-    "nonzero": models.nonzero,
+    "topk": models.topk,
     "static": lambda: models.affine(batch=3),
 }
 

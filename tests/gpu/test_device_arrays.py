@@ -80,7 +80,10 @@ def test_host_and_device_requests_mixed(open_session: Open, reference: Callable)
     stream = torch.cuda.Stream()
     for turn in range(24):
         a, b = random(2, 4), random(2, 4)
-        on_gpu = {"images": torch.from_numpy(a).cuda() if turn & 1 else a, "size": torch.from_numpy(b).cuda() if turn & 2 else b}
+        on_gpu = {
+            "images": torch.from_numpy(a).cuda() if turn & 1 else a,
+            "size": torch.from_numpy(b).cuda() if turn & 2 else b,
+        }
         options = {"outputs": "device"} if turn & 4 else {}
         if turn & 8:
             options["stream"] = stream
@@ -123,11 +126,3 @@ def test_wrong_gpu_arrays_are_refused(open_session: Open) -> None:
     with pytest.raises(trtrun.InputError, match="contiguous"):
         session(torch.zeros(12, 3, device="cuda").t())
     assert session(torch.zeros(3, 12))["y"].shape == (3, 5)  # a torch tensor on the host is a host array
-
-
-def test_data_dependent_outputs_on_the_device(open_session: Open) -> None:
-    session = open_session("nonzero")
-    for _ in range(5):
-        x = (random(100) > 0).astype(np.float32)
-        out = session.run({"x": x}, outputs="device")["indices"]
-        np.testing.assert_array_equal(torch.from_dlpack(out).cpu().numpy(), np.stack(np.nonzero(x)))

@@ -49,12 +49,3 @@ def test_failing_run_keeps_the_reason() -> None:
     session = OnnxRuntimeSession(models.several())
     with pytest.raises(trtrun.ExecutionError, match="ONNX Runtime failed"):
         session(np.ones((2, 4), np.float32), np.ones((3, 4), np.float32))
-
-
-def test_second_enqueue_is_refused_while_one_is_in_flight() -> None:
-    session = OnnxRuntimeSession(models.affine())
-    x = np.ones((200_000, 12), np.float32)
-    pending = session.enqueue({"x": x})
-    with pytest.raises(trtrun.ExecutionError, match="in flight"):
-        session.enqueue({"x": x})
-    pending.result()

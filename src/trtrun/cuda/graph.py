@@ -24,7 +24,9 @@ def capture(stream: Stream, enqueue: Callable[[int], None]) -> Graph:
             try:
                 enqueue(int(builder.stream.handle))
             except BaseException:
-                with suppress(Exception):  # a capture that failed inside also fails to end; the first error is the cause
+                with suppress(
+                    Exception
+                ):  # a capture that failed inside also fails to end; the first error is the cause
                     builder.end_building()
                 raise
             builder.end_building()

@@ -1,0 +1,132 @@
+"""Run TensorRT engines from Python, at the full speed of the GPU.
+
+    with trtrun.load("model.engine") as pred:
+        outputs = pred(images)
+
+Importing this package loads no GPU library and no optional one; each public name is resolved when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .build import BuildOptions, build
+    from .cuda.device_array import DeviceArray
+    from .engine import Engine
+    from .errors import (
+        BuildError,
+        ClosedError,
+        DeviceError,
+        DtypeError,
+        ExecutionError,
+        InputError,
+        InputNameError,
+        MissingPackageError,
+        ModelFileError,
+        NoGpuError,
+        OnnxError,
+        OutOfMemoryError,
+        PlanError,
+        PlanMismatchError,
+        PluginError,
+        ShapeError,
+        TrtrunError,
+        UnsupportedTensorError,
+    )
+    from .inspection import inspect
+    from .onnx_runtime import OnnxRuntimeSession
+    from .pipeline import Pipeline
+    from .plan import identify_file as identify
+    from .predictor import load
+    from .runner import Runner
+    from .session import Session
+    from .tensor_spec import ShapeRange, TensorSpec, TensorSpecs
+
+# Public name -> module, and the name there when it differs.
+_HOMES: dict[str, str] = {
+    "BuildError": "errors",
+    "BuildOptions": "build.options",
+    "ClosedError": "errors",
+    "DeviceArray": "cuda.device_array",
+    "DeviceError": "errors",
+    "DtypeError": "errors",
+    "Engine": "engine",
+    "ExecutionError": "errors",
+    "InputError": "errors",
+    "InputNameError": "errors",
+    "MissingPackageError": "errors",
+    "ModelFileError": "errors",
+    "NoGpuError": "errors",
+    "OnnxError": "errors",
+    "OnnxRuntimeSession": "onnx_runtime",
+    "OutOfMemoryError": "errors",
+    "Pipeline": "pipeline",
+    "PlanError": "errors",
+    "PlanMismatchError": "errors",
+    "PluginError": "errors",
+    "Runner": "runner",
+    "Session": "session",
+    "ShapeError": "errors",
+    "ShapeRange": "tensor_spec",
+    "TensorSpec": "tensor_spec",
+    "TensorSpecs": "tensor_spec",
+    "TrtrunError": "errors",
+    "UnsupportedTensorError": "errors",
+    "build": "build",
+    "identify": "plan:identify_file",
+    "inspect": "inspection",
+    "load": "predictor",
+}
+
+__all__ = [
+    "BuildError",
+    "BuildOptions",
+    "ClosedError",
+    "DeviceArray",
+    "DeviceError",
+    "DtypeError",
+    "Engine",
+    "ExecutionError",
+    "InputError",
+    "InputNameError",
+    "MissingPackageError",
+    "ModelFileError",
+    "NoGpuError",
+    "OnnxError",
+    "OnnxRuntimeSession",
+    "OutOfMemoryError",
+    "Pipeline",
+    "PlanError",
+    "PlanMismatchError",
+    "PluginError",
+    "Runner",
+    "Session",
+    "ShapeError",
+    "ShapeRange",
+    "TensorSpec",
+    "TensorSpecs",
+    "TrtrunError",
+    "UnsupportedTensorError",
+    "build",
+    "identify",
+    "inspect",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = home.partition(":")
+    value = getattr(importlib.import_module(f".{module}", __name__), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,28 @@
+"""ONNX to engine: options, the builder, and the cache of engines built before."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .builder import Progress, build_plan
+from .cache import write_atomic
+from .options import BuildOptions
+
+__all__ = ["BuildOptions", "build", "build_plan"]
+
+
+def build(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    options: BuildOptions | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Build an ONNX file into an engine file, by default beside it with the suffix ``.engine``; returns its path.
+
+    The file is written atomically. Raises what :func:`trtrun.build.builder.build_plan` raises.
+    """
+    path = Path(output) if output is not None else Path(model).with_suffix(".engine")
+    write_atomic(path, build_plan(model, options, progress=progress))
+    return path

@@ -1,0 +1,208 @@
+"""ONNX to engine with TensorRT's own parser and builder, on a machine with or without a GPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from .. import flavor as flavors
+from ..errors import BuildError, NoGpuError, OnnxError
+from ..plan import model_file_error
+from ..tensor_spec import Shape, ShapeRange, to_shape
+from .options import BuildOptions, Profile
+
+_LOG = logging.getLogger("trtrun")
+
+Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+
+_DEFAULT_BATCH = (1, 8, 32)  # min, opt, max of a batch dimension that nobody gave a range
+
+
+def build_plan(
+    model: str | os.PathLike[str] | bytes, options: BuildOptions | None = None, *, progress: Progress | None = None
+) -> bytes:
+    """Build an ONNX model into a serialized engine.
+
+    Args:
+        model: the path of an ONNX file, whose external data is found beside it, or the bytes of a model.
+        options: profiles, target and limits.
+        progress: called with the builder's phase, the steps done in it and its steps in all.
+
+    Raises:
+        ModelFileError: the path cannot be read.
+        OnnxError: the model does not parse; names each node, its operator and why.
+        BuildError: the options do not fit the model, or the builder refuses the network; with its log.
+        MissingPackageError: no builder is installed. NoGpuError: this builder needs a GPU and there is none.
+    """
+    options = options or BuildOptions()
+    flavor = flavors.for_building(options.flavor)
+    name = "this model" if isinstance(model, bytes) else os.fspath(model)
+    if not flavor.capabilities.can_build_without_gpu:
+        from ..cuda.device import gpu_count, why_no_gpu
+
+        if gpu_count() == 0:  # the full builder must not be called without a driver
+            raise NoGpuError(
+                f"{flavor.title} builds engines only on a machine with a GPU, and {why_no_gpu()}. "
+                "Build there, or with TensorRT-RTX: pip install 'trtrun[rtx]'."
+            )
+    flavor.initialize_plugins(options.plugins)
+    trt = flavor.module
+    with flavor.logger.capture() as lines:
+        builder = trt.Builder(flavor.logger.handle)
+        flags = 0
+        if flavor.capabilities.has_strongly_typed_flag:
+            flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        network = builder.create_network(flags)
+        parser = trt.OnnxParser(network, flavor.logger.handle)
+        if not _parse(parser, model):
+            raise OnnxError(_describe(parser, name), log=lines)
+        config = builder.create_builder_config()
+        _configure(trt, config, network, options, name)
+        for profile in _profiles(network, options, name):
+            _add_profile(builder, config, network, profile, name)
+        if progress is not None and flavor.capabilities.has_progress_monitor:
+            config.progress_monitor = _monitor(trt, progress)
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        if progress is not None and getattr(config.progress_monitor, "interrupted", False):
+            raise KeyboardInterrupt
+        raise BuildError(
+            f"{flavor.title} could not build an engine from {name}. Its messages say which layer or option it refuses.",
+            log=lines,
+        )
+    return bytes(plan)
+
+
+def _parse(parser: Any, model: str | os.PathLike[str] | bytes) -> bool:
+    if isinstance(model, bytes):
+        return bool(parser.parse(model))
+    try:
+        with open(model, "rb"):
+            pass
+    except OSError as error:
+        raise model_file_error(model, error) from error
+    return bool(parser.parse_from_file(os.fspath(model)))
+
+
+def _describe(parser: Any, name: str) -> str:
+    errors = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        where = f"node {error.node()} {error.node_name()!r} ({error.node_operator()})" if error.node() >= 0 else "model"
+        errors.append(
+            f"  {where}: {error.desc()} [{error.code().name}, {os.path.basename(error.file())}:{error.line()}]"
+        )
+    text = "\n".join(errors) or "  the parser gave no reason; the file may not be ONNX at all"
+    return f"{name} cannot be parsed:\n{text}\nCheck the model with onnx.checker, or export it with another opset."
+
+
+def _configure(trt: Any, config: Any, network: Any, options: BuildOptions, name: str) -> None:
+    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    for input_name, shape in options.input_shapes.items():
+        if input_name not in inputs:
+            raise BuildError(f"{name} has no input {input_name!r}; it has {list(inputs)}.")
+        inputs[input_name].shape = shape
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.compute_capabilities:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for index, text in enumerate(options.compute_capabilities):
+            capability = getattr(trt.ComputeCapability, text.replace("_", "").upper(), None)
+            if capability is None:
+                known = sorted(
+                    m.lower().replace("sm", "sm_") for m in trt.ComputeCapability.__members__ if m[:2] == "SM"
+                )
+                raise BuildError(f"unknown compute capability {text!r}; this builder knows {known}.")
+            config.set_compute_capability(capability, index)
+
+
+def _profiles(network: Any, options: BuildOptions, name: str) -> tuple[Profile, ...]:
+    """The profiles asked for, or the one that everybody means when only the batch is dynamic."""
+    dynamic: dict[str, Shape] = {}
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = to_shape(tensor.shape)
+        if -1 in shape:
+            dynamic[tensor.name] = shape
+    given = options.profiles
+    for profile in given:
+        missing = dynamic.keys() - profile.keys()
+        if missing:
+            raise BuildError(
+                f"the profile gives no shapes for the dynamic input(s) {sorted(missing)} of {name}. "
+                f"Add: {_suggest({n: dynamic[n] for n in sorted(missing)})}"
+            )
+    if given or not dynamic:
+        return given
+    if any(-1 in shape[1:] for shape in dynamic.values()):
+        raise BuildError(
+            f"{name} has dynamic dimensions beyond the batch, so trtrun cannot know their range. Give it: "
+            f"{_suggest(dynamic)}"
+        )
+    low, opt, high = _DEFAULT_BATCH
+    _LOG.warning(
+        "%s has a dynamic batch and no --shape: built for batches %d to %d, tuned for %d.", name, low, high, opt
+    )
+    return ({n: ShapeRange((low, *s[1:]), (opt, *s[1:]), (high, *s[1:])) for n, s in dynamic.items()},)
+
+
+def _suggest(dynamic: dict[str, Shape]) -> str:
+    def text(shape: Shape, factor: int) -> str:
+        return "x".join(str((factor if axis == 0 else 64 * factor) if d < 0 else d) for axis, d in enumerate(shape))
+
+    return " ".join(f"--shape {n}={text(s, 1)}:{text(s, 4)}:{text(s, 16)}" for n, s in dynamic.items())
+
+
+def _add_profile(builder: Any, config: Any, network: Any, profile: Profile, name: str) -> None:
+    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    made = builder.create_optimization_profile()
+    for input_name, shapes in profile.items():
+        if input_name not in inputs:
+            raise BuildError(f"{name} has no input {input_name!r}; it has {list(inputs)}.")
+        tensor = inputs[input_name]
+        if tensor.is_shape_tensor:
+            made.set_shape_input(input_name, shapes.min, shapes.opt, shapes.max)
+            continue
+        wanted = to_shape(tensor.shape)
+        for shape in (shapes.min, shapes.opt, shapes.max):
+            if len(shape) != len(wanted) or any(w not in (-1, d) for w, d in zip(wanted, shape, strict=True)):
+                raise BuildError(
+                    f"input {input_name!r} of {name} has shape {list(wanted)}; the profile gives {list(shape)}."
+                )
+        made.set_shape(input_name, shapes.min, shapes.opt, shapes.max)
+    if config.add_optimization_profile(made) < 0:
+        raise BuildError(f"TensorRT refused the optimization profile {dict(profile)} for {name}.")
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base is known only at run time
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+            self.interrupted = False
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            self._report(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._report(phase_name, step + 1)
+            return not self.interrupted
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._report(phase_name, self.steps.get(phase_name, 1))
+
+        def _report(self, phase: str, step: int) -> None:
+            # Nothing may be raised through the builder's C++ frames; an interrupt cancels the build instead.
+            try:
+                progress(phase, step, self.steps.get(phase, 1))
+            except KeyboardInterrupt:
+                self.interrupted = True
+            except Exception:
+                _LOG.exception("the progress callback failed")
+
+    return Monitor()

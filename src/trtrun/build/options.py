@@ -1,0 +1,81 @@
+"""How to build an engine: optimization profiles, target and limits, as one frozen value."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import BuildError
+from ..flavor import FlavorName
+from ..tensor_spec import Shape, ShapeRange
+
+Profile = Mapping[str, ShapeRange]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Options of one build. The defaults build a portable engine with TensorRT's own defaults."""
+
+    profiles: tuple[Profile, ...] = ()  # optimization profiles; one for a dynamic batch is added when there are none
+    input_shapes: Mapping[str, Shape] = field(default_factory=dict)  # replace the model's own, -1 where dynamic
+    flavor: FlavorName | None = None  # which builder; TensorRT-RTX before the full one unless named
+    compute_capabilities: tuple[str, ...] = ()  # RTX: "sm_89", …; empty builds one portable engine
+    optimization_level: int | None = None  # 0 (fastest build) to 5 (fastest engine); None is the builder's default
+    workspace: int | None = None  # bytes of scratch memory that layers may use; None is all the GPU has
+    plugins: tuple[str | os.PathLike[str], ...] = ()  # plugin libraries to load before parsing
+
+    def key(self) -> str:
+        """The options as canonical text, for cache keys."""
+        profiles = [{name: [r.min, r.opt, r.max] for name, r in sorted(p.items())} for p in self.profiles]
+        plugins = [os.fspath(plugin) for plugin in self.plugins]
+        data: dict[str, Any] = {
+            "profiles": profiles,
+            "input_shapes": {name: list(shape) for name, shape in sorted(self.input_shapes.items())},
+            "flavor": self.flavor,
+            "compute_capabilities": self.compute_capabilities,
+            "optimization_level": self.optimization_level,
+            "workspace": self.workspace,
+            "plugins": plugins,
+        }
+        return json.dumps(data, sort_keys=True)
+
+
+def parse_shapes(texts: Sequence[str]) -> tuple[Profile, ...]:
+    """Optimization profiles from ``name=MIN:OPT:MAX`` texts, dimensions joined by ``x``.
+
+    ``images=1x3x640x640:8x3x640x640:32x3x640x640`` is a range; ``images=8x3x640x640`` is that one shape. Several
+    texts of different inputs belong to one profile; an input named again begins the next profile.
+
+    Raises BuildError, showing the text, when one cannot be read or its bounds are not in order.
+    """
+    profiles: list[dict[str, ShapeRange]] = []
+    for text in texts:
+        name, _, ranges = text.rpartition("=")
+        shapes = [parse_shape(part, text) for part in ranges.split(":")]
+        if not name or len(shapes) not in (1, 3):
+            raise BuildError(
+                f"cannot read --shape {text!r}: write NAME=MIN:OPT:MAX like images=1x3x224x224:8x3x224x224"
+                ":32x3x224x224, or NAME=SHAPE for one fixed shape."
+            )
+        low, opt, high = shapes if len(shapes) == 3 else shapes * 3
+        if not len(low) == len(opt) == len(high) or not all(
+            a <= b <= c for a, b, c in zip(low, opt, high, strict=True)
+        ):
+            raise BuildError(f"--shape {text!r}: every dimension must satisfy MIN <= OPT <= MAX, with equal ranks.")
+        if not profiles or name in profiles[-1]:
+            profiles.append({})
+        profiles[-1][name] = ShapeRange(low, opt, high)
+    return tuple(profiles)
+
+
+def parse_shape(text: str, context: str) -> Shape:
+    """``"1x3x-1x-1"`` as a tuple; the empty text is the shape of a scalar."""
+    if not re.fullmatch(r"(-?\d+(x-?\d+)*)?", text):
+        raise BuildError(
+            f"cannot read {text!r} in {context!r} as a shape: write dimensions joined by x, like 1x3x224x224."
+        )
+    return tuple(map(int, text.split("x"))) if text else ()
