@@ -158,12 +158,13 @@ class Engine:
 
     def _check_format(self, name: str) -> None:
         # The enum TensorFormat is missing from lean and dispatch; the description is the same everywhere.
-        described = self.handle.get_tensor_format_desc(name)
-        if self.handle.get_tensor_vectorized_dim(name) != -1 or "linear" not in described.lower():
-            raise UnsupportedTensorError(
-                f"{self.name}: tensor {name!r} has the I/O format {described!r}; trtrun exchanges row-major linear "
-                "arrays. Build the engine without --inputIOFormats/--outputIOFormats."
-            )
+        for profile in range(self.num_profiles):
+            described = self.handle.get_tensor_format_desc(name, profile)
+            if self.handle.get_tensor_vectorized_dim(name, profile) != -1 or "linear" not in described.lower():
+                raise UnsupportedTensorError(
+                    f"{self.name}: tensor {name!r} has the I/O format {described!r}; trtrun exchanges row-major linear "
+                    "arrays. Build the engine without --inputIOFormats/--outputIOFormats."
+                )
 
     @property
     def metadata(self) -> Mapping[str, Any]:

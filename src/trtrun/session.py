@@ -86,7 +86,8 @@ class Session(Runner):
         self._in_flight: _InFlight | None = None
         self._unfinished = False  # a request without a wait may still read the page-locked inputs
         self._specs = tuple(engine.inputs.values())
-        self._names = engine.inputs.keys()
+        self._wanted = [(spec.name, spec.dtype) for spec in self._specs]
+        self._names = dict(self._wanted).keys()  # a dict's own keys compare in C
         self._dynamic = any(spec.is_dynamic for spec in self._specs)
         self._routes: OrderedDict[ShapeKey, Route] = OrderedDict()
         self._seen: OrderedDict[ShapeKey, int] = OrderedDict()
@@ -201,14 +202,14 @@ class Session(Runner):
         arrays: list[Host | StridedMemoryView] = []
         borrowed: list[StridedMemoryView] = []
         shapes = []
-        for spec in self._specs:
-            array = inputs[spec.name]
+        for name, dtype in self._wanted:
+            array = inputs[name]
             if type(array) is not np.ndarray:
-                array = self._adopt(array, spec.name)
+                array = self._adopt(array, name)
                 if not isinstance(array, np.ndarray):
                     borrowed.append(array)
-            if array.dtype != spec.dtype:
-                self._check_dtype(array, spec)
+            if array.dtype is not dtype and array.dtype != dtype:
+                self._check_dtype(array, self.inputs[name])
             arrays.append(array)
             shapes.append(array.shape)
         if self._unfinished and len(borrowed) < len(arrays):
@@ -249,9 +250,7 @@ class Session(Runner):
 
     def _route(self, key: ShapeKey, arrays: list[Any]) -> Route:
         """The route for these shapes, bound. A shape seen for the second time gets a context and graphs of its own."""
-        route = self._routes.get(key)
-        if route is None:
-            route = self._promote(key)
+        route = self._routes.get(key) or self._promote(key)
         if route is not None:
             self._routes.move_to_end(key)
             self._bind(route, key)
@@ -261,6 +260,8 @@ class Session(Runner):
         if self._fill_host_located(key, arrays):
             self._common.key = None  # the output shapes depend on the values just written
         self._bind(self._common, key)
+        if not self._dynamic and self._common.graph_reason is None:
+            self._routes[key] = self._common  # the only key there is
         return self._common
 
     def _bind(self, route: Route, key: ShapeKey) -> None:
@@ -312,7 +313,7 @@ class Session(Runner):
         """Bring the inputs into place; returns the bit set of those that the route must copy to the device."""
         which = 0
         for index, (spec, view, array) in enumerate(zip(self._specs, route.inputs, arrays, strict=True)):
-            if type(array) is not np.ndarray and not isinstance(array, np.ndarray):
+            if type(array) is not np.ndarray and not isinstance(array, np.ndarray):  # the first test is the cheap one
                 if view.nbytes:
                     copy_async(route.input_addresses[index], array.ptr, view.nbytes, self._handle)
             elif array.base is not None and self._buffers.owns(spec.name, array) and _same_place(array, view):
@@ -339,16 +340,17 @@ class Session(Runner):
 
     def _finish(self, route: Route, steps: Steps) -> None:
         self._wait()
-        if self._cuda_graph and not route.captured(steps):
-            self._after_first(route, steps)
+        if not route.captured(steps):
+            self._after_uncaptured(route, steps)
+
+    def _after_uncaptured(self, route: Route, steps: Steps) -> None:
+        """Capture what just ran for the first time, so that the next request of this kind is one launch."""
         if route.allocators and steps[1]:
             self._read_dependent(route)
-
-    def _after_first(self, route: Route, steps: Steps) -> None:
-        """Capture what just ran for the first time, so that the next request of this kind is one launch."""
-        if route is self._common and self._dynamic:
-            return
-        route.capture(steps)
+        # The common context of a dynamic engine is about to get other shapes, which a graph would not survive.
+        if self._cuda_graph and not (route is self._common and self._dynamic):
+            route.capture(steps)
+            self.engine.save_runtime_cache()
 
     def _wait(self) -> None:
         try:
@@ -452,7 +454,8 @@ class Session(Runner):
                     self._stream.sync()
                 finally:
                     for route in self._routes.values():
-                        route.close()
+                        if route is not self._common:
+                            route.close()
                     self._routes.clear()
                     self._undo.close()
 

@@ -85,6 +85,11 @@ class TensorSpec:
 
     def check_dtype(self, dtype: np.dtype[Any]) -> None:
         """Raise DtypeError unless ``dtype`` converts to the engine's without changing any value."""
+        if dtype.hasobject:
+            raise DtypeError(
+                f"input {self.name!r} is an array of Python objects. Pass numbers of one dtype, "
+                "for example np.stack(list_of_arrays)."
+            )
         if not can_cast_exactly(dtype, self.dtype):
             raise DtypeError(
                 f"input {self.name!r} is {self.dtype.name}, got {dtype.name}: converting could change values, "
@@ -123,8 +128,10 @@ class TensorSpecs(Mapping[str, TensorSpec]):
     def bind(self, args: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         """Pair call arguments with tensor names: positional ones in engine order, the rest by name.
 
-        Raises InputNameError for too many, unknown, repeated or missing names.
+        Raises InputNameError for too many or repeated names; :meth:`check_names` finds unknown and missing ones.
         """
+        if not named and len(args) == len(self._specs):
+            return dict(zip(self._specs, args, strict=True))
         names = list(self._specs)
         if len(args) > len(names):
             raise InputNameError(f"the engine has {len(names)} input(s) {names}, got {len(args)} positional arrays.")
@@ -133,7 +140,6 @@ class TensorSpecs(Mapping[str, TensorSpec]):
             if name in bound:
                 raise InputNameError(f"input {name!r} was given twice: by position and by name.")
             bound[name] = value
-        self.check_names(bound)
         return bound
 
     def check_names(self, given: Iterable[str]) -> None:

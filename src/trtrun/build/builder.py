@@ -108,6 +108,8 @@ def _configure(trt: Any, config: Any, network: Any, options: BuildOptions, name:
         config.builder_optimization_level = options.optimization_level
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
     if options.compute_capabilities:
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, text in enumerate(options.compute_capabilities):

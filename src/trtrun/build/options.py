@@ -26,6 +26,7 @@ class BuildOptions:
     compute_capabilities: tuple[str, ...] = ()  # RTX: "sm_89", …; empty builds one portable engine
     optimization_level: int | None = None  # 0 (fastest build) to 5 (fastest engine); None is the builder's default
     workspace: int | None = None  # bytes of scratch memory that layers may use; None is all the GPU has
+    tf32: bool = True  # fp32 matrix products and convolutions may round their inputs to TF32's 10-bit mantissa
     plugins: tuple[str | os.PathLike[str], ...] = ()  # plugin libraries to load before parsing
 
     def key(self) -> str:
@@ -39,6 +40,7 @@ class BuildOptions:
             "compute_capabilities": self.compute_capabilities,
             "optimization_level": self.optimization_level,
             "workspace": self.workspace,
+            "tf32": self.tf32,
             "plugins": plugins,
         }
         return json.dumps(data, sort_keys=True)

@@ -37,6 +37,8 @@ def borrow(array: Any, name: str, stream: Stream) -> StridedMemoryView:
 
     Raises InputError for arrays that are not C-contiguous: a strided gather on the GPU would hide a slow copy.
     """
+    if not hasattr(array, "__dlpack__"):
+        array = _Announced(array)
     try:
         view = StridedMemoryView.from_any_interface(array, int(stream.handle))
     except (BufferError, TypeError, ValueError, NotImplementedError) as error:
@@ -47,6 +49,17 @@ def borrow(array: Any, name: str, stream: Stream) -> StridedMemoryView:
             "reads contiguous memory. Make it contiguous first: tensor.contiguous() or cupy.ascontiguousarray(array)."
         )
     return view
+
+
+class _Announced:
+    """A producer's ``__cuda_array_interface__`` with the stream that version 2 (torch's) leaves unsaid.
+
+    Without one, the data is ready in the order of the legacy default stream, where such producers work.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.__cuda_array_interface__ = {"stream": 1, **array.__cuda_array_interface__, "version": 3}
+        self._array = array  # keeps the memory alive
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
