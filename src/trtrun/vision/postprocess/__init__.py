@@ -1,0 +1,1 @@
+"""From a network's raw outputs to detections: one file per head."""
