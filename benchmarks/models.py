@@ -40,7 +40,9 @@ class _Network:
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
-    def conv(self, x: str, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, gain: float = 2.0) -> str:
+    def conv(
+        self, x: str, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, gain: float = 2.0
+    ) -> str:
         fan_in = cin // groups * kernel * kernel
         weight = self._rng.standard_normal((cout, cin // groups, kernel, kernel)) * np.sqrt(gain / fan_in)
         bias = self._rng.standard_normal(cout) * 0.1

@@ -91,7 +91,7 @@ class RunnerConformance:
 
     def test_wrong_shapes_are_refused(self, runner: Open) -> None:
         session = runner("affine")
-        with pytest.raises(trtrun.ShapeError, match="rank 2.*rank 1.*array\\[None\\]"):
+        with pytest.raises(trtrun.ShapeError, match=r"rank 2.*rank 1.*array\[None\]"):
             session(np.ones(12, np.float32))
         with pytest.raises(trtrun.ShapeError, match="dimension 1 must be 12, not 13"):
             session(np.ones((1, 13), np.float32))

@@ -230,12 +230,6 @@ class Engine:
             if self._cache is not None and self._runtime_cache is not None:
                 self._cache.save(self._runtime_cache)
 
-    def create_session(self, *, cuda_graph: bool = True) -> Session:
-        """A session of its own over this engine: execution context, stream and buffers."""
-        from .session import Session
-
-        return Session(self, cuda_graph=cuda_graph)
-
     def enter(self, session: Session) -> None:
         self.check_open()
         self._sessions.add(session)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .errors import MissingPackageError, PlanMismatchError, PluginError, UnsupportedTensorError
+from .errors import BuildError, MissingPackageError, PlanMismatchError, PluginError, UnsupportedTensorError
 from .plan import PlanInfo
 
 if TYPE_CHECKING:  # the stubs of the full API, which the objects of every flavour are checked against
@@ -333,11 +333,11 @@ def _pin(name: FlavorName, plan: PlanInfo) -> str:
 
 def for_building(name: FlavorName | None = None) -> Flavor:
     """The installed flavour with a builder: the named one, else TensorRT-RTX, else the full one."""
-    for candidate in (name,) if name else _BUILDERS:
-        if candidate in _BUILDERS and _is_installed(candidate):
-            return load(candidate)
     if name is not None and name not in _BUILDERS:
-        raise MissingPackageError(f"{_TITLES[name]} has no builder. Build with tensorrt_rtx or tensorrt.")
+        raise BuildError(f"{name!r} has no builder. Build with {' or '.join(_BUILDERS)}.")
+    for candidate in (name,) if name else _BUILDERS:
+        if _is_installed(candidate):
+            return load(candidate)
     raise MissingPackageError(
         f"building an engine needs {' or '.join((name,) if name else _BUILDERS)}, and it is not installed. "
         f"Run: {_INSTALL[name or 'tensorrt_rtx']}"

@@ -11,6 +11,7 @@ import trtrun
 from trtrun.cuda.device import Device
 from trtrun.cuda.memory import DeviceMemory
 from trtrun.engine import Engine
+from trtrun.session import Session
 
 Plan = Callable[[str], bytes]
 
@@ -54,7 +55,7 @@ def test_a_failed_session_leaves_nothing_behind(plan: Plan) -> None:
     with Engine(plan("affine")) as engine:
         engine.create_context = None  # type: ignore[method-assign,assignment]
         with pytest.raises(TypeError):
-            engine.create_session()
+            Session(engine)
         assert not engine._sessions
 
 

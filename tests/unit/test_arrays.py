@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import threading
 
 import numpy as np
@@ -22,7 +23,7 @@ def test_copy_pool_copies_everything_once(threads: int) -> None:
         edges = sorted(done)
         assert edges[0][0] == 0
         assert edges[-1][1] == nbytes
-        assert all(left[1] == right[0] for left, right in zip(edges, edges[1:], strict=False))
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(edges))
 
 
 def test_copy_pool_takes_strided_sources() -> None:
@@ -77,5 +78,5 @@ def test_as_host_array() -> None:
         def __array__(self, *args: object, **options: object) -> np.ndarray:
             raise RuntimeError("not now")
 
-    with pytest.raises(InputError, match="Bad.*not now"):
+    with pytest.raises(InputError, match=r"Bad.*not now"):
         as_host_array(Bad(), "x")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ from trtrun.onnx_runtime import OnnxRuntimeSession
 
 class TestConformance(RunnerConformance):
     @pytest.fixture
-    def runner(self) -> Iterator[Callable[[str], OnnxRuntimeSession]]:
-        yield lambda name: OnnxRuntimeSession(getattr(models, name)())
+    def runner(self) -> Callable[[str], OnnxRuntimeSession]:
+        return lambda name: OnnxRuntimeSession(getattr(models, name)())
 
 
 def test_data_dependent_outputs() -> None:

@@ -55,8 +55,7 @@ def test_map_raises_at_the_failing_request_and_frees_its_slots() -> None:
     with Pipeline(FakeRunner(0.001), depth=2) as pipeline:
         results = []
         with pytest.raises(ExecutionError, match="negative: -7"):
-            for result in pipeline.map(bad):
-                results.append(result)
+            results.extend(pipeline.map(bad))
         assert len(results) == 3
         assert len(list(pipeline.map(requests(5)))) == 5
 

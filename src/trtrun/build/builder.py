@@ -58,6 +58,8 @@ def build_plan(
         parser = trt.OnnxParser(network, flavor.logger.handle)
         if not _parse(parser, model):
             raise OnnxError(_describe(parser, name), log=lines)
+        if network.num_outputs == 0:  # bytes that are no protobuf at all can pass for an empty model
+            raise OnnxError(f"{name} is not a usable ONNX model: no graph with outputs is in it.", log=lines)
         config = builder.create_builder_config()
         _configure(trt, config, network, options, name)
         for profile in _profiles(network, options, name):

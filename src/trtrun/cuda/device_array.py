@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from cuda.bindings import driver
 from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, DeviceMemoryResource, Stream
 from cuda.core.utils import StridedMemoryView
@@ -43,10 +42,11 @@ def borrow(array: Any, name: str, stream: Stream) -> StridedMemoryView:
         view = StridedMemoryView.from_any_interface(array, int(stream.handle))
     except (BufferError, TypeError, ValueError, NotImplementedError) as error:
         raise InputError(f"input {name!r}: the GPU array cannot be read through DLPack: {error}") from error
-    if view.strides is not None and not _is_contiguous(view.shape, view.strides):
+    shape, strides = view.shape, view.strides
+    if strides is not None and not _is_contiguous(shape, strides):
         raise InputError(
-            f"input {name!r} is a GPU array with strides {view.strides} (in elements) for shape {view.shape}; an engine "
-            "reads contiguous memory. Make it contiguous first: tensor.contiguous() or cupy.ascontiguousarray(array)."
+            f"input {name!r} is a GPU array with strides {strides} (in elements) for shape {shape}; an engine reads "
+            "contiguous memory. Make it contiguous first: tensor.contiguous() or cupy.ascontiguousarray(array)."
         )
     return view
 

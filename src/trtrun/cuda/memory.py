@@ -6,7 +6,6 @@ import weakref
 from typing import Any
 
 import numpy as np
-
 from cuda.bindings import driver
 
 from .check import check

@@ -1,0 +1,58 @@
+"""The command ``trtrun``: one file per command, which parses, calls the library and prints."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import TrtrunError
+from . import build, demo, inspect, run
+
+app = typer.Typer(
+    name="trtrun",
+    help="Run TensorRT engines at the full speed of the GPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("build")(build.command)
+app.command("demo")(demo.command)
+app.command("inspect")(inspect.command)
+app.command("run")(run.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what TensorRT says, informational too.")
+    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    # To stderr, so that --json leaves stdout to the data.
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler])
+    # An error's own TensorRT lines are printed with it; twice would be once too many.
+    logging.getLogger("trtrun.tensorrt").setLevel(logging.INFO if verbose else logging.CRITICAL)
+
+
+def main() -> Any:
+    """Run the command; trtrun's own errors become one message on stderr and exit code 1."""
+    try:
+        return app()
+    except TrtrunError as error:
+        print(f"trtrun: {error}", file=sys.stderr)
+        return sys.exit(1)

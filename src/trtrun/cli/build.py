@@ -1,0 +1,63 @@
+"""``trtrun build``: ONNX to engine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="The ONNX file.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write the engine; beside the model unless given.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=MIN:OPT:MAX or NAME=SHAPE of a dynamic input, like images=1x3x640x640:8x3x640x640:32x3x640x640. "
+            "Once per input; an input named again begins the next optimization profile."
+        ),
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=SHAPE: replace the shape that the file declares, -1 where it shall be dynamic."),
+    ] = None,
+    flavor: Annotated[
+        str | None, typer.Option(help="tensorrt_rtx or tensorrt; the first installed unless given.")
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(help="RTX: target GPU like sm_89, several allowed; portable unless given.")
+    ] = None,
+    optimization_level: Annotated[int | None, typer.Option(min=0, max=5, help="Builder optimization level.")] = None,
+    workspace: Annotated[str | None, typer.Option(help="Limit of scratch memory for layers, like 2GiB.")] = None,
+    tf32: Annotated[bool, typer.Option(help="Allow TF32 in fp32 matrix products and convolutions.")] = True,
+    plugin: Annotated[list[Path] | None, typer.Option(help="Plugin library to load first.")] = None,
+) -> None:
+    """Build an ONNX model into an engine. Works without a GPU with TensorRT-RTX."""
+    from rich.console import Console
+
+    from ..build import build
+    from ..build.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
+    from ..plan import identify_file
+    from .progress import build_progress
+
+    shapes = [text.rpartition("=") for text in input_shape or ()]
+    options = BuildOptions(
+        profiles=parse_shapes(shape or ()),
+        input_shapes={name: parse_shape(dims, f"{name}={dims}") for name, _, dims in shapes},
+        flavor=flavor,  # type: ignore[arg-type]  # for_building refuses names it does not know
+        compute_capabilities=tuple(compute_capability or ()),
+        optimization_level=optimization_level,
+        workspace=parse_bytes(workspace) if workspace else None,
+        tf32=tf32,
+        plugins=tuple(plugin or ()),
+    )
+    console = Console(stderr=True)
+    start = time.perf_counter()
+    with build_progress(console) as progress:
+        path = build(model, output, options=options, progress=progress)
+    seconds = time.perf_counter() - start
+    console.print(f"[green]✓[/] {path}: {identify_file(path)}, built in {seconds:.1f} s", highlight=False)

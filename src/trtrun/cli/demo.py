@@ -1,0 +1,69 @@
+"""``trtrun demo``: a real face detector on real photographs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the engine and the annotated pictures.")] = Path(
+        "trtrun-demo"
+    ),
+    repetitions: Annotated[int, typer.Option(min=1, help="Repetitions per picture; the table shows medians.")] = 10,
+) -> None:
+    """Build a face detector into an engine, run it on photographs, write annotated pictures and a table."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from .. import demo
+    from ..cuda.device import gpu_count, why_no_gpu
+    from ..onnx_runtime import OnnxRuntimeSession
+    from ..plan import identify_file
+    from ..predictor import load
+    from ..runner import Runner
+    from .progress import build_progress
+
+    console = Console()
+    plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}  # paths stay whole, to be copied
+    with build_progress(console) as progress:
+        start = time.perf_counter()
+        engine = demo.build_engine(out, progress=progress)
+        seconds = time.perf_counter() - start
+    console.print(f"[bold]engine[/]   {engine}: CenterFace, {identify_file(engine)}, built in {seconds:.2f} s", **plain)
+    runner: Runner
+    if gpu_count():
+        runner = load(engine)
+    else:
+        console.print(
+            f"[yellow]The engine was built but cannot run here: {why_no_gpu()}. "
+            "The same network runs through ONNX Runtime on the CPU instead.[/]",
+            **plain,
+        )
+        runner = OnnxRuntimeSession(demo.model_path(), input_shapes=demo.OPTIONS.input_shapes)
+    with runner:
+        console.print(f"[bold]runs on[/]  {runner.backend}", **plain)
+        with console.status("looking for faces"):
+            results = demo.detect_all(runner, repetitions=repetitions)
+    paths = demo.write_pictures(results, out)
+    console.print("[bold]pictures[/] " + " ".join(map(str, paths.values())), **plain)
+    table = Table(box=SIMPLE_HEAD, caption="boxes in pixels, times in milliseconds (medians)", caption_justify="left")
+    table.add_column("picture", no_wrap=True)
+    for title in ("size", "faces", "x1 y1 x2 y2", "score", "prepare", "infer", "decode"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for result in results:
+        rows = result.faces.to_json()
+        height, width = result.picture.shape[:2]
+        table.add_row(
+            result.name,
+            f"{width}×{height}",
+            str(len(rows)),
+            "\n".join(" ".join(f"{v:.0f}" for v in row["box"]) for row in rows),
+            "\n".join(f"{row['score']:.3f}" for row in rows),
+            *(f"{1e3 * t:.2f}" for t in (result.timing.preprocess, result.timing.inference, result.timing.postprocess)),
+        )
+    console.print(table)

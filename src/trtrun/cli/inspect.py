@@ -1,0 +1,61 @@
+"""``trtrun inspect``: what a plan or an ONNX file contains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="A plan or an ONNX file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is in a plan or an ONNX file. Needs neither a GPU nor TensorRT for what the file itself says."""
+    from ..inspection import inspect
+
+    facts = inspect(model)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        _print(facts)
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    tensors = {key: facts.pop(key, None) for key in ("inputs", "outputs")}
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    for key, value in facts.items():
+        table.add_row(key.replace("_", " "), _text(key, value))
+    console.print(table)
+    for title, rows in tensors.items():
+        if rows is None:
+            continue
+        grid = Table("name", "dtype", "shape", title=title, title_justify="left", title_style="bold")
+        ranged = any(row.get("profiles") for row in rows)
+        if ranged:
+            grid.add_column("optimization profiles")
+        for row in rows:
+            cells = [row["name"], row["dtype"], "×".join(map(str, row["shape"])) or "scalar"]
+            if ranged:
+                cells.append(
+                    "\n".join(
+                        "…".join("×".join(map(str, p[k])) for k in ("min", "opt", "max")) for p in row["profiles"]
+                    )
+                )
+            grid.add_row(*cells)
+        console.print(grid)
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
+    if isinstance(value, int) and key not in ("ir_version",):
+        return f"{value:,}"
+    return "none" if value is None else str(value)

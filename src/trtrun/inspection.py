@@ -1,0 +1,125 @@
+"""Facts about a model file as plain data: what its bytes say, and what TensorRT says where it can be asked."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from . import flavor as flavors
+from .errors import MissingPackageError, TrtrunError
+from .plan import identify_file, is_plan, model_file_error
+from .tensor_spec import TensorSpecs
+
+
+def inspect(model: str | os.PathLike[str]) -> dict[str, Any]:
+    """Facts about a plan or an ONNX file, as dictionaries, lists, strings and numbers.
+
+    For a plan, what its own bytes say needs neither a GPU nor TensorRT. Inputs, outputs and memory are read from the
+    deserialized engine where a GPU and the right TensorRT are there; ``engine_unavailable`` says why not elsewhere.
+
+    Raises ModelFileError, PlanError, and OnnxError for an ONNX file that cannot be read.
+    """
+    try:
+        with open(model, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise model_file_error(model, error) from error
+    if is_plan(head) or not os.fspath(model).lower().endswith(".onnx"):
+        return _inspect_plan(model)
+    return _inspect_onnx(model)
+
+
+def _inspect_plan(model: str | os.PathLike[str]) -> dict[str, Any]:
+    plan = identify_file(model)
+    facts: dict[str, Any] = {
+        "file": os.fspath(model),
+        "kind": "plan",
+        "family": plan.family,
+        "version": plan.version_text,
+        "bytes": plan.size,
+        "metadata": plan.metadata,
+    }
+    try:
+        facts["loaded_by"] = flavors.for_plan(plan).title
+    except TrtrunError as error:
+        facts["loaded_by"] = None
+        facts["engine_unavailable"] = error.message
+        return facts
+    try:
+        from .engine import Engine
+
+        with Engine(model) as engine:
+            facts["inputs"] = _tensors(engine.inputs)
+            facts["outputs"] = _tensors(engine.outputs)
+            facts["optimization_profiles"] = engine.num_profiles
+            facts["device_memory_bytes"] = engine.device_memory_size
+            facts["device"] = engine.device.name
+    except TrtrunError as error:
+        facts["engine_unavailable"] = error.message
+    return facts
+
+
+def _tensors(specs: TensorSpecs) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": spec.name,
+            "dtype": spec.dtype.name,
+            "shape": list(spec.shape),
+            "profiles": [{"min": list(p.min), "opt": list(p.opt), "max": list(p.max)} for p in spec.profiles],
+            "location": spec.location,
+        }
+        for spec in specs.values()
+    ]
+
+
+def _inspect_onnx(model: str | os.PathLike[str]) -> dict[str, Any]:
+    from .errors import OnnxError
+
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingPackageError(
+            f"reading an ONNX file needs onnx ({error}). Run: pip install 'trtrun[onnx]'"
+        ) from error
+    try:
+        proto = onnx.load(os.fspath(model), load_external_data=False)
+    except Exception as error:  # protobuf's errors share no base with onnx's
+        raise OnnxError(f"{os.fspath(model)} is not a valid ONNX model: {error}") from error
+    if not proto.graph.node:
+        raise OnnxError(f"{os.fspath(model)} is not a usable ONNX model: its graph has no nodes.")
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    return {
+        "file": os.fspath(model),
+        "kind": "onnx",
+        "bytes": Path(model).stat().st_size,
+        "producer": " ".join(filter(None, [proto.producer_name, proto.producer_version])),
+        "ir_version": proto.ir_version,
+        "opsets": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        "inputs": [_onnx_tensor(value) for value in proto.graph.input if value.name not in weights],
+        "outputs": [_onnx_tensor(value) for value in proto.graph.output],
+        "nodes": len(proto.graph.node),
+        "operators": dict(Counter(node.op_type for node in proto.graph.node).most_common()),
+        "parameters": sum(_elements(tensor.dims) for tensor in proto.graph.initializer),
+        "metadata": {entry.key: entry.value for entry in proto.metadata_props},
+    }
+
+
+def _onnx_tensor(value: Any) -> dict[str, Any]:
+    import onnx
+
+    tensor = value.type.tensor_type
+    name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    return {
+        "name": value.name,
+        "dtype": {"float": "float32", "double": "float64"}.get(name, name),
+        "shape": [dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim],
+    }
+
+
+def _elements(dims: Any) -> int:
+    count = 1
+    for size in dims:
+        count *= size
+    return count

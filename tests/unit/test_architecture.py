@@ -1,0 +1,98 @@
+"""The directions of imports: who may know whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import trtrun
+
+SOURCE = Path(trtrun.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# Layers from the innermost out; a module imports only from its own layer and those before it.
+LAYERS = [
+    ["errors"],
+    ["tensor_spec", "plan"],
+    ["runner", "arrays", "flavor"],
+    ["cuda"],
+    ["build"],
+    ["runtime_cache", "buffers", "output_allocator"],
+    ["engine"],
+    ["route", "session", "onnx_runtime"],
+    ["pipeline"],
+    ["predictor", "inspection"],
+    ["vision", "benchmark"],
+    ["demo"],
+    ["cli"],
+]
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+# Above the Runner contract: these know no concrete runner.
+ABOVE_THE_CONTRACT = {"vision": {"errors", "runner", "tensor_spec", "arrays", "cuda"}, "pipeline": {"errors", "runner"}}
+
+OURS = {"inspection.py": {"device_memory_size"}}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def imports(path: Path, *, at_run_time_only: bool = False) -> set[str]:
+    """Absolute names of the modules that a file imports, functions included."""
+    package = ("trtrun", *path.relative_to(SOURCE).parent.parts)
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            found.add(module)
+            if not node.module:
+                found.update(f"{module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_inward(path: Path) -> None:
+    room = room_of(path)
+    if room in ("__init__", "__main__"):
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "trtrun" or len(parts) < 2 or parts[1] == "__version__":
+            continue
+        assert RANK[parts[1]] <= RANK[room], f"{room} imports {name}"
+        if room in ABOVE_THE_CONTRACT and parts[1] != room:
+            assert parts[1] in ABOVE_THE_CONTRACT[room], f"{room} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_only_flavor_imports_tensorrt_and_only_cuda_imports_cuda(path: Path) -> None:
+    for name in imports(path):
+        top = name.split(".")[0]
+        assert not top.startswith("tensorrt"), f"{path.name} imports {name}"
+        assert top != "cuda" or room_of(path) == "cuda", f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_names_that_tensorrt_10_removed_are_not_used(path: Path) -> None:
+    removed = {
+        "num_bindings", "get_binding_shape", "get_binding_dtype", "get_binding_name", "get_binding_index",
+        "binding_is_input", "set_binding_shape", "execute_async", "execute_async_v2", "max_workspace_size",
+        "build_engine", "build_cuda_engine", "max_batch_size", "get_location", "device_memory_size",
+    }  # fmt: skip
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        # Our own modules and classes have names of their own: demo.build_engine, Engine.device_memory_size.
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "demo"):
+            assert node.attr not in removed - OURS.get(path.name, set()), f"{path.name}:{node.lineno}"
