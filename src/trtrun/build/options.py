@@ -21,6 +21,7 @@ class BuildOptions:
     """Options of one build. The defaults build a portable engine with TensorRT's own defaults."""
 
     profiles: tuple[Profile, ...] = ()  # optimization profiles; one for a dynamic batch is added when there are none
+    specialize: tuple[int, ...] = ()  # batch sizes that get a profile, and so kernels, of their own
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)  # replace the model's own, -1 where dynamic
     flavor: FlavorName | None = None  # which builder; TensorRT-RTX before the full one unless named
     compute_capabilities: tuple[str, ...] = ()  # RTX: "sm_89", …; empty builds one portable engine
@@ -35,6 +36,7 @@ class BuildOptions:
         plugins = [os.fspath(plugin) for plugin in self.plugins]
         data: dict[str, Any] = {
             "profiles": profiles,
+            "specialize": self.specialize,
             "input_shapes": {name: list(shape) for name, shape in sorted(self.input_shapes.items())},
             "flavor": self.flavor,
             "compute_capabilities": self.compute_capabilities,

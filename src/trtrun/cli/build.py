@@ -21,6 +21,9 @@ def command(
             "Once per input; an input named again begins the next optimization profile."
         ),
     ] = None,
+    specialize: Annotated[
+        str | None, typer.Option(help="Batch sizes that get kernels of their own, like 1,8,32: faster than the range.")
+    ] = None,
     input_shape: Annotated[
         list[str] | None,
         typer.Option(help="NAME=SHAPE: replace the shape that the file declares, -1 where it shall be dynamic."),
@@ -47,6 +50,7 @@ def command(
     shapes = [text.rpartition("=") for text in input_shape or ()]
     options = BuildOptions(
         profiles=parse_shapes(shape or ()),
+        specialize=parse_shape((specialize or "").replace(",", "x"), "--specialize"),
         input_shapes={name: parse_shape(dims, f"{name}={dims}") for name, _, dims in shapes},
         flavor=flavor,  # type: ignore[arg-type]  # for_building refuses names it does not know
         compute_capabilities=tuple(compute_capability or ()),

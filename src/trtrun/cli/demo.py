@@ -51,9 +51,10 @@ def command(
             results = demo.detect_all(runner, repetitions=repetitions)
     paths = demo.write_pictures(results, out)
     console.print("[bold]pictures[/] " + " ".join(map(str, paths.values())), **plain)
-    table = Table(box=SIMPLE_HEAD, caption="boxes in pixels, times in milliseconds (medians)", caption_justify="left")
+    caption = f"boxes in pixels; preprocessing, inference and postprocessing in ms, medians of {repetitions}"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left")
     table.add_column("picture", no_wrap=True)
-    for title in ("size", "faces", "x1 y1 x2 y2", "score", "prepare", "infer", "decode"):
+    for title in ("size", "faces", "x1 y1 x2 y2", "score", "pre", "infer", "post"):
         table.add_column(title, justify="right", no_wrap=True)
     for result in results:
         rows = result.faces.to_json()
