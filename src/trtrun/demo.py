@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .build.cache import cached_engine
+from .build import build
+from .build.builder import Progress
 from .build.options import BuildOptions, parse_shapes
 from .errors import MissingPackageError
 from .runner import Runner
@@ -28,6 +28,7 @@ OPTIONS = BuildOptions(input_shapes={INPUT: (1, 3, -1, -1)}, profiles=parse_shap
 _PICTURES = {
     "astronaut": ("skimage", "data/astronaut.png"),  # Eileen Collins, NASA
     "grace_hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),  # Grace Hopper, US Navy
+    "camera": ("skimage", "data/camera.png"),  # a photographer from the side, grey
     "coffee": ("skimage", "data/coffee.png"),
     "china": ("sklearn", "datasets/images/china.jpg"),
 }
@@ -49,15 +50,17 @@ def model_path() -> Path:
 
 
 def pictures() -> dict[str, Picture]:
-    """The photographs by name, BGR uint8 [H, W, 3]. "pair" puts the two portraits side by side."""
+    """The photographs by name, BGR uint8 [H, W, 3]; "group" is composed of those with faces, side by side."""
     cv2 = import_cv2()
     found: dict[str, Picture] = {
         name: cv2.imread(str(_package_file(package, file)), cv2.IMREAD_COLOR)
         for name, (package, file) in _PICTURES.items()
     }
     height = 512
-    portraits = [found["astronaut"], found["grace_hopper"]]
-    found["pair"] = cv2.hconcat([cv2.resize(p, (p.shape[1] * height // p.shape[0], height)) for p in portraits])
+    people = [found[name] for name in ("astronaut", "grace_hopper", "camera")]
+    found["group"] = cv2.hconcat(
+        [cv2.resize(p, (p.shape[1] * height // p.shape[0], height), interpolation=cv2.INTER_AREA) for p in people]
+    )
     return found
 
 
@@ -70,11 +73,9 @@ def _package_file(package: str, file: str) -> Path:
     raise MissingPackageError(f"the demo needs {file} of the package {package}. Run: pip install 'trtrun[demo]'")
 
 
-def build_engine() -> tuple[Path, float]:
-    """The engine of CenterFace from the cache, built when it is not there yet, and the seconds that this took."""
-    start = time.perf_counter()
-    path = cached_engine(model_path(), OPTIONS)
-    return path, time.perf_counter() - start
+def build_engine(folder: Path, *, progress: Progress | None = None) -> Path:
+    """Build CenterFace into ``centerface.engine`` in this folder; past the cache, so that the build is seen."""
+    return build(model_path(), folder / "centerface.engine", options=OPTIONS, progress=progress)
 
 
 def detect_all(runner: Runner, *, repetitions: int = 1) -> list[DemoPicture]:
@@ -97,5 +98,7 @@ def write_pictures(results: list[DemoPicture], folder: Path) -> Mapping[str, Pat
     folder.mkdir(parents=True, exist_ok=True)
     paths = {result.name: folder / f"{result.name}.jpg" for result in results}
     for result in results:
-        cv2.imwrite(str(paths[result.name]), draw(result.picture, result.faces, label="face"))
+        # Encoded first and then written, because imwrite only returns False when the disk is full.
+        _, data = cv2.imencode(".jpg", draw(result.picture, result.faces, label="face"))
+        paths[result.name].write_bytes(data.tobytes())
     return paths

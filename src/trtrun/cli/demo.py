@@ -51,7 +51,7 @@ def command(
             results = demo.detect_all(runner, repetitions=repetitions)
     paths = demo.write_pictures(results, out)
     console.print("[bold]pictures[/] " + " ".join(map(str, paths.values())), **plain)
-    caption = f"boxes in pixels; preprocessing, inference and postprocessing in ms, medians of {repetitions}"
+    caption = f"boxes in pixels; stages in milliseconds, medians of {repetitions}"
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left")
     table.add_column("picture", no_wrap=True)
     for title in ("size", "faces", "x1 y1 x2 y2", "score", "pre", "infer", "post"):

@@ -15,12 +15,12 @@ def draw(picture: Picture, detections: Detections, *, label: str = "") -> Pictur
     height, width = canvas.shape[:2]
     thickness = max(2, round(min(height, width) / 220))
     font, size = cv2.FONT_HERSHEY_SIMPLEX, max(0.45, min(height, width) / 900)
-    for row in detections.to_json():
-        x1, y1, x2, y2 = (round(v) for v in row["box"])
+    for index, box in enumerate(detections.boxes):
+        x1, y1, x2, y2 = (round(float(v)) for v in box)
         cv2.rectangle(canvas, (x1, y1), (x2, y2), _BOX, thickness, cv2.LINE_AA)
-        for x, y in row.get("landmarks", ()):
-            cv2.circle(canvas, (round(x), round(y)), thickness, _MARK, -1, cv2.LINE_AA)
-        text = f"{label} {row['score']:.2f}".strip()
+        for x, y in detections.landmarks[index] if detections.landmarks is not None else ():
+            cv2.circle(canvas, (round(float(x)), round(float(y))), thickness, _MARK, cv2.FILLED, cv2.LINE_AA)
+        text = f"{label} {detections.scores[index]:.2f}".strip()
         (text_width, text_height), below = cv2.getTextSize(text, font, size, max(1, thickness // 2))
         left = min(max(x1 - thickness // 2, 0), max(width - text_width - 6, 0))
         # Above the box where there is room, else inside it.

@@ -35,17 +35,18 @@ class Letterbox:
     @property
     def _scale(self) -> Points:
         # Per axis: rounding the resized picture to whole pixels stretches the two axes by slightly different factors.
-        return np.float32([self.resized[0] / self.source[0], self.resized[1] / self.source[1]])
+        scale: Points = np.divide(self.resized, self.source, dtype=np.float32)
+        return scale
 
     def to_input(self, points: Points) -> Points:
         """Points [..., 2] (x, y) of the picture as points of the network's input."""
-        return points * self._scale + np.float32(self.offset)
+        return points * self._scale + np.array(self.offset, np.float32)
 
     def to_picture(self, points: Points) -> Points:
         """Points [..., 2] (x, y) of the network's input as points of the picture; not clipped."""
-        return (points - np.float32(self.offset)) / self._scale
+        return (points - np.array(self.offset, np.float32)) / self._scale
 
     def boxes_to_picture(self, boxes: Points) -> Points:
         """Boxes [N, 4] (x1, y1, x2, y2) of the input as boxes of the picture, clipped to it."""
         corners = self.to_picture(boxes.reshape(-1, 2, 2))
-        return np.clip(corners, 0, np.float32(self.source)).reshape(-1, 4)
+        return np.clip(corners, 0, np.array(self.source, np.float32)).reshape(-1, 4)

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
+
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
 class Detections:
-    """Boxes of one picture, best first.
+    """Boxes of one picture, best first. The arrays are read-only; InputError is raised when they do not fit together.
 
     Attributes:
         boxes: float32 [N, 4], x1, y1, x2, y2 in pixels of the original picture.
@@ -28,21 +30,30 @@ class Detections:
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
-        shapes = {"boxes": (count, 4), "scores": (count,), "class_ids": (count,)}
-        for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} must have shape {shape}, got {getattr(self, name).shape}")
-        if self.landmarks is not None and (self.landmarks.ndim != 3 or self.landmarks.shape[::2] != (count, 2)):
-            raise ValueError(f"landmarks must have shape ({count}, K, 2), got {self.landmarks.shape}")
-        for name in (*shapes, "landmarks"):
-            if (array := getattr(self, name)) is not None:
-                array.flags.writeable = False
+        self._freeze("boxes", np.float32, (count, 4))
+        self._freeze("scores", np.float32, (count,))
+        self._freeze("class_ids", np.int64, (count,))
+        if self.landmarks is not None:
+            points = self.landmarks.shape[1] if self.landmarks.ndim == 3 else -1
+            self._freeze("landmarks", np.float32, (count, points, 2))
+
+    def _freeze(self, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+        array = getattr(self, name)
+        if array.dtype != dtype or array.shape != shape:
+            wanted = " × ".join("K" if size < 0 else str(size) for size in shape)
+            raise InputError(
+                f"{name} of {shape[0]} detections must be {np.dtype(dtype).name} [{wanted}], "
+                f"got {array.dtype.name} {list(array.shape)}."
+            )
+        view = array.view()  # the caller's own array keeps its flags
+        view.flags.writeable = False
+        object.__setattr__(self, name, view)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One plain dictionary per detection."""
+        """One dictionary of plain numbers per detection, pixels to two decimals."""
         rows = []
         for index in range(len(self)):
             row: dict[str, Any] = {
@@ -57,7 +68,7 @@ class Detections:
 
 
 def box_iou(a: Array, b: Array) -> Array:
-    """Intersection over union of boxes [N, 4] with boxes [M, 4]: float [N, M]."""
+    """Intersection over union of boxes [N, 4] with boxes [M, 4]: float [N, M]; 0 where both are empty."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     intersection = np.prod(np.clip(high - low, 0, None), axis=2)

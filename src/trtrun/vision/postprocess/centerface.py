@@ -1,8 +1,9 @@
 """CenterFace: faces as the peaks of a heat map (Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face
 as Point", arXiv:1911.03599).
 
-Every cell of the stride-4 maps predicts one face: its score, the logarithm of its height and width, the offset of its
-centre within the cell, and five landmarks relative to its box.
+Every cell of the stride-4 maps predicts one face: its score, the logarithm of its height and width in cells, the offset
+of its centre from the cell's, and five landmarks (eyes, nose, corners of the mouth) relative to its box. The network
+takes RGB from 0 to 255.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from ..results import Detections
 from .nms import non_maximum_suppression
 
 STRIDE = 4
+SIZE_MULTIPLE = 32  # what height and width of the input must be divisible by
+OUTPUTS = ("537", "538", "539", "540")  # heat map, scale, offset, landmarks; the names in the published model
 PREPROCESSING = Preprocessing(channels="RGB", scale=1.0, padding=0)
 
 
@@ -31,13 +34,13 @@ def decode(
     """The faces of one picture.
 
     Args:
-        outputs: the network's outputs for a batch of one, in its order: heat map [1, 1, h, w], scale [1, 2, h, w]
-            (height, width), offset [1, 2, h, w] (y, x), landmarks [1, 10, h, w] (five times y, x).
+        outputs: ``OUTPUTS`` for a batch of one: heat map [1, 1, h, w], scale [1, 2, h, w] (height, width), offset
+            [1, 2, h, w] (y, x), landmarks [1, 10, h, w] (five times y, x).
         geometry: how the picture was brought into the network's input.
-        score_threshold: heat map values below it are no faces.
+        score_threshold: cells whose heat is not above it are no faces.
         iou_threshold: of two faces that overlap more, the worse is dropped.
     """
-    heat, scale, offset, marks = (np.asarray(value)[0].astype(np.float32) for value in outputs.values())
+    heat, scale, offset, marks = (np.asarray(outputs[name][0], np.float32) for name in OUTPUTS)
     rows, columns = np.nonzero(heat[0] > score_threshold)
     scores = heat[0, rows, columns]
     size = np.exp(scale[:, rows, columns]) * STRIDE
