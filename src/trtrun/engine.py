@@ -72,6 +72,9 @@ class Engine:
         self.auto_close = False  # set by load(): closed with the last session
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lock = threading.RLock()
+        # The first executions of a context may compile kernels, which TensorRT-RTX 1.6 does not do safely in two
+        # contexts of one engine at once. Replayed graphs do not come this way.
+        self.enqueue_lock = threading.Lock()
         self.flavor.initialize_plugins(plugins)
         plan = data[self.plan.offset :]
         with self.device:

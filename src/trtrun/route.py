@@ -226,7 +226,7 @@ class Route:
 
     def execute(self, stream: int) -> None:
         """Enqueue the engine itself. Raises ExecutionError with TensorRT's log when it refuses."""
-        with self._engine.flavor.logger.capture() as lines:
+        with self._engine.enqueue_lock, self._engine.flavor.logger.capture() as lines:
             if not self._context.execute_async_v3(stream):
                 raise ExecutionError(f"TensorRT could not enqueue {self._engine.name}.", log=lines)
 
@@ -255,10 +255,13 @@ class Route:
     def captured(self, steps: Steps) -> bool:
         return steps in self._graphs
 
-    def capture(self, steps: Steps) -> None:
-        """Capture these steps after they ran once. On failure ``graph_reason`` says why, and they stay enqueued."""
-        if self.graph_reason is not None or not self._warm or steps in self._graphs:
-            return
+    def capture(self, steps: Steps) -> bool:
+        """Capture these steps after they ran once; True when they are.
+
+        On failure ``graph_reason`` says why, and the steps stay enqueued one by one.
+        """
+        if self.graph_reason is not None or not self._warm:
+            return False
         capabilities = self._engine.flavor.capabilities
         try:
             context: Any = self._context  # is_stream_capturable is TensorRT-RTX's, and the stubs know the full API
@@ -266,8 +269,10 @@ class Route:
                 raise ExecutionError("TensorRT says that this engine cannot be captured for these shapes")
             self._graphs[steps] = capture(self._stream, lambda stream: self._enqueue(stream, steps))
         except TrtrunError as error:
-            self.graph_reason = str(error)
-            _LOG.info("%s runs without a CUDA graph: %s", self._engine.name, error)
+            self.graph_reason = f"capture failed: {error}"
+            _LOG.warning("%s runs without a CUDA graph, which is slower: %s", self._engine.name, error)
+            return False
+        return True
 
     def drop_graphs(self) -> None:
         for graph in self._graphs.values():
@@ -279,4 +284,6 @@ class Route:
         for allocator in self.allocators.values():
             allocator.close()
         self.allocators.clear()
+        # The views keep page-locked memory alive; the context holds memory on the GPU.
+        self.inputs, self.outputs = [], {}
         del self._context

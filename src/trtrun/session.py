@@ -349,8 +349,8 @@ class Session(Runner):
             self._read_dependent(route)
         # The common context of a dynamic engine is about to get other shapes, which a graph would not survive.
         if self._cuda_graph and not (route is self._common and self._dynamic):
-            route.capture(steps)
-            self.engine.save_runtime_cache()
+            if route.capture(steps):
+                self.engine.save_runtime_cache()
 
     def _wait(self) -> None:
         try:

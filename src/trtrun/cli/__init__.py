@@ -53,6 +53,6 @@ def main() -> Any:
     """Run the command; trtrun's own errors become one message on stderr and exit code 1."""
     try:
         return app()
-    except TrtrunError as error:
+    except (TrtrunError, OSError) as error:  # OSError: an output that cannot be written
         print(f"trtrun: {error}", file=sys.stderr)
         return sys.exit(1)

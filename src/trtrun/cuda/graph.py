@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -11,6 +12,26 @@ from cuda.core.graph import Graph
 from .check import translated
 
 
+class _Capturing(threading.local):
+    """What this thread must do when its capture is over; None while it captures nothing."""
+
+    later: list[Callable[[], None]] | None = None
+
+
+_capturing = _Capturing()
+
+
+def defer_while_capturing(action: Callable[[], None]) -> None:
+    """Do this now, or when the capture that this thread is in has ended.
+
+    Freeing memory would invalidate the capture, and the garbage collector may free anything at any time.
+    """
+    if _capturing.later is None:
+        action()
+    else:
+        _capturing.later.append(action)
+
+
 def capture(stream: Stream, enqueue: Callable[[int], None]) -> Graph:
     """Capture what ``enqueue(stream_handle)`` enqueues, instantiate it and upload it to the GPU.
 
@@ -18,6 +39,7 @@ def capture(stream: Stream, enqueue: Callable[[int], None]) -> Graph:
     context current. Whatever ``enqueue`` raises is raised after the capture was ended.
     """
     builder = stream.create_graph_builder()
+    later = _capturing.later = []
     try:
         with translated("capture a CUDA graph"):
             builder.begin_building("thread_local")
@@ -31,7 +53,12 @@ def capture(stream: Stream, enqueue: Callable[[int], None]) -> Graph:
                 raise
             builder.end_building()
             graph: Graph = builder.complete()
-            graph.upload(stream)
-            return graph
     finally:
-        builder.close()
+        _capturing.later = None
+        with suppress(Exception):  # nor can the builder of a failed capture be closed without an error
+            builder.close()
+        for action in later:
+            action()
+    with translated("upload a CUDA graph"):
+        graph.upload(stream)
+    return graph

@@ -10,6 +10,7 @@ from cuda.bindings import driver
 
 from .check import check
 from .device import Device
+from .graph import defer_while_capturing
 
 
 class PinnedMemory:
@@ -38,8 +39,11 @@ class PinnedMemory:
 
 
 def _free_host(device: Device, address: int) -> None:
-    with device:
-        check(driver.cuMemFreeHost(address), "free page-locked memory")
+    def free() -> None:
+        with device:
+            check(driver.cuMemFreeHost(address), "free page-locked memory")
+
+    defer_while_capturing(free)
 
 
 class DeviceMemory:
@@ -58,8 +62,11 @@ class DeviceMemory:
 
 
 def _free_device(device: Device, address: int) -> None:
-    with device:
-        check(driver.cuMemFree(address), "free device memory")
+    def free() -> None:
+        with device:
+            check(driver.cuMemFree(address), "free device memory")
+
+    defer_while_capturing(free)
 
 
 def copy_async(target: int, source: int, nbytes: int, stream: int) -> None:
