@@ -38,8 +38,8 @@ class CopyPool:
     copy to the device runs while the next chunk is filled. NumPy releases the interpreter lock while it copies.
     """
 
-    CHUNK = 512 << 10
-    THRESHOLD = 1 << 20  # below it one thread is done before another has woken up
+    CHUNK = 1 << 20
+    THRESHOLD = 4 << 20  # below it one thread is nearly done before another has woken up
 
     def __init__(self, threads: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import COPY_POOL, CopyPool, as_host_array, copy_out, nbytes_of
+from .arrays import COPY_POOL, as_host_array, copy_out, nbytes_of
 from .buffers import Buffers
 from .cuda.check import translated
 from .cuda.device_array import DeviceArray, borrow, gpu_ordinal, result_pool
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
     from .engine import Engine
 
+# Bytes from which an input is copied to the device beside the graph instead of inside it. Measured on an H200 (NumPy
+# to NumPy, batch of ResNet-50): 0.3 MB 411 µs inside; 2.4 MB 904 µs inside, 836 µs by the driver's own staging; 9.6 MB
+# 2700 µs inside, 2365 µs by the driver, 2159 µs by four threads.
+_LARGE = 1 << 20
 _MAX_ROUTES = 16  # shape keys with an execution context and graphs of their own; the least recently used goes first
 _MAX_SEEN = 256  # shape keys whose requests are counted
 
@@ -318,16 +322,21 @@ class Session(Runner):
                     copy_async(route.input_addresses[index], array.ptr, view.nbytes, self._handle)
             elif array.base is not None and self._buffers.owns(spec.name, array) and _same_place(array, view):
                 which |= 1 << index
-            elif view.nbytes >= CopyPool.THRESHOLD and array.dtype == view.dtype and spec.location == "device":
-                self._fill_in_chunks(route.input_addresses[index], view, array)
+            elif view.nbytes >= _LARGE and spec.location == "device" and _is_plain(array, view):
+                self._fill_large(route.input_addresses[index], view, array)
             else:
                 np.copyto(view, array)
                 which |= 1 << index
         return which
 
-    def _fill_in_chunks(self, address: int, view: Host, array: Host) -> None:
+    def _fill_large(self, address: int, view: Host, array: Host) -> None:
+        """Copy a large input to the device beside the graph, so that the transfer overlaps with filling."""
         source, handle = view.ctypes.data, self._handle
         device = self._device
+        if view.nbytes < COPY_POOL.THRESHOLD:
+            # Straight from the caller's memory: the driver stages it in pieces, and returns when all has been read.
+            copy_async(address, array.ctypes.data, view.nbytes, handle)
+            return
 
         def copy_chunk(start: int, stop: int) -> None:
             entered = device.enter()
@@ -348,9 +357,9 @@ class Session(Runner):
         if route.allocators and steps[1]:
             self._read_dependent(route)
         # The common context of a dynamic engine is about to get other shapes, which a graph would not survive.
-        if self._cuda_graph and not (route is self._common and self._dynamic):
-            if route.capture(steps):
-                self.engine.save_runtime_cache()
+        may_capture = self._cuda_graph and not (route is self._common and self._dynamic)
+        if may_capture and route.capture(steps):
+            self.engine.save_runtime_cache()
 
     def _wait(self) -> None:
         try:
@@ -475,6 +484,11 @@ class _InFlight:
             raise ExecutionError("this request was collected already.")
         self._done = True
         return self.session._collect(self)
+
+
+def _is_plain(array: Host, view: Host) -> bool:
+    """True when the bytes of ``array`` in memory are those that ``view`` shall hold."""
+    return array.flags.c_contiguous and array.dtype == view.dtype
 
 
 def _same_place(array: Host, view: Host) -> bool:

@@ -159,22 +159,23 @@ def test_staging_is_filled_directly(open_session: Open, reference: Reference) ->
     assert relative_error(session(session.staging["x"][1:])["y"], expected) <= 1e-5
 
 
-def test_large_inputs_are_filled_in_chunks(open_session: Open, reference: Reference) -> None:
+@pytest.mark.parametrize("threshold", [1 << 10, 1 << 30])
+def test_large_inputs_are_copied_beside_the_graph(
+    threshold: int, open_session: Open, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks by several threads, and by the driver's own staging; with sizes that a test can afford."""
+    monkeypatch.setattr("trtrun.session._LARGE", 1 << 10)
+    monkeypatch.setattr("trtrun.arrays.CopyPool.THRESHOLD", threshold)
+    monkeypatch.setattr("trtrun.arrays.CopyPool.CHUNK", 1000)
     session, expected = open_session("convolution"), reference("convolution")
     rng = np.random.default_rng()
-    from trtrun.arrays import CopyPool
-
-    threshold, CopyPool.THRESHOLD = CopyPool.THRESHOLD, 1 << 10
-    chunk, CopyPool.CHUNK = CopyPool.CHUNK, 1000
-    try:
-        for _ in range(6):
-            x = rng.standard_normal((4, 3, 64, 64)).astype(np.float32)
-            poison(session)
-            actual, wanted = session(x), expected(x)
-            for output in wanted:
-                assert relative_error(actual[output], wanted[output]) <= 1e-5
-    finally:
-        CopyPool.THRESHOLD, CopyPool.CHUNK = threshold, chunk
+    x = rng.standard_normal((4, 3, 64, 64)).astype(np.float32)
+    for _ in range(8):
+        x[:] = rng.standard_normal(x.shape)  # the same memory again: it must have been read when the call returned
+        poison(session)
+        actual, wanted = session(x), expected(x)
+        for output in wanted:
+            assert relative_error(actual[output], wanted[output]) <= 1e-5
 
 
 def test_used_from_another_thread_than_the_one_that_loaded(open_session: Open) -> None:
