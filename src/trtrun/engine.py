@@ -71,10 +71,10 @@ class Engine:
         self.name = name
         self.auto_close = False  # set by load(): closed with the last session
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self._lock = threading.RLock()
-        # The first executions of a context may compile kernels, which TensorRT-RTX 1.6 does not do safely in two
-        # contexts of one engine at once. Replayed graphs do not come this way.
-        self.enqueue_lock = threading.Lock()
+        # Held while TensorRT may compile kernels: contexts that share a runtime cache must not do so at once. Six
+        # threads doing it crashed TensorRT-RTX 1.6.1 within seconds; with this lock, or without the cache, they did
+        # not. Replayed graphs do not come this way.
+        self.compile_lock = threading.RLock()
         self.flavor.initialize_plugins(plugins)
         plan = data[self.plan.offset :]
         with self.device:
@@ -193,13 +193,13 @@ class Engine:
     def create_context(self, *, specialize: bool) -> IExecutionContext:
         """A new ``IExecutionContext`` without scratch memory of its own.
 
-        ``specialize`` compiles the kernels for its shapes before the first execution, which a captured graph needs
-        to be as fast as it can be; without it a flavour that compiles at run time starts with generic kernels and
-        replaces them in the background. Flavours that compile nothing at run time make no difference.
+        ``specialize`` compiles the kernels for its shapes before their first execution, which a captured graph needs
+        to be as fast as it can be; without it a flavour that compiles at run time uses generic kernels for all shapes,
+        which start at once. Flavours that compile nothing at run time make no difference.
         """
         engine: Any = self.handle  # the runtime config's members are TensorRT-RTX's, and the stubs know the full API
         trt, capabilities = self.flavor.module, self.flavor.capabilities
-        with self._lock, self.device, self.flavor.logger.capture() as lines:
+        with self.compile_lock, self.device, self.flavor.logger.capture() as lines:
             user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
             if capabilities.has_runtime_config:
                 config = engine.create_runtime_config()
@@ -207,7 +207,7 @@ class Engine:
                 if capabilities.has_kernel_specialization:
                     strategy = trt.DynamicShapesKernelSpecializationStrategy
                     config.dynamic_shapes_kernel_specialization_strategy = (
-                        strategy.EAGER if specialize else strategy.LAZY
+                        strategy.EAGER if specialize else strategy.NONE
                     )
                 if self._cache is not None:
                     if self._runtime_cache is None:
@@ -229,7 +229,7 @@ class Engine:
 
     def save_runtime_cache(self) -> None:
         """Write the kernels compiled so far to the cache folder, if there are new ones."""
-        with self._lock:
+        with self.compile_lock:
             if self._cache is not None and self._runtime_cache is not None:
                 self._cache.save(self._runtime_cache)
 
@@ -251,7 +251,7 @@ class Engine:
 
     def close(self) -> None:
         """Close the sessions over this engine, then the engine and its runtime. Calling it again does nothing."""
-        with self._lock:
+        with self.compile_lock:
             if self._engine is None:
                 return
             self.auto_close = False

@@ -226,7 +226,7 @@ class Route:
 
     def execute(self, stream: int) -> None:
         """Enqueue the engine itself. Raises ExecutionError with TensorRT's log when it refuses."""
-        with self._engine.enqueue_lock, self._engine.flavor.logger.capture() as lines:
+        with self._engine.compile_lock, self._engine.flavor.logger.capture() as lines:
             if not self._context.execute_async_v3(stream):
                 raise ExecutionError(f"TensorRT could not enqueue {self._engine.name}.", log=lines)
 

@@ -25,7 +25,7 @@ def test_torch_tensors_in_numpy_out(open_session: Open, reference: Callable) -> 
         x = random(*shape)
         out = session(torch.from_numpy(x).cuda())
         for name, wanted in reference("convolution")(x).items():
-            assert relative_error(out[name], wanted) <= 1e-5
+            assert relative_error(out[name], wanted) <= 1e-3
 
 
 def test_torch_in_torch_out(open_session: Open, reference: Callable) -> None:
@@ -40,7 +40,7 @@ def test_torch_in_torch_out(open_session: Open, reference: Callable) -> None:
         for name, wanted in reference("convolution")(x).items():
             assert tensors[name].is_cuda
             assert tuple(tensors[name].shape) == wanted.shape
-            assert relative_error(tensors[name].cpu().numpy(), wanted) <= 1e-5
+            assert relative_error(tensors[name].cpu().numpy(), wanted) <= 1e-3
 
 
 def test_work_is_ordered_after_the_producer(open_session: Open) -> None:
@@ -72,7 +72,7 @@ def test_callers_stream_is_honoured(open_session: Open, reference: Callable) -> 
             wanted.append(reference("static")(host)["y"])
     stream.synchronize()
     for actual, expected in zip(results, wanted, strict=True):
-        assert relative_error(actual.cpu().numpy(), expected) <= 1e-5
+        assert relative_error(actual.cpu().numpy(), expected) <= 1e-3
 
 
 def test_host_and_device_requests_mixed(open_session: Open, reference: Callable) -> None:
