@@ -2,8 +2,8 @@
 
 Tolerances are relative errors in the L2 norm. fp16: 2e-3, two units in the last place of fp16 (2^-10) for sums that
 are rounded to fp16 more than once. fp32: 1e-3 for engines built without TF32; measured on an H200, TensorRT-RTX 1.6.1
-still has 4e-4 then, as products rounded to a 10-bit mantissa have. With TF32, the builder's default, the inputs of every
-product are cut to 10 bits instead, 2^-11 on average for each of two operands in each of two layers: measured 1.1e-3 to
+still has 4e-4 then, as products rounded to a 10-bit mantissa have. With TF32, the builder's default, the inputs of
+every product are cut to 10 bits instead, 2^-11 on average for each of two operands in each of two layers: measured 1.1e-3 to
 1.2e-3, so 2e-3.
 """
 
