@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .build import BuildOptions, build
+    from .building import BuildOptions, build
     from .cuda.device_array import DeviceArray
     from .engine import Engine
     from .errors import (
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 # Public name -> module, and the name there when it differs.
 _HOMES: dict[str, str] = {
     "BuildError": "errors",
-    "BuildOptions": "build.options",
+    "BuildOptions": "building.options",
     "ClosedError": "errors",
     "DeviceArray": "cuda.device_array",
     "DeviceError": "errors",
@@ -76,7 +76,7 @@ _HOMES: dict[str, str] = {
     "TensorSpecs": "tensor_spec",
     "TrtrunError": "errors",
     "UnsupportedTensorError": "errors",
-    "build": "build",
+    "build": "building",
     "identify": "plan:identify_file",
     "inspect": "inspection",
     "load": "predictor",

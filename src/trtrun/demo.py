@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .build import build
-from .build.builder import Progress
-from .build.options import BuildOptions, parse_shapes
+from .building import build
+from .building.builder import Progress
+from .building.options import BuildOptions, parse_shapes
 from .errors import MissingPackageError
 from .runner import Runner
 from .vision.detector import FaceDetector, Timing

@@ -11,7 +11,7 @@ from .plan import is_plan, model_file_error
 from .runner import Runner
 
 if TYPE_CHECKING:
-    from .build.options import BuildOptions
+    from .building.options import BuildOptions
 
 _LOG = logging.getLogger("trtrun")
 
@@ -58,8 +58,8 @@ def load(
         runner = OnnxRuntimeSession(model, input_shapes=build_options.input_shapes if build_options else None)
         _LOG.warning("%s runs on the CPU through ONNX Runtime, not on a GPU: %s.", os.fspath(model), why_no_gpu())
         return runner
-    from .build.cache import cached_engine
-    from .build.options import BuildOptions
+    from .building.cache import cached_engine
+    from .building.options import BuildOptions
 
     engine = cached_engine(model, build_options or BuildOptions())
     return _load_plan(engine, device, plugins, cuda_graph)

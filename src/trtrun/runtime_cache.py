@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .build.cache import cache_dir, write_atomic
+from .building.cache import cache_dir, write_atomic
 from .cuda.device import Device
 from .flavor import Flavor
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests import models
-from trtrun.build.builder import build_plan
-from trtrun.build.options import BuildOptions, parse_shapes
+from trtrun.building.builder import build_plan
+from trtrun.building.options import BuildOptions, parse_shapes
 from trtrun.cuda.device import Device, gpu_count, why_no_gpu
 from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession

@@ -3,8 +3,8 @@
 Tolerances are relative errors in the L2 norm. fp16: 2e-3, two units in the last place of fp16 (2^-10) for sums that
 are rounded to fp16 more than once. fp32: 1e-3 for engines built without TF32; measured on an H200, TensorRT-RTX 1.6.1
 still has 4e-4 then, as products rounded to a 10-bit mantissa have. With TF32, the builder's default, the inputs of
-every product are cut to 10 bits instead, 2^-11 on average for each of two operands in each of two layers: measured 1.1e-3 to
-1.2e-3, so 2e-3.
+every product are cut to 10 bits instead, 2^-11 on average for each of two operands in each of two layers: measured
+1.1e-3 to 1.2e-3, so 2e-3.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import trtrun
 from tests import models
 from tests.conformance import RunnerConformance
 from tests.gpu.conftest import relative_error
-from trtrun.build.builder import build_plan
-from trtrun.build.options import BuildOptions, parse_shapes
+from trtrun.building.builder import build_plan
+from trtrun.building.options import BuildOptions, parse_shapes
 from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.session import Session

@@ -18,7 +18,7 @@ LAYERS = [
     ["tensor_spec", "plan"],
     ["runner", "arrays", "flavor"],
     ["cuda"],
-    ["build"],
+    ["building"],
     ["runtime_cache", "buffers", "output_allocator"],
     ["engine"],
     ["route", "session", "onnx_runtime"],

@@ -9,7 +9,7 @@ import pytest
 import trtrun
 from tests import models
 from trtrun import errors
-from trtrun.build.builder import build_plan
+from trtrun.building.builder import build_plan
 from trtrun.cuda.device import Device, gpu_count
 from trtrun.engine import Engine
 

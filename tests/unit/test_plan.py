@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import models
-from trtrun.build.builder import build_plan
+from trtrun.building.builder import build_plan
 from trtrun.errors import ModelFileError, PlanError
 from trtrun.plan import identify, identify_file, is_plan
 

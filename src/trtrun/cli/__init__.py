@@ -44,9 +44,9 @@ def _options(
 
     # To stderr, so that --json leaves stdout to the data.
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    if not verbose:  # an error's own TensorRT lines are printed with it; twice would be once too many
+        handler.addFilter(lambda record: record.name != "trtrun.tensorrt")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler])
-    # An error's own TensorRT lines are printed with it; twice would be once too many.
-    logging.getLogger("trtrun.tensorrt").setLevel(logging.INFO if verbose else logging.CRITICAL)
 
 
 def main() -> Any:

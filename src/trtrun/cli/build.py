@@ -42,8 +42,8 @@ def command(
     """Build an ONNX model into an engine. Works without a GPU with TensorRT-RTX."""
     from rich.console import Console
 
-    from ..build import build
-    from ..build.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
+    from ..building import build
+    from ..building.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
     from ..plan import identify_file
     from .progress import build_progress
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..build.builder import Progress
+    from ..building.builder import Progress
 
 
 @contextmanager

@@ -86,10 +86,10 @@ def parse_shape(text: str, context: str) -> Shape:
 
 
 def parse_bytes(text: str) -> int:
-    """``"2GiB"``, ``"512MiB"``, ``"1000000"`` as a number of bytes."""
+    """``"2GiB"``, ``"2G"`` (the same, as trtexec reads it), ``"2GB"`` or ``"1000000"`` as a number of bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B)?", text.strip(), re.IGNORECASE)
     if not match:
         raise BuildError(f"cannot read {text!r} as a size: write bytes, or a number with KiB, MiB or GiB.")
     unit = (match[2] or "B").upper()
     power = " KMGT".index(unit[0]) if unit[0] != "B" else 0
-    return int(float(match[1]) * (1024 if power == 0 or "I" in unit else 1000) ** power)
+    return int(float(match[1]) * (1000 if unit.endswith("B") and "I" not in unit else 1024) ** power)

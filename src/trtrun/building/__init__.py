@@ -21,7 +21,7 @@ def build(
 ) -> Path:
     """Build an ONNX file into an engine file, by default beside it with the suffix ``.engine``; returns its path.
 
-    The file is written atomically. Raises what :func:`trtrun.build.builder.build_plan` raises.
+    The file is written atomically. Raises what :func:`trtrun.building.builder.build_plan` raises.
     """
     path = Path(output) if output is not None else Path(model).with_suffix(".engine")
     write_atomic(path, build_plan(model, options, progress=progress))

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from trtrun.building.builder import build_plan
+from trtrun.building.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
+
+import trtrun
+from tests import models
+from trtrun.plan import identify
+from trtrun.tensor_spec import ShapeRange
+
+
+def one_node(operator: str, inputs: int = 1, domain: str = "", **attributes: object) -> bytes:
+    names = [f"x{i}" for i in range(inputs)]
+    graph = helper.make_graph(
+        [helper.make_node(operator, names, ["y"], name="culprit", domain=domain, **attributes)],
+        "one",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in names],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    opsets = [helper.make_opsetid("", 17)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    serialized: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    return serialized
+
+
+def test_builds_without_a_gpu_and_writes_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "affine.onnx"
+    path.write_bytes(models.affine(batch=3))
+    engine = trtrun.build(path)
+    assert engine == tmp_path / "affine.engine"
+    assert identify(engine.read_bytes()).family == "tensorrt_rtx"
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["affine.engine", "affine.onnx"]
+
+
+def test_external_data_is_found_beside_the_file(tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "affine.onnx"
+    onnx.save(
+        onnx.load_from_string(models.affine(batch=3)),
+        path,
+        save_as_external_data=True,
+        location="w.bin",
+        size_threshold=0,
+    )
+    assert len(trtrun.build(path).read_bytes()) > 1000
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(trtrun.OnnxError, match="cannot be parsed"):
+        trtrun.build(path)
+
+
+def test_progress_is_reported() -> None:
+    seen: list[tuple[str, int, int]] = []
+    build_plan(models.affine(batch=3), progress=lambda *step: seen.append(step))
+    assert seen
+    assert all(0 <= done <= total for _, done, total in seen)
+
+
+def test_an_interrupt_in_the_progress_callback_cancels_the_build() -> None:
+    def interrupt(phase: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(models.convolution(), BuildOptions(profiles=parse_shapes(["x=1x3x8x8"])), progress=interrupt)
+
+
+def test_a_dynamic_batch_gets_a_profile_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    build_plan(models.affine())
+    assert "built for batches 1 to 32, tuned for 8" in caplog.text
+
+
+def test_other_dynamic_dimensions_need_a_shape_and_the_error_shows_how() -> None:
+    with pytest.raises(trtrun.BuildError, match=r"--shape x=1x3x64x64:4x3x256x256:16x3x1024x1024"):
+        build_plan(models.convolution())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        (["y=1x3x8x8"], r"no shapes for the dynamic input\(s\) \['x'\]"),
+        (["x=1x3x8x8", "z=1"], "no input 'z'"),
+        (["x=1x3x8"], r"has shape \[-1, 3, -1, -1\]; the profile gives \[1, 3, 8\]"),
+        (["x=1x4x8x8"], r"the profile gives \[1, 4, 8, 8\]"),
+    ],
+)
+def test_profiles_that_do_not_fit_the_model(shapes: list[str], says: str) -> None:
+    with pytest.raises(trtrun.BuildError, match=says):
+        build_plan(models.convolution(), BuildOptions(profiles=parse_shapes(shapes)))
+
+
+def test_specialization_needs_a_dynamic_batch() -> None:
+    build_plan(models.affine(), BuildOptions(specialize=(1, 8)))
+    with pytest.raises(trtrun.BuildError, match="no dynamic batch to specialize"):
+        build_plan(models.affine(batch=3), BuildOptions(specialize=(1, 8)))
+
+
+def test_input_shapes_replace_those_of_the_file() -> None:
+    options = BuildOptions(input_shapes={"x": (-1, 12)}, profiles=parse_shapes(["x=1x12:4x12:64x12"]))
+    assert build_plan(models.affine(batch=3), options)
+    with pytest.raises(trtrun.BuildError, match="no input 'q'"):
+        build_plan(models.affine(), BuildOptions(input_shapes={"q": (1,)}))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (one_node("NoSuchOperator"), r"node 0 'culprit' \(NoSuchOperator\)"),
+        (one_node("Foo", domain="com.example"), r"\(Foo\)"),
+        (models.nonzero(), r"\(NonZero\)"),
+        (b"hello", "not a usable ONNX model"),
+        (b"", "not a usable ONNX model"),
+        (models.affine()[:150], "cannot be parsed"),
+    ],
+)
+def test_models_that_do_not_parse_name_the_node_and_why(model: bytes, says: str) -> None:
+    with pytest.raises(trtrun.OnnxError, match=says):
+        build_plan(model)
+
+
+def test_parser_messages_are_attached() -> None:
+    with pytest.raises(trtrun.OnnxError) as caught:
+        build_plan(one_node("NoSuchOperator"))
+    assert any("NoSuchOperator" in line for line in caught.value.log)
+
+
+def test_a_network_that_parses_and_does_not_build_keeps_the_builders_words() -> None:
+    # Shapes that do not fit each other pass the parser when they are dynamic.
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["y"])],
+        "mismatch",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["p", "q"] if n == "a" else ["r", "s"]) for n in "ab"],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    with pytest.raises(trtrun.BuildError, match="could not build") as caught:
+        build_plan(model, BuildOptions(profiles=parse_shapes(["a=2x3", "b=4x5"])))
+    assert caught.value.log
+
+
+def test_unknown_options() -> None:
+    with pytest.raises(trtrun.BuildError, match=r"unknown compute capability 'sm_11'.*sm_89"):
+        build_plan(models.affine(batch=1), BuildOptions(compute_capabilities=("sm_11",)))
+    with pytest.raises(trtrun.BuildError, match="tensorrt_lean"):
+        build_plan(models.affine(batch=1), BuildOptions(flavor="tensorrt_lean"))
+    with pytest.raises(trtrun.MissingPackageError, match=r"trtrun\[tensorrt\]"):
+        build_plan(models.affine(batch=1), BuildOptions(flavor="tensorrt"))
+
+
+def test_options_reach_the_builder() -> None:
+    options = BuildOptions(compute_capabilities=("sm_89",), optimization_level=1, workspace=1 << 20, tf32=False)
+    assert build_plan(models.affine(batch=1), options)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(trtrun.ModelFileError, match="does not exist"):
+        build_plan(tmp_path / "no.onnx")
+
+
+def test_shape_texts() -> None:
+    first, second = parse_shapes(["a=1x2:3x2:5x2", "b=7", "a=4x2"])
+    assert first == {"a": ShapeRange((1, 2), (3, 2), (5, 2)), "b": ShapeRange((7,), (7,), (7,))}
+    assert second == {"a": ShapeRange((4, 2), (4, 2), (4, 2))}
+    assert parse_shapes(["input.1=1"])[0].keys() == {"input.1"}
+    assert parse_shape("1x-1", "") == (1, -1)
+    assert parse_shape("", "") == ()
+
+
+@pytest.mark.parametrize("text", ["a", "a=1:2", "=1x2", "a=1xx2", "a=1x2:1x1:1x3", "a=1:2x2:3x3", "a=1,2"])
+def test_shape_texts_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(trtrun.BuildError):
+        parse_shapes([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("10", 10), ("2GiB", 2 << 30), ("1.5 KiB", 1536), ("3MB", 3_000_000), ("5G", 5 << 30)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "2Gx", "-1"])
+def test_sizes_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(trtrun.BuildError):
+        parse_bytes(text)
+
+
+def test_the_key_tells_all_options_apart() -> None:
+    changed = [
+        BuildOptions(),
+        BuildOptions(profiles=parse_shapes(["x=1"])),
+        BuildOptions(specialize=(1,)),
+        BuildOptions(input_shapes={"x": (1,)}),
+        BuildOptions(flavor="tensorrt"),
+        BuildOptions(compute_capabilities=("sm_89",)),
+        BuildOptions(optimization_level=1),
+        BuildOptions(workspace=1),
+        BuildOptions(tf32=False),
+        BuildOptions(plugins=("a.so",)),
+    ]
+    assert len({options.key() for options in changed}) == len(changed) == len(BuildOptions.__dataclass_fields__) + 1
+
+
+def test_portable_engines_are_the_same_for_the_same_input() -> None:
+    a, b = (np.frombuffer(build_plan(models.affine(batch=2)), np.uint8) for _ in range(2))
+    assert a.size == b.size
