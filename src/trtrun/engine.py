@@ -24,7 +24,7 @@ from .errors import (
     UnsupportedTensorError,
 )
 from .plan import PlanInfo, identify, read_model_file
-from .runtime_cache import RuntimeCacheFile
+from .runtime_cache import RuntimeCache
 from .tensor_spec import ShapeRange, TensorSpec, TensorSpecs, to_shape
 
 if TYPE_CHECKING:
@@ -71,22 +71,19 @@ class Engine:
         self.name = name
         self.auto_close = False  # set by load(): closed with the last session
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        # Held while TensorRT may compile kernels: contexts that share a runtime cache must not do so at once. Six
-        # threads doing it crashed TensorRT-RTX 1.6.1 within seconds; with this lock, or without the cache, they did
-        # not. Replayed graphs do not come this way.
-        self.compile_lock = threading.RLock()
         self.flavor.initialize_plugins(plugins)
         plan = data[self.plan.offset :]
         with self.device:
             self._runtime: Runtime | None = self._create_runtime()
             self._engine: ICudaEngine | None = self._deserialize(self._runtime, plan)
             self.inputs, self.outputs = self._read_specs()
-            self._cache = (
-                RuntimeCacheFile.for_plan(plan, self.flavor, self.device)
-                if runtime_cache and self.flavor.capabilities.has_runtime_cache
-                else None
-            )
-            self._runtime_cache: Any = None
+        self._runtime_cache = (
+            RuntimeCache.of(plan, self.flavor, self.device)
+            if runtime_cache and self.flavor.capabilities.has_runtime_cache
+            else None
+        )
+        # Held while TensorRT may compile kernels; replayed graphs do not pass it.
+        self.compile_lock = self._runtime_cache.lock if self._runtime_cache else threading.RLock()
 
     def _create_runtime(self) -> Runtime:
         with self.flavor.logger.capture() as lines:
@@ -190,12 +187,12 @@ class Engine:
         """Bytes of scratch memory that one execution context needs at most."""
         return self.handle.device_memory_size_v2
 
-    def create_context(self, *, specialize: bool) -> IExecutionContext:
+    def create_context(self) -> IExecutionContext:
         """A new ``IExecutionContext`` without scratch memory of its own.
 
-        ``specialize`` compiles the kernels for its shapes before their first execution, which a captured graph needs
-        to be as fast as it can be; without it a flavour that compiles at run time uses generic kernels for all shapes,
-        which start at once. Flavours that compile nothing at run time make no difference.
+        A flavour that compiles at run time compiles kernels for each shape before its first execution. Its generic
+        kernels would start at once, but they are slower, round fp32 to TF32 even in engines built without it, and give
+        way to the compiled ones in the background, so that equal requests would get unequal answers.
         """
         engine: Any = self.handle  # the runtime config's members are TensorRT-RTX's, and the stubs know the full API
         trt, capabilities = self.flavor.module, self.flavor.capabilities
@@ -205,15 +202,10 @@ class Engine:
                 config = engine.create_runtime_config()
                 config.set_execution_context_allocation_strategy(user_managed)
                 if capabilities.has_kernel_specialization:
-                    strategy = trt.DynamicShapesKernelSpecializationStrategy
-                    config.dynamic_shapes_kernel_specialization_strategy = (
-                        strategy.EAGER if specialize else strategy.NONE
-                    )
-                if self._cache is not None:
-                    if self._runtime_cache is None:
-                        self._runtime_cache = config.create_runtime_cache()
-                        self._cache.load_into(self._runtime_cache)
-                    config.set_runtime_cache(self._runtime_cache)
+                    eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+                    config.dynamic_shapes_kernel_specialization_strategy = eager
+                if self._runtime_cache is not None:
+                    self._runtime_cache.attach(config)
                 context: IExecutionContext | None = engine.create_execution_context(config)
             else:
                 context = engine.create_execution_context(user_managed)
@@ -229,9 +221,8 @@ class Engine:
 
     def save_runtime_cache(self) -> None:
         """Write the kernels compiled so far to the cache folder, if there are new ones."""
-        with self.compile_lock:
-            if self._cache is not None and self._runtime_cache is not None:
-                self._cache.save(self._runtime_cache)
+        if self._runtime_cache is not None:
+            self._runtime_cache.save()
 
     def enter(self, session: Session) -> None:
         self.check_open()
@@ -260,7 +251,6 @@ class Engine:
             with self.device:
                 self.save_runtime_cache()
                 # Dropped in reverse order of creation: each object must not outlive the one that made it.
-                self._runtime_cache = None
                 self._engine = None
                 self._runtime = None
 

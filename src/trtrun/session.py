@@ -108,7 +108,7 @@ class Session(Runner):
             undo.callback(self._buffers.close)
             self._results = result_pool(self._device)
             # The route of shapes seen for the first time, or of the only shapes there are.
-            context = engine.create_context(specialize=not self._dynamic)
+            context = engine.create_context()
             self._common = Route(engine, self._buffers, self._stream, context)
             undo.callback(self._common.close)
             self._undo = undo.pop_all()
@@ -277,8 +277,8 @@ class Session(Runner):
     def _promote(self, key: ShapeKey) -> Route | None:
         """A route of its own for a shape that keeps coming back; None while it has not yet.
 
-        The first request of a shape runs on the common context, which is cheap to give other shapes; compiling
-        kernels and capturing a graph pays from the second on. When more shapes take turns than routes are kept, every
+        The first request of a shape runs on the common context, which can be given other shapes; a context and a
+        captured graph of its own pay from the second on. When more shapes take turns than routes are kept, every
         eviction doubles how often a shape must come back, so that contexts are not made only to be thrown away.
         """
         if not (self._dynamic and self._cuda_graph and self._common.graph_reason is None):
@@ -294,7 +294,7 @@ class Session(Runner):
                 self._wait()
             self._routes.popitem(last=False)[1].close()
             self._promote_at = min(2 * self._promote_at, 1 << 20)
-        route = Route(self.engine, self._buffers, self._stream, self.engine.create_context(specialize=True))
+        route = Route(self.engine, self._buffers, self._stream, self.engine.create_context())
         self._routes[key] = route
         return route
 

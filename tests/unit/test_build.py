@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from trtrun.building.builder import build_plan
-from trtrun.building.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
 
 import trtrun
 from tests import models
+from trtrun.building.builder import build_plan
+from trtrun.building.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
 from trtrun.plan import identify
 from trtrun.tensor_spec import ShapeRange
 

@@ -26,7 +26,7 @@ OWNERS = {
         "_engine": "ICudaEngine",
         "config": "IRuntimeConfig",
     },
-    "runtime_cache": {"cache": "IRuntimeCache"},
+    "runtime_cache": {"cache": "IRuntimeCache", "_handle": "IRuntimeCache", "config": "IRuntimeConfig"},
     "route": {"context": "IExecutionContext", "_context": "IExecutionContext"},
     "output_allocator": {"module": ""},
 }

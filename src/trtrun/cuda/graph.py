@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,24 +13,33 @@ from cuda.core.graph import Graph
 from .check import translated
 
 
-class _Capturing(threading.local):
-    """What this thread must do when its capture is over; None while it captures nothing."""
+class _GarbageCollection:
+    """Pauses the cyclic garbage collector while any thread captures.
 
-    later: list[Callable[[], None]] | None = None
-
-
-_capturing = _Capturing()
-
-
-def defer_while_capturing(action: Callable[[], None]) -> None:
-    """Do this now, or when the capture that this thread is in has ended.
-
-    Freeing memory would invalidate the capture, and the garbage collector may free anything at any time.
+    It runs in whichever thread allocates next, and freeing CUDA memory, streams or execution contexts in a thread that
+    captures would invalidate the capture.
     """
-    if _capturing.later is None:
-        action()
-    else:
-        _capturing.later.append(action)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._captures = 0
+        self._was_enabled = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._captures == 0:
+                self._was_enabled = gc.isenabled()
+                gc.disable()
+            self._captures += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._captures -= 1
+            if self._captures == 0 and self._was_enabled:
+                gc.enable()
+
+
+_garbage_collection_paused = _GarbageCollection()
 
 
 def capture(stream: Stream, enqueue: Callable[[int], None]) -> Graph:
@@ -38,27 +48,21 @@ def capture(stream: Stream, enqueue: Callable[[int], None]) -> Graph:
     Thread-local capture mode: other threads may allocate and synchronize meanwhile. The caller holds the device's
     context current. Whatever ``enqueue`` raises is raised after the capture was ended.
     """
-    builder = stream.create_graph_builder()
-    later = _capturing.later = []
-    try:
-        with translated("capture a CUDA graph"):
-            builder.begin_building("thread_local")
-            try:
-                enqueue(int(builder.stream.handle))
-            except BaseException:
-                with suppress(
-                    Exception
-                ):  # a capture that failed inside also fails to end; the first error is the cause
-                    builder.end_building()
-                raise
-            builder.end_building()
+    with translated("capture a CUDA graph"):
+        builder = stream.create_graph_builder()
+        try:
+            with _garbage_collection_paused:
+                builder.begin_building("thread_local")
+                try:
+                    enqueue(int(builder.stream.handle))
+                except BaseException:
+                    with suppress(Exception):  # a capture that failed inside fails to end too; the first is the cause
+                        builder.end_building()
+                    raise
+                builder.end_building()
             graph: Graph = builder.complete()
-    finally:
-        _capturing.later = None
-        with suppress(Exception):  # nor can the builder of a failed capture be closed without an error
-            builder.close()
-        for action in later:
-            action()
-    with translated("upload a CUDA graph"):
+        finally:
+            with suppress(Exception):  # the builder of a failed capture cannot be closed without an error
+                builder.close()
         graph.upload(stream)
-    return graph
+        return graph

@@ -10,7 +10,6 @@ from cuda.bindings import driver
 
 from .check import check
 from .device import Device
-from .graph import defer_while_capturing
 
 
 class PinnedMemory:
@@ -39,11 +38,8 @@ class PinnedMemory:
 
 
 def _free_host(device: Device, address: int) -> None:
-    def free() -> None:
-        with device:
-            check(driver.cuMemFreeHost(address), "free page-locked memory")
-
-    defer_while_capturing(free)
+    with device:
+        check(driver.cuMemFreeHost(address), "free page-locked memory")
 
 
 class DeviceMemory:
@@ -62,11 +58,8 @@ class DeviceMemory:
 
 
 def _free_device(device: Device, address: int) -> None:
-    def free() -> None:
-        with device:
-            check(driver.cuMemFree(address), "free device memory")
-
-    defer_while_capturing(free)
+    with device:
+        check(driver.cuMemFree(address), "free device memory")
 
 
 def copy_async(target: int, source: int, nbytes: int, stream: int) -> None:
