@@ -1,0 +1,206 @@
+"""What trtrun is measured against: each a way to get from NumPy to NumPy through the same network.
+
+Every peer has ``infer({name: array}) -> {name: array}`` whose results belong to the caller, and ``close()``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+import numpy as np
+from cuda.bindings import driver
+
+Arrays = dict[str, np.ndarray]
+
+
+def checked(result: tuple) -> Any:
+    if result[0] != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(result[0].name)
+    return result[1] if len(result) > 1 else None
+
+
+class _Tensor:
+    """A page-locked and a device buffer of one tensor."""
+
+    def __init__(self, engine: Any, name: str, dtype: np.dtype) -> None:
+        self.shape = tuple(engine.get_tensor_shape(name))
+        self.nbytes = int(np.prod(self.shape)) * dtype.itemsize
+        self.host_address = int(checked(driver.cuMemAllocHost(self.nbytes)))
+        self.device = checked(driver.cuMemAlloc(self.nbytes))
+        memory = (ctypes.c_uint8 * self.nbytes).from_address(self.host_address)
+        self.host = np.ctypeslib.as_array(memory).view(dtype).reshape(self.shape)
+
+    def close(self) -> None:
+        checked(driver.cuMemFreeHost(self.host_address))
+        checked(driver.cuMemFree(self.device))
+
+
+class _HandWritten:
+    """What the hand-written peers share: an execution context, a stream, and buffers by tensor name."""
+
+    def __init__(self, trt: Any, engine: Any) -> None:
+        self.trt = trt
+        self.context = engine.create_execution_context()
+        self.stream = checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        modes = {name: engine.get_tensor_mode(name) for name in names}
+        dtypes = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
+        self.tensors = {name: _Tensor(engine, name, dtypes[name]) for name in names}
+        self.inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
+        self.outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
+        for name, tensor in self.tensors.items():
+            self.context.set_tensor_address(name, int(tensor.device))
+
+    def copy_in(self) -> None:
+        for name in self.inputs:
+            tensor = self.tensors[name]
+            checked(driver.cuMemcpyHtoDAsync(tensor.device, tensor.host_address, tensor.nbytes, self.stream))
+
+    def execute(self) -> None:
+        if not self.context.execute_async_v3(int(self.stream)):
+            raise RuntimeError("execute_async_v3 failed")
+
+    def copy_out(self) -> None:
+        for name in self.outputs:
+            tensor = self.tensors[name]
+            checked(driver.cuMemcpyDtoHAsync(tensor.host_address, tensor.device, tensor.nbytes, self.stream))
+
+    def synchronize(self) -> None:
+        checked(driver.cuStreamSynchronize(self.stream))
+
+    def capture(self, *steps: Any) -> Any:
+        """These steps as an instantiated CUDA graph."""
+        for step in steps:  # warm-up: kernels are compiled in the first run
+            step()
+        self.synchronize()
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        checked(driver.cuStreamBeginCapture(self.stream, mode))
+        for step in steps:
+            step()
+        return checked(driver.cuGraphInstantiate(checked(driver.cuStreamEndCapture(self.stream)), 0))
+
+    def close(self) -> None:
+        self.synchronize()
+        del self.context
+        for tensor in self.tensors.values():
+            tensor.close()
+        checked(driver.cuStreamDestroy(self.stream))
+
+
+class BareLoop(_HandWritten):
+    """The floor: fill page-locked memory, launch one graph, wait, copy out; nothing is checked."""
+
+    def __init__(self, trt: Any, engine: Any) -> None:
+        super().__init__(trt, engine)
+        self.graph = self.capture(self.copy_in, self.execute, self.copy_out)
+
+    def infer(self, arrays: Arrays) -> Arrays:
+        for name in self.inputs:
+            np.copyto(self.tensors[name].host, arrays[name])
+        driver.cuGraphLaunch(self.graph, self.stream)
+        driver.cuStreamSynchronize(self.stream)
+        return {name: self.tensors[name].host.copy() for name in self.outputs}
+
+
+class DeviceResident(_HandWritten):
+    """The engine alone as a graph, its data on the GPU: the peak that no transfer limits."""
+
+    def __init__(self, trt: Any, engine: Any) -> None:
+        super().__init__(trt, engine)
+        self.graph = self.capture(self.execute)
+
+    def launch(self) -> None:
+        driver.cuGraphLaunch(self.graph, self.stream)
+
+
+class Recipe(_HandWritten):
+    """The classic recipe as tutorials write it, on the v3 calls: addresses set and every step enqueued per request.
+
+    The tutorials copy the caller's array to the device directly, or through page-locked memory filled first. The
+    first is what most pasted code does and is the faster of the two for large batches, so it is the one measured.
+    """
+
+    def infer(self, arrays: Arrays) -> Arrays:
+        for name in self.inputs:
+            array = np.ascontiguousarray(arrays[name])
+            tensor = self.tensors[name]
+            checked(driver.cuMemcpyHtoDAsync(tensor.device, array.ctypes.data, tensor.nbytes, self.stream))
+        for name, tensor in self.tensors.items():
+            self.context.set_tensor_address(name, int(tensor.device))
+        self.execute()
+        self.copy_out()
+        self.synchronize()
+        return {name: self.tensors[name].host.copy() for name in self.outputs}
+
+
+class Polygraphy:
+    """Polygraphy's ``TrtRunner``; it imports ``tensorrt``, which TensorRT-RTX is given the name of here."""
+
+    def __init__(self, trt: Any, engine: Any) -> None:
+        sys.modules.setdefault("tensorrt", trt)
+        from polygraphy.backend.trt import TrtRunner
+
+        self.runner = TrtRunner(engine)
+        self.runner.activate()
+
+    def infer(self, arrays: Arrays) -> Arrays:
+        return self.runner.infer(arrays, copy_outputs_to_host=True)
+
+    def close(self) -> None:
+        self.runner.deactivate()
+
+
+class OnnxRuntimePlugin:
+    """ONNX Runtime with NVIDIA's TensorRT-RTX execution provider, with or without its own CUDA graph."""
+
+    registered = False
+
+    def __init__(self, model: bytes, *, cuda_graph: bool) -> None:
+        import onnxruntime
+        import onnxruntime_ep_nv_tensorrt_rtx as plugin
+
+        if not OnnxRuntimePlugin.registered:
+            onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+            OnnxRuntimePlugin.registered = True
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == plugin.get_ep_name()]
+        options.add_provider_for_devices(devices, {"enable_cuda_graph": "1" if cuda_graph else "0"})
+        self.session = onnxruntime.InferenceSession(model, options)
+        self.names = [value.name for value in self.session.get_outputs()]
+
+    def infer(self, arrays: Arrays) -> Arrays:
+        return dict(zip(self.names, self.session.run(None, arrays), strict=True))
+
+    def close(self) -> None:
+        del self.session
+
+
+class TorchGraph:
+    """torchvision's ResNet-50 in fp16, channels last, as a CUDA graph; random weights, so only its time counts."""
+
+    def __init__(self, batch: int) -> None:
+        import torch
+        import torchvision
+
+        model = torchvision.models.resnet50(weights=None).cuda().half().eval().to(memory_format=torch.channels_last)
+        self.host_in = torch.empty(batch, 3, 224, 224, dtype=torch.float16, pin_memory=True)
+        self.device_in = torch.zeros_like(self.host_in, device="cuda").to(memory_format=torch.channels_last)
+        self.torch = torch
+        with torch.no_grad():
+            for _ in range(3):
+                model(self.device_in)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.out = model(self.device_in)
+
+    def infer(self, arrays: Arrays) -> Arrays:
+        self.host_in.numpy()[:] = arrays["images"]
+        self.device_in.copy_(self.host_in, non_blocking=True)
+        self.graph.replay()
+        return {"logits": self.out.cpu().numpy()}
+
+    def close(self) -> None:
+        del self.graph

@@ -1,0 +1,91 @@
+"""Measuring contenders in turns, and the file that keeps the figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One comparison. ``ratio`` is better when larger: reference / ours for times, ours / reference for rates."""
+
+    id: str
+    ours: float
+    reference: float
+    unit: str
+    ratio: float
+    spread: tuple[float, float]  # smallest and largest ratio of the rounds
+    what: str
+
+
+def in_turns(
+    contenders: dict[str, Callable[[], object]], *, rounds: int = 9, calls: int = 100
+) -> dict[str, list[float]]:
+    """Median seconds per call of each contender in each round. All run in every round, so that drift hits all."""
+    for call in contenders.values():
+        for _ in range(20):
+            call()
+    medians: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            for _ in range(5):
+                call()
+            times = []
+            for _ in range(calls):
+                start = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - start)
+            medians[name].append(statistics.median(times))
+    return medians
+
+
+def compare_times(id: str, what: str, ours: Sequence[float], reference: Sequence[float]) -> Record:
+    """A record from the per-round medians (seconds) of two contenders that ran in turns."""
+    ratios = [r / o for o, r in zip(ours, reference, strict=True)]
+    return Record(
+        id,
+        round(statistics.median(ours) * 1e6, 2),
+        round(statistics.median(reference) * 1e6, 2),
+        "µs",
+        round(statistics.median(ratios), 4),
+        (round(min(ratios), 4), round(max(ratios), 4)),
+        what,
+    )
+
+
+def compare_rates(
+    id: str, what: str, ours: Sequence[float], reference: Sequence[float], unit: str = "images/s"
+) -> Record:
+    ratios = [o / r for o, r in zip(ours, reference, strict=True)]
+    return Record(
+        id,
+        round(statistics.median(ours), 1),
+        round(statistics.median(reference), 1),
+        unit,
+        round(statistics.median(ratios), 4),
+        (round(min(ratios), 4), round(max(ratios), 4)),
+        what,
+    )
+
+
+def store(records: Sequence[Record], environment: dict[str, object]) -> Path:
+    """Merge records into benchmarks/results/<gpu>.json by id."""
+    name = re.sub(r"[^a-z0-9]+", "-", str(environment["gpu"]).lower().replace("nvidia ", "")).strip("-")
+    path = FOLDER / f"{name}.json"
+    kept = {r["id"]: r for r in json.loads(path.read_text())["records"]} if path.exists() else {}
+    kept.update({record.id: asdict(record) for record in records})
+    path.write_text(
+        json.dumps(
+            {"environment": environment, "records": [kept[i] for i in sorted(kept)]}, indent=1, ensure_ascii=False
+        )
+        + "\n"
+    )
+    return path

@@ -1,0 +1,360 @@
+"""Measure trtrun against its floors and peers on this machine's GPU.
+
+    python benchmarks/run.py [GROUP …]     groups: latency throughput device_arrays specialize cold_start growth
+
+Every figure is a ratio of medians taken in turns in one run. Peers that are not installed are skipped, aloud.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import models
+import numpy as np
+import peers
+from results import Record, compare_rates, compare_times, in_turns, store
+
+import trtrun
+from trtrun import flavor
+from trtrun.building.builder import build_plan
+from trtrun.building.options import BuildOptions
+from trtrun.cuda.device import Device
+from trtrun.engine import Engine
+from trtrun.pipeline import Pipeline
+from trtrun.session import Session
+
+RTX = flavor.load("tensorrt_rtx").module
+
+
+def batches(engine: Engine, count: int = 8, batch: int | None = None) -> list[np.ndarray]:
+    """Different random inputs, so that no contender works on what is in a cache already."""
+    spec = next(iter(engine.inputs.values()))
+    shape = (batch or spec.shape[0], *spec.shape[1:])
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape, np.float32).astype(spec.dtype) for _ in range(count)]
+
+
+def caller(infer: Callable[[dict[str, np.ndarray]], object], inputs: list[np.ndarray]) -> Callable[[], object]:
+    turn = itertools.cycle(inputs)
+    return lambda: infer({"images": next(turn)})
+
+
+def agree(a: np.ndarray, b: np.ndarray) -> None:
+    error = np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b.astype(np.float64))
+    if not error < 1e-2:
+        raise AssertionError(f"contenders disagree: {error}")
+
+
+def latency() -> Iterator[Record]:
+    """p50 of one request, NumPy to NumPy."""
+    networks = {
+        "tiny.b1": (models.tiny(), 400),
+        "mobilenet_v3_small.b1": (models.mobilenet_v3_small(1), 100),
+        "resnet50.static.b1": (models.resnet50(1), 100),
+        "resnet50.static.b8": (models.resnet50(8), 60),
+        "resnet50.static.b32": (models.resnet50(32), 30),
+    }
+    for name, (model, calls) in networks.items():
+        engine = Engine(build_plan(model))
+        inputs = batches(engine)
+        session = Session(engine)
+        contenders: dict[str, object] = {
+            "bare": peers.BareLoop(RTX, engine.handle),
+            "recipe": peers.Recipe(RTX, engine.handle),
+        }
+        optional: dict[str, Callable[[], object]] = {
+            "polygraphy": lambda e=engine: peers.Polygraphy(RTX, e.handle),
+            "ort": lambda m=model: peers.OnnxRuntimePlugin(m, cuda_graph=False),
+            "ort_graph": lambda m=model: peers.OnnxRuntimePlugin(m, cuda_graph=True),
+        }
+        for label, make in optional.items():
+            try:
+                contenders[label] = make()
+            except Exception as error:
+                print(f"  {label} is left out of {name}: {error}", file=sys.stderr)
+        expected = session(inputs[0])["logits"]
+        for peer in contenders.values():
+            agree(peer.infer({"images": inputs[0]})["logits"], expected)  # type: ignore[attr-defined]
+        if "resnet50.static" in name:
+            contenders["torch"] = peers.TorchGraph(inputs[0].shape[0])
+        calling = {label: caller(peer.infer, inputs) for label, peer in contenders.items()}  # type: ignore[attr-defined]
+        times = in_turns({"ours": caller(session.run, inputs), **calling}, calls=calls, rounds=7)
+        print(f"  {name}: " + ", ".join(f"{k} {np.median(v) * 1e6:.1f}" for k, v in times.items()))
+        if "ort" in times:
+            best = min(("ort", "ort_graph"), key=lambda k: np.median(times.get(k, [np.inf])))
+            times["ort"] = times.pop(best)
+            times.pop("ort_graph", None)
+        what = {
+            "bare": "bare loop, one graph launch per request",
+            "recipe": "classic recipe",
+            "polygraphy": "Polygraphy 0.53.6 TrtRunner",
+            "ort": "ONNX Runtime with TensorRT-RTX 0.4.0, the better of its modes",
+            "torch": "torch fp16 channels-last, CUDA graph",
+        }
+        for label, reference in times.items():
+            if label != "ours":
+                yield compare_times(
+                    f"latency.{name}.vs_{label}", f"{what[label]} / ours, p50", times["ours"], reference
+                )
+        for peer in contenders.values():
+            peer.close()  # type: ignore[attr-defined]
+        del contenders, calling
+        engine.close()
+        gc.collect()
+
+
+def _peak(engine: Engine, depth: int, seconds: float) -> float:
+    """Launches per second with ``depth`` device-resident graphs in flight."""
+    graphs = [peers.DeviceResident(RTX, engine.handle) for _ in range(depth)]
+
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            for graph in graphs:
+                graph.launch()
+        for graph in graphs:
+            graph.synchronize()
+
+    rounds(5)
+    start = time.perf_counter()
+    rounds(10)
+    count = max(10, int(seconds * 10 / (time.perf_counter() - start)))
+    start = time.perf_counter()
+    rounds(count)
+    rate = count * depth / (time.perf_counter() - start)
+    for graph in graphs:
+        graph.close()
+    return rate
+
+
+def _mapped(pipeline: Pipeline, inputs: list[np.ndarray], seconds: float) -> float:
+    """Requests per second through Pipeline.map over host arrays."""
+    for _ in pipeline.map(inputs * 2):
+        pass
+    start, count = time.perf_counter(), 0
+    turn = itertools.cycle(inputs)
+
+    def source() -> Iterator[np.ndarray]:
+        while time.perf_counter() - start < seconds:
+            yield next(turn)
+
+    for _ in pipeline.map(source()):
+        count += 1
+    return count / (time.perf_counter() - start)
+
+
+def _threaded(
+    infer: list[Callable[[dict[str, np.ndarray]], object]], inputs: list[np.ndarray], seconds: float
+) -> float:
+    """Requests per second of several threads, one per callable."""
+    counts = [0] * len(infer)
+    start = time.perf_counter()
+
+    def work(index: int) -> None:
+        turn = itertools.cycle(inputs)
+        while time.perf_counter() - start < seconds:
+            infer[index]({"images": next(turn)})
+            counts[index] += 1
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(infer))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - start)
+
+
+def throughput() -> Iterator[Record]:
+    for batch in (1, 8, 32):
+        model = models.resnet50(batch)
+        engine = Engine(build_plan(model))
+        inputs = batches(engine)
+        best_depth = max((1, 2, 3, 4, 6, 8), key=lambda depth: _peak(engine, depth, 0.25))
+        with Session(engine) as session, Pipeline(session) as pipeline:
+            ours, peak = [], []
+            for _ in range(5):
+                ours.append(batch * _mapped(pipeline, inputs, 0.6))
+                peak.append(batch * _peak(engine, best_depth, 0.4))
+            depth = pipeline.depth
+            yield compare_rates(
+                f"throughput.resnet50.b{batch}.vs_peak",
+                f"Pipeline.map over host arrays (depth {depth}, measured) / device-resident peak (best of K = 1…8)",
+                ours,
+                peak,
+            )
+            if batch == 8:
+                recipe = peers.Recipe(RTX, engine.handle)
+                rates = [batch * _threaded([recipe.infer], inputs, 0.6) for _ in ours]
+                yield compare_rates(
+                    "throughput.resnet50.b8.vs_recipe", "Pipeline.map / classic recipe, one thread", ours, rates
+                )
+                recipe.close()
+            if batch == 1:
+                yield from _versus_onnx_runtime(model, inputs, ours)
+        engine.close()
+
+
+def _versus_onnx_runtime(model: bytes, inputs: list[np.ndarray], ours: list[float]) -> Iterator[Record]:
+    try:
+        sessions = [peers.OnnxRuntimePlugin(model, cuda_graph=False) for _ in range(4)]
+    except Exception as error:
+        print(f"  ONNX Runtime is left out: {error}", file=sys.stderr)
+        return
+    for session in sessions:
+        session.infer({"images": inputs[0]})
+    ways = {f"{n} threads, one session": [sessions[0].infer] * n for n in (1, 2, 4, 8)}
+    ways |= {f"{n} sessions": [s.infer for s in sessions[:n]] for n in (2, 4)}
+    rates = {way: _threaded(infer, inputs, 0.5) for way, infer in ways.items()}
+    print("  ONNX Runtime: " + ", ".join(f"{way} {rate:.0f}" for way, rate in rates.items()))
+    best = max(rates, key=lambda way: rates[way])
+    reference = [_threaded(ways[best], inputs, 0.5) for _ in ours]
+    what = f"Pipeline.map / ONNX Runtime with TensorRT-RTX 0.4.0, its best: {best}"
+    yield compare_rates("throughput.resnet50.b1.vs_ort", what, ours, reference)
+
+
+def device_arrays() -> Iterator[Record]:
+    import torch
+
+    engine = Engine(build_plan(models.resnet50(8)))
+    session = Session(engine)
+    resident = peers.DeviceResident(RTX, engine.handle)
+    tensors = [torch.from_numpy(x).cuda() for x in batches(engine)]
+    turn = itertools.cycle(tensors)
+    stream = torch.cuda.Stream()
+    expected = session(tensors[0])["logits"]
+
+    def ours() -> None:
+        with torch.cuda.stream(stream):
+            out = session.run({"images": next(turn)}, outputs="device", stream=stream)
+            torch.from_dlpack(out["logits"])
+        stream.synchronize()
+
+    def graph() -> None:
+        resident.launch()
+        resident.synchronize()
+
+    ours()
+    out = session.run({"images": tensors[0]}, outputs="device")["logits"]
+    agree(torch.from_dlpack(out).cpu().numpy(), expected)
+    times = in_turns({"ours": ours, "graph": graph}, calls=80)
+    what = "replay of the engine's graph alone / torch tensor in, torch tensor out, both synchronized"
+    yield compare_times("device_arrays.resnet50.b8.vs_graph", what, times["ours"], times["graph"])
+    resident.close()
+    engine.close()
+
+
+def specialize() -> Iterator[Record]:
+    model = models.resnet50(None)
+    one = Session(Engine(build_plan(model)))
+    own = Session(Engine(build_plan(model, BuildOptions(specialize=(1, 8, 32)))))
+    inputs = batches(one.engine, batch=1)
+    agree(own(inputs[0])["logits"], one(inputs[0])["logits"])
+    times = in_turns({"ours": caller(own.run, inputs), "one": caller(one.run, inputs)}, calls=60)
+    what = "one dynamic profile / build(specialize=[1, 8, 32]), p50 NumPy to NumPy"
+    yield compare_times("specialize.resnet50.b1.vs_dynamic", what, times["ours"], times["one"])
+    one.engine.close()
+    own.engine.close()
+
+
+_COLD = """
+import sys, time
+import numpy as np
+import trtrun, trtrun.session, trtrun.engine
+from trtrun.cuda.device import Device
+with Device() as device:
+    device.synchronize()
+x = np.ones((1, 3, 224, 224), np.float16)
+start = time.perf_counter()
+with trtrun.load(sys.argv[1]) as pred:
+    pred(x)
+    print(time.perf_counter() - start)
+"""
+
+
+def cold_start() -> Iterator[Record]:
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(folder) / "resnet50.engine"
+        plan.write_bytes(build_plan(models.resnet50(1)))
+
+        def start(cache: str) -> float:
+            environment = {**os.environ, "TRTRUN_CACHE_DIR": str(Path(folder) / cache)}
+            command = [sys.executable, "-c", _COLD, str(plan)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            return float(done.stdout)
+
+        cold = [start(f"cold{turn}") for turn in range(3)]
+        start("warm")
+        cached = [start("warm") for _ in cold]
+    what = "without / with the runtime cache: fresh process, CUDA initialized, from load to the first result"
+    yield compare_times("cold_start.resnet50.cached_vs_cold", what, cached, cold)
+
+
+def growth() -> Iterator[Record]:
+    session = Session(Engine(build_plan(models.tiny(None))))
+    inputs = [x for batch in (1, 4, 32) for x in batches(session.engine, 2, batch)]
+    turn = itertools.cycle(inputs)
+    for _ in range(500):
+        session(next(turn))
+    device = Device()
+    tracemalloc.start()
+    for _ in range(200):
+        session(next(turn))
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        free, total = device.memory()
+        return tracemalloc.get_traced_memory()[0], total - free
+
+    before = held()
+    for _ in range(10_000):
+        session(next(turn))
+    after = held()
+    tracemalloc.stop()
+    python, on_device = after[0] - before[0], after[1] - before[1]
+    what = f"bytes left behind by 10,000 runs: Python objects {python}, device memory {on_device}"
+    yield Record("hot_path.growth", max(python, 0) + max(on_device, 0), 0, "bytes", 1.0, (1.0, 1.0), what)
+    session.engine.close()
+
+
+GROUPS = {f.__name__: f for f in (latency, throughput, device_arrays, specialize, cold_start, growth)}
+
+
+def main(names: list[str]) -> None:
+    device = Device()
+    environment: dict[str, object] = {
+        "gpu": device.name,
+        "driver": f"CUDA {device.driver_version}",
+        "tensorrt": flavor.load("tensorrt_rtx").title,
+        "trtrun": trtrun.__version__,
+        "python": sys.version.split()[0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    records: list[Record] = []
+    for name in names or list(GROUPS):
+        print(name, flush=True)
+        start = time.perf_counter()
+        try:
+            for record in GROUPS[name]():
+                records.append(record)
+                low, high = record.spread
+                print(
+                    f"  {record.id}: {record.ratio:.3f} ({low:.3f}–{high:.3f})  {record.ours} / {record.reference}",
+                    flush=True,
+                )
+        except Exception as error:  # one group's failure must not lose the others' figures
+            print(f"  {name} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"  [{time.perf_counter() - start:.0f} s]", flush=True)
+    print(store(records, environment))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
