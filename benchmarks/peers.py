@@ -37,12 +37,18 @@ class _Tensor:
         checked(driver.cuMemFree(self.device))
 
 
+_kernels: dict[Any, Any] = {}  # engine -> its runtime cache
+
+
 class _HandWritten:
     """What the hand-written peers share: an execution context, a stream, and buffers by tensor name."""
 
     def __init__(self, trt: Any, engine: Any) -> None:
-        self.trt = trt
-        self.context = engine.create_execution_context()
+        config = engine.create_runtime_config()
+        if engine not in _kernels:  # compiled once per engine, or every context takes seconds
+            _kernels[engine] = config.create_runtime_cache()
+        config.set_runtime_cache(_kernels[engine])
+        self.context = engine.create_execution_context(config)
         self.stream = checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         modes = {name: engine.get_tensor_mode(name) for name in names}

@@ -113,27 +113,31 @@ def latency() -> Iterator[Record]:
         gc.collect()
 
 
-def _peak(engine: Engine, depth: int, seconds: float) -> float:
-    """Launches per second with ``depth`` device-resident graphs in flight."""
-    graphs = [peers.DeviceResident(RTX, engine.handle) for _ in range(depth)]
+class _Peak:
+    """Launches per second of device-resident graphs, up to eight in flight."""
 
-    def rounds(count: int) -> None:
-        for _ in range(count):
-            for graph in graphs:
-                graph.launch()
-        for graph in graphs:
-            graph.synchronize()
+    def __init__(self, engine: Engine) -> None:
+        self.graphs = [peers.DeviceResident(RTX, engine.handle) for _ in range(8)]
 
-    rounds(5)
-    start = time.perf_counter()
-    rounds(10)
-    count = max(10, int(seconds * 10 / (time.perf_counter() - start)))
-    start = time.perf_counter()
-    rounds(count)
-    rate = count * depth / (time.perf_counter() - start)
-    for graph in graphs:
-        graph.close()
-    return rate
+    def measure(self, depth: int, seconds: float) -> float:
+        def rounds(count: int) -> None:
+            for _ in range(count):
+                for graph in self.graphs[:depth]:
+                    graph.launch()
+            for graph in self.graphs[:depth]:
+                graph.synchronize()
+
+        rounds(5)
+        start = time.perf_counter()
+        rounds(10)
+        count = max(10, int(seconds * 10 / (time.perf_counter() - start)))
+        start = time.perf_counter()
+        rounds(count)
+        return count * depth / (time.perf_counter() - start)
+
+    def close(self) -> None:
+        for graph in self.graphs:
+            graph.close()
 
 
 def _mapped(pipeline: Pipeline, inputs: list[np.ndarray], seconds: float) -> float:
@@ -178,12 +182,13 @@ def throughput() -> Iterator[Record]:
         model = models.resnet50(batch)
         engine = Engine(build_plan(model))
         inputs = batches(engine)
-        best_depth = max((1, 2, 3, 4, 6, 8), key=lambda depth: _peak(engine, depth, 0.25))
+        resident = _Peak(engine)
+        best_depth = max((1, 2, 3, 4, 6, 8), key=lambda depth: resident.measure(depth, 0.25))
         with Session(engine) as session, Pipeline(session) as pipeline:
             ours, peak = [], []
             for _ in range(5):
                 ours.append(batch * _mapped(pipeline, inputs, 0.6))
-                peak.append(batch * _peak(engine, best_depth, 0.4))
+                peak.append(batch * resident.measure(best_depth, 0.4))
             depth = pipeline.depth
             yield compare_rates(
                 f"throughput.resnet50.b{batch}.vs_peak",
@@ -200,6 +205,7 @@ def throughput() -> Iterator[Record]:
                 recipe.close()
             if batch == 1:
                 yield from _versus_onnx_runtime(model, inputs, ours)
+        resident.close()
         engine.close()
 
 

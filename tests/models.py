@@ -43,18 +43,16 @@ def convolution(dtype: str = "float32") -> bytes:
     rng = np.random.default_rng(2)
     return _model(
         [
-            helper.make_node("Conv", ["x", "W1", "b1"], ["h"], pads=[1, 1, 1, 1]),
-            helper.make_node("Relu", ["h"], ["r"]),
-            helper.make_node("Conv", ["r", "W2"], ["y"], pads=[1, 1, 1, 1]),
+            helper.make_node("Conv", ["x", "W", "b"], ["h"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["h"], ["y"]),
             helper.make_node("GlobalAveragePool", ["y"], ["g"]),
             helper.make_node("Flatten", ["g"], ["pooled"]),
         ],
         [value("x", ["N", 3, "H", "W"], dtype)],
         [value("y", ["N", 8, "H", "W"], dtype), value("pooled", ["N", 8], dtype)],
         {
-            "W1": (rng.standard_normal((16, 3, 3, 3)) / 5).astype(dtype),
-            "b1": rng.standard_normal(16).astype(dtype),
-            "W2": (rng.standard_normal((8, 16, 3, 3)) / 12).astype(dtype),
+            "W": (rng.standard_normal((8, 3, 3, 3)) / 5).astype(dtype),
+            "b": rng.standard_normal(8).astype(dtype),
         },
     )
 

@@ -191,8 +191,8 @@ class Engine:
         """A new ``IExecutionContext`` without scratch memory of its own.
 
         A flavour that compiles at run time compiles kernels for each shape before its first execution. Its generic
-        kernels would start at once, but they are slower, round fp32 to TF32 even in engines built without it, and give
-        way to the compiled ones in the background, so that equal requests would get unequal answers.
+        kernels would start at once, but they are slower and give way to the compiled ones in the background, so that
+        equal requests would get unequal answers and a graph captured early would stay slow.
         """
         engine: Any = self.handle  # the runtime config's members are TensorRT-RTX's, and the stubs know the full API
         trt, capabilities = self.flavor.module, self.flavor.capabilities
@@ -219,9 +219,10 @@ class Engine:
             )
         return context
 
-    def save_runtime_cache(self) -> None:
-        """Write the kernels compiled so far to the cache folder, if there are new ones."""
+    def keep_kernels(self, shapes: object) -> None:
+        """Write the kernels compiled for these input shapes to the cache folder, unless they are there."""
         if self._runtime_cache is not None:
+            self._runtime_cache.note(shapes)
             self._runtime_cache.save()
 
     def enter(self, session: Session) -> None:
@@ -249,7 +250,6 @@ class Engine:
             for session in list(self._sessions):
                 session.close()
             with self.device:
-                self.save_runtime_cache()
                 # Dropped in reverse order of creation: each object must not outlive the one that made it.
                 self._engine = None
                 self._runtime = None

@@ -255,13 +255,10 @@ class Route:
     def captured(self, steps: Steps) -> bool:
         return steps in self._graphs
 
-    def capture(self, steps: Steps) -> bool:
-        """Capture these steps after they ran once; True when they are.
-
-        On failure ``graph_reason`` says why, and the steps stay enqueued one by one.
-        """
+    def capture(self, steps: Steps) -> None:
+        """Capture these steps after they ran once. On failure ``graph_reason`` says why, and they stay enqueued."""
         if self.graph_reason is not None or not self._warm:
-            return False
+            return
         capabilities = self._engine.flavor.capabilities
         try:
             context: Any = self._context  # is_stream_capturable is TensorRT-RTX's, and the stubs know the full API
@@ -271,8 +268,6 @@ class Route:
         except TrtrunError as error:
             self.graph_reason = f"capture failed: {error}"
             _LOG.warning("%s runs without a CUDA graph, which is slower: %s", self._engine.name, error)
-            return False
-        return True
 
     def drop_graphs(self) -> None:
         for graph in self._graphs.values():

@@ -25,7 +25,7 @@ class RuntimeCache:
     """TensorRT's ``IRuntimeCache`` of one plan on one GPU, and its file.
 
     There is one per plan and GPU in a process, kept until the process ends: a plan that is loaded again finds its
-    kernels there. TensorRT-RTX 1.6.1 loses 0.3 MB of host memory with every ``IRuntimeCache`` that is dropped.
+    kernels there.
 
     Attributes:
         lock: held while anything may compile kernels into the cache. Execution contexts that share one must not do so
@@ -37,6 +37,8 @@ class RuntimeCache:
         self.lock = threading.RLock()
         self._handle: Any = None
         self._saved = b""
+        self._compiled: set[object] = set()
+        self._grown = False
 
     @classmethod
     def of(cls, plan: memoryview, flavor: Flavor, device: Device) -> RuntimeCache:
@@ -73,11 +75,20 @@ class RuntimeCache:
                 "the runtime cache %s is damaged or not of this machine; kernels are compiled again", self.path
             )
 
-    def save(self) -> None:
-        """Write the kernels to the file unless it has them. A folder that cannot be written is only warned of."""
+    def note(self, shapes: object) -> None:
+        """Say that kernels for these shapes are in the cache now."""
         with self.lock:
-            if self._handle is None:
+            if shapes not in self._compiled:
+                self._compiled.add(shapes)
+                self._grown = True
+
+    def save(self) -> None:
+        """Write the kernels to the file if there are new ones. A folder that cannot be written is only warned of."""
+        with self.lock:
+            # Asked only after new shapes: TensorRT-RTX 1.6.1 loses the memory of every serialization.
+            if self._handle is None or not self._grown:
                 return
+            self._grown = False
             body = bytes(self._handle.serialize())
             if body == self._saved:
                 return

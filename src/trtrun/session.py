@@ -357,9 +357,9 @@ class Session(Runner):
         if route.allocators and steps[1]:
             self._read_dependent(route)
         # The common context of a dynamic engine is about to get other shapes, which a graph would not survive.
-        may_capture = self._cuda_graph and not (route is self._common and self._dynamic)
-        if may_capture and route.capture(steps):
-            self.engine.save_runtime_cache()
+        if self._cuda_graph and not (route is self._common and self._dynamic):
+            route.capture(steps)
+        self.engine.keep_kernels(route.key)
 
     def _wait(self) -> None:
         try:

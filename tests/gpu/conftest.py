@@ -49,8 +49,7 @@ def plan() -> Callable[[str], bytes]:
 
     def build(name: str) -> bytes:
         if name not in built:
-            # Exact fp32, so that the comparison is strict; test_tf32 compares an engine with the default.
-            options = BuildOptions(profiles=parse_shapes(SHAPES[name]), tf32=False)
+            options = BuildOptions(profiles=parse_shapes(SHAPES[name]))
             built[name] = build_plan(MODELS[name](), options)
         return built[name]
 
