@@ -37,7 +37,7 @@ class _Tensor:
         checked(driver.cuMemFree(self.device))
 
 
-_kernels: dict[Any, Any] = {}  # engine -> its runtime cache
+_kernels: dict[int, Any] = {}  # id of an engine -> its runtime cache
 
 
 class _HandWritten:
@@ -45,9 +45,9 @@ class _HandWritten:
 
     def __init__(self, trt: Any, engine: Any) -> None:
         config = engine.create_runtime_config()
-        if engine not in _kernels:  # compiled once per engine, or every context takes seconds
-            _kernels[engine] = config.create_runtime_cache()
-        config.set_runtime_cache(_kernels[engine])
+        if id(engine) not in _kernels:  # compiled once per engine, or every context takes seconds
+            _kernels[id(engine)] = config.create_runtime_cache()
+        config.set_runtime_cache(_kernels[id(engine)])
         self.context = engine.create_execution_context(config)
         self.stream = checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]

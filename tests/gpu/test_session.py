@@ -2,7 +2,7 @@
 
 Tolerances are relative errors in the L2 norm. fp16: 2e-3, two units in the last place of fp16 (2^-10) for sums that
 are rounded to fp16 more than once. fp32: 1e-3 for one layer. TensorRT computes fp32 products in TF32, which cuts both
-operands to a 10-bit mantissa: 2^-11 on average for each. Two layers in sequence measured 1.2e-3, so one has half of that.
+operands to a 10-bit mantissa: 2^-11 on average for each. Two layers in sequence measured 1.2e-3, one has half of it.
 """
 
 from __future__ import annotations
