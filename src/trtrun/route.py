@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("trtrun")
 
+_CAPTURE_ATTEMPTS = 5
+
 ShapeKey = tuple[Shape, ...]
 Host = np.ndarray[Any, np.dtype[Any]]
 # Which inputs the route itself copies to the device (bit i for input i), and whether it copies outputs to the host.
@@ -85,6 +87,7 @@ class Route:
         self._profile = 0
         self._generation = -1
         self._graphs: dict[Steps, Graph] = {}
+        self._failed_captures = 0
         self._warm = False
         self.key: ShapeKey | None = None
         self.inputs: list[Host] = []
@@ -266,6 +269,11 @@ class Route:
                 raise ExecutionError("TensorRT says that this engine cannot be captured for these shapes")
             self._graphs[steps] = capture(self._stream, lambda stream: self._enqueue(stream, steps))
         except TrtrunError as error:
+            # Another thread that synchronizes the whole device spoils a capture, whatever its mode; the next may do.
+            self._failed_captures += 1
+            if self._failed_captures < _CAPTURE_ATTEMPTS:
+                _LOG.info("capturing %s failed and will be tried again: %s", self._engine.name, error)
+                return
             self.graph_reason = f"capture failed: {error}"
             _LOG.warning("%s runs without a CUDA graph, which is slower: %s", self._engine.name, error)
 

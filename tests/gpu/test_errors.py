@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import trtrun
+from tests import models
+from trtrun.building.builder import build_plan
+from trtrun.building.options import BuildOptions
 from trtrun.cuda.device import Device
 from trtrun.cuda.memory import DeviceMemory
 from trtrun.engine import Engine
@@ -36,6 +39,17 @@ def test_plan_of_another_version(plan: Plan) -> None:
     data[24:28] = bytes([1, 2, 0, 54])
     with pytest.raises(trtrun.PlanMismatchError, match=r"1\.2\.0\.54.*1\.6\.1\.120"):
         Engine(bytes(data))
+
+
+def test_plan_for_another_gpu() -> None:
+    data = build_plan(models.affine(batch=3), BuildOptions(compute_capabilities=("sm_120",)))
+    try:
+        trtrun.load(data).close()
+    except trtrun.TrtrunError as error:
+        refused = error
+    else:
+        pytest.skip("this TensorRT accepts an engine for compute capability 12.0 on this GPU")
+    assert refused.log
 
 
 def test_no_such_gpu(plan: Plan) -> None:
