@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -62,9 +63,16 @@ class Pipeline:
         """Start a request; returns when it was launched, after waiting for a free slot if there is none.
 
         The future gives the outputs by name, or raises what this request raised: a bad input fails alone.
+        Raises ClosedError when the pipeline is closed.
         """
-        inputs = self._bind(request)
-        self._prepare(inputs)
+        self._check_open()
+        try:
+            inputs = self._bind(request)
+            self._prepare(inputs)
+        except Exception as error:
+            failed: Future[Result] = Future()
+            failed.set_exception(error)
+            return failed
         return self._launch(inputs, self._slots.take().result())
 
     def map(self, requests: Iterable[Request], *, return_exceptions: bool = False) -> Iterator[Any]:
@@ -128,7 +136,7 @@ class Pipeline:
         try:
             runner = await asyncio.wrap_future(taken)
         except asyncio.CancelledError:
-            if not taken.cancel() and taken.done() and not taken.cancelled():
+            if not taken.cancel() and taken.done() and taken.exception() is None:
                 self._slots.give(taken.result())
             raise
         return await asyncio.wrap_future(self._launch(inputs, runner))
@@ -226,17 +234,21 @@ class Pipeline:
         for runner in runners:  # the first of a shape warms up, the second captures its graph
             for _ in range(3):
                 runner.enqueue(inputs).result()
-        waiting: deque[tuple[Pending, Runner]] = deque((runner.enqueue(inputs), runner) for runner in runners)
-        done, start = 0, time.perf_counter()
-        while done < 3 * len(runners) or (time.perf_counter() - start < 0.05 and done < 1000):
-            pending, runner = waiting.popleft()
-            pending.result()
-            done += 1
-            waiting.append((runner.enqueue(inputs), runner))
-        elapsed = time.perf_counter() - start
-        for pending, _ in waiting:
-            pending.result()
-        return done / elapsed
+        waiting: deque[tuple[Pending, Runner]] = deque()
+        try:
+            for runner in runners:
+                waiting.append((runner.enqueue(inputs), runner))
+            done, start = 0, time.perf_counter()
+            while done < 3 * len(runners) or (time.perf_counter() - start < 0.05 and done < 1000):
+                pending, runner = waiting.popleft()
+                pending.result()
+                done += 1
+                waiting.append((runner.enqueue(inputs), runner))
+            return done / (time.perf_counter() - start)
+        finally:
+            for pending, _ in waiting:  # a runner left with a request in flight would take no other
+                with suppress(Exception):
+                    pending.result()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -247,13 +259,15 @@ class Pipeline:
         return self._closed
 
     def close(self) -> None:
-        """Refuse new requests, finish those in flight, then close the sessions. Calling it again does nothing."""
+        """Refuse new requests, finish the submitted ones, then close the sessions. Calling it again does nothing.
+
+        A ``map`` that is still being iterated gets ClosedError for what it has not collected.
+        """
         with self._tune_lock:
             if self._closed:
                 return
             self._closed = True
-        for _ in self._clones:
-            self._slots.take().result()  # comes back when its request is done
+        self._slots.close()
         if self._completer is not None:
             self._completions.put(None)
             self._completer.join()
@@ -277,12 +291,15 @@ class _Slots:
         self._lock = threading.Lock()
         self._free: deque[Runner] = deque()
         self._waiters: deque[Future[Runner]] = deque()
+        self._closed = False
 
     def take(self) -> Future[Runner]:
         """A future for a free runner; cancelling it leaves the queue."""
         future: Future[Runner] = Future()
         with self._lock:
-            if self._free and not self._waiters:
+            if self._closed:
+                future.set_exception(ClosedError("this pipeline is closed."))
+            elif self._free and not self._waiters:
                 future.set_result(self._free.popleft())
             else:
                 self._waiters.append(future)
@@ -304,6 +321,15 @@ class _Slots:
                 return
             except InvalidStateError:  # cancelled meanwhile
                 continue
+
+    def close(self) -> None:
+        """Turn away everybody who waits, and who comes later."""
+        with self._lock:
+            self._closed = True
+            waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
+            with suppress(InvalidStateError):  # cancelled meanwhile
+                waiter.set_exception(ClosedError("this pipeline is closed."))
 
     def withdraw(self, runner: Runner) -> None:
         with self._lock:

@@ -53,10 +53,16 @@ class Staging(Mapping[str, Host]):
         self._session = session
 
     def __getitem__(self, name: str) -> Host:
-        shape = self._session.inputs[name].max_shape
+        spec = self._session.inputs.get(name)
+        if spec is None:
+            raise InputNameError(f"the engine has no input {name!r}; it takes {self._session.inputs!r}.")
+        shape = spec.max_shape
         if shape is None:
             raise ShapeError(f"input {name!r} has no largest shape; use staging.view({name!r}, shape).")
         return self.view(name, shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._session.inputs  # the inherited one would allocate the buffer to find out
 
     def view(self, name: str, shape: Shape) -> Host:
         """The page-locked buffer of this input as an array of this shape. Raises ShapeError outside the profiles."""
@@ -416,13 +422,14 @@ class Session(Runner):
             self._borrowed = borrowed  # kept alive while the GPU may read them
         else:
             self._finish(route, steps)
+            for result in results.values():
+                result.settle()
         return results
 
     def _staging_view(self, name: str, shape: Shape) -> Host:
         with self._lock:
             self.check_open()
-            if name not in self.inputs:
-                raise InputNameError(f"the engine has no input {name!r}; it takes {self.inputs!r}.")
+            self._check_idle()
             spec = self.inputs[name]
             spec.check_shape(shape)
             nbytes = nbytes_of(shape, spec.dtype)

@@ -126,3 +126,16 @@ def test_wrong_gpu_arrays_are_refused(open_session: Open) -> None:
     with pytest.raises(trtrun.InputError, match="contiguous"):
         session(torch.zeros(12, 3, device="cuda").t())
     assert session(torch.zeros(3, 12))["y"].shape == (3, 5)  # a torch tensor on the host is a host array
+
+
+def test_device_outputs_outlive_their_session(open_session: Open) -> None:
+    session = open_session("static")
+    x = random(3, 12)
+    expected = session(x)["y"]
+    out = session.run({"x": x}, outputs="device")["y"]
+    session.close()
+    np.testing.assert_array_equal(out.numpy(), expected)
+    np.testing.assert_array_equal(torch.from_dlpack(out).cpu().numpy(), expected)
+    out.close()
+    with pytest.raises(trtrun.ClosedError):
+        out.numpy()

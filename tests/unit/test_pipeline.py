@@ -177,6 +177,45 @@ def test_close_finishes_what_is_in_flight_and_refuses_more() -> None:
         list(pipeline.map(requests(1)))
 
 
+def test_close_with_a_suspended_map_does_not_hang() -> None:
+    pipeline = Pipeline(FakeRunner(0.001), depth=2)
+    results = pipeline.map(requests(10))
+    next(results)
+    pipeline.close()
+    with pytest.raises(ClosedError):
+        list(results)
+
+
+def test_close_turns_away_those_who_wait() -> None:
+    pipeline = Pipeline(FakeRunner(0.2), depth=1)
+    first = pipeline.submit(np.float32([1]))
+    outcome: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            pipeline.submit(np.float32([2]))
+        except ClosedError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.05)
+    pipeline.close()
+    thread.join(5)
+    assert len(outcome) == 1
+    assert first.result(0)["y"][0] == 2
+
+
+def test_a_bad_first_request_leaves_the_measuring_to_the_next() -> None:
+    with Pipeline(FakeRunner(0.001)) as pipeline:
+        for bad in (np.float32([[1]]), np.float32([-1])):
+            with pytest.raises((InputError, ExecutionError)):
+                pipeline.submit(bad).result()
+            assert pipeline.depth == 0
+        assert pipeline.submit(np.float32([3])).result()["y"][0] == 6
+        assert pipeline.depth >= 1
+
+
 def test_depth_is_measured() -> None:
     runner = FakeRunner(0.01)
     with Pipeline(runner) as pipeline:

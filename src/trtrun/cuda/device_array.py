@@ -10,9 +10,8 @@ from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, DeviceMemoryResource, Strea
 from cuda.core.utils import StridedMemoryView
 
 from ..errors import ClosedError, InputError
-from .check import translated
+from .check import check, translated
 from .device import Device
-from .memory import copy_async
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
@@ -94,7 +93,7 @@ class DeviceArray:
         self.dtype = dtype
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         self._device = device
-        self._stream = stream
+        self._stream: Stream | None = stream  # None once the data is there
         with translated(f"allocate {self.nbytes:,} bytes of device memory for a result"):
             self._buffer: Buffer = resource.allocate(max(self.nbytes, 1), stream=stream)
         self._address = int(self._buffer.handle)
@@ -113,15 +112,21 @@ class DeviceArray:
             self._buffer.set_deallocation_stream(stream)
         self._stream = stream
 
+    def settle(self) -> None:
+        """The computation has finished: nothing needs to wait for a stream, which may be closed now."""
+        with self._device:
+            self._buffer.set_deallocation_stream(LEGACY_DEFAULT_STREAM)
+        self._stream = None
+
     def numpy(self) -> np.ndarray[Any, np.dtype[Any]]:
         """A copy on the host, after all work that computes this array."""
         host = np.empty(self.shape, self.dtype)
         with self._device:
+            if self._stream is not None:
+                with translated("wait for a result"):
+                    self._stream.sync()
             if self.nbytes:
-                # Pageable memory: the driver returns only when the copy has been staged completely.
-                copy_async(host.ctypes.data, self.address, self.nbytes, int(self._stream.handle))
-            with translated("copy a result to the host"):
-                self._stream.sync()
+                check(driver.cuMemcpyDtoH(host.ctypes.data, self.address, self.nbytes), "copy a result to the host")
         return host
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
@@ -152,7 +157,7 @@ class DeviceArray:
             "typestr": self.dtype.str,
             "data": (self.address, False),
             "strides": None,
-            "stream": int(self._stream.handle),
+            "stream": None if self._stream is None else int(self._stream.handle),
         }
 
     def _hand_over(self, stream: Any) -> None:
@@ -160,13 +165,11 @@ class DeviceArray:
         if stream == -1:
             return
         handle = 1 if stream is None else int(stream)  # DLPack: None means the legacy default stream, 1
-        if handle == int(self._stream.handle):
-            return
         consumer = Stream.from_handle(handle)
-        with translated("order a result after its computation"):
-            consumer.wait(self._stream)
+        if self._stream is not None and handle != int(self._stream.handle):
+            with translated("order a result after its computation"):
+                consumer.wait(self._stream)
         self._buffer.set_deallocation_stream(consumer)
-        self._stream = consumer
 
     def close(self) -> None:
         """Return the memory now, in stream order. Consumers that share it must be done with it."""
