@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TrtrunError
-from . import build, demo, inspect, run
+from . import bench, build, demo, inspect, run
 
 app = typer.Typer(
     name="trtrun",
@@ -18,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("bench")(bench.command)
 app.command("build")(build.command)
 app.command("demo")(demo.command)
 app.command("inspect")(inspect.command)

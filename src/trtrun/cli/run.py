@@ -28,7 +28,7 @@ def command(
     from ..predictor import load
 
     with load(model, device=device, plugins=plugin or ()) as runner:
-        arrays = _read(inputs, list(runner.inputs))
+        arrays = read_arrays(inputs, list(runner.inputs))
         start = time.perf_counter()
         results = runner.run(arrays)
         seconds = time.perf_counter() - start
@@ -54,7 +54,8 @@ def command(
     console.print(f"{backend}: first request {seconds * 1e3:.2f} ms", highlight=False)
 
 
-def _read(texts: list[str], names: list[str]) -> dict[str, Any]:
+def read_arrays(texts: list[str], names: list[str]) -> dict[str, Any]:
+    """The arrays of ``NAME=FILE.npy`` texts, or of ``FILE.npy`` where there is one name only."""
     import numpy as np
 
     from ..errors import InputError, InputNameError
