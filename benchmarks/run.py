@@ -1,6 +1,6 @@
 """Measure trtrun against its floors and peers on this machine's GPU.
 
-    python benchmarks/run.py [GROUP …]     groups: latency throughput device_arrays specialize cold_start growth
+    python benchmarks/run.py [GROUP …]     groups: latency throughput device_arrays specialize bench cold_start growth
 
 Every figure is a ratio of medians taken in turns in one run. Peers that are not installed are skipped, aloud.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 import models
 import numpy as np
 import peers
+from cuda.bindings import driver
 from results import Record, compare_rates, compare_times, in_turns, store
 
 import trtrun
@@ -273,6 +274,32 @@ def specialize() -> Iterator[Record]:
     own.engine.close()
 
 
+def bench() -> Iterator[Record]:
+    """trtrun bench's GPU Compute Time against a plain loop of CUDA events, whose median must be the same."""
+    from trtrun.benchmark import BenchOptions, measure
+
+    engine = Engine(build_plan(models.resnet50(1)))
+    resident = peers.DeviceResident(RTX, engine.handle)
+    with engine.device:
+        begin, end = (peers.checked(driver.cuEventCreate(0)) for _ in range(2))
+    ours, reference = [], []
+    for _ in range(5):
+        measured = measure(engine, options=BenchOptions(transfers=False, duration=0.5, warmup=100))
+        ours.append(measured.metrics.compute.median / 1e3)
+        times = []
+        for _ in range(800):
+            driver.cuEventRecord(begin, resident.stream)
+            resident.launch()
+            driver.cuEventRecord(end, resident.stream)
+            resident.synchronize()
+            times.append(peers.checked(driver.cuEventElapsedTime(begin, end)) / 1e3)
+        reference.append(float(np.median(times)))
+    what = "plain loop of CUDA events / trtrun bench, GPU Compute Time, median"
+    yield compare_times("bench.resnet50.vs_events", what, ours, reference)
+    resident.close()
+    engine.close()
+
+
 _COLD = """
 import sys, time
 import numpy as np
@@ -333,7 +360,7 @@ def growth() -> Iterator[Record]:
     session.engine.close()
 
 
-GROUPS = {f.__name__: f for f in (latency, throughput, device_arrays, specialize, cold_start, growth)}
+GROUPS = {f.__name__: f for f in (latency, throughput, device_arrays, specialize, bench, cold_start, growth)}
 
 
 def main(names: list[str]) -> None:

@@ -1,0 +1,45 @@
+"""trtrun bench on a real engine: the figures hang together, and the page is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trtrun.benchmark import BenchOptions, measure
+from trtrun.engine import Engine
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BenchOptions(duration=0.2, warmup=20),
+        BenchOptions(duration=0.2, warmup=20, streams=3, cuda_graph=False),
+        BenchOptions(duration=0.2, warmup=20, transfers=False, spin=True),
+    ],
+)
+def test_the_figures_hang_together(options: BenchOptions, plan: Callable[[str], bytes]) -> None:
+    with Engine(plan("convolution")) as engine:
+        result = measure(engine, shapes={"x": (4, 3, 64, 64)}, options=options)
+    metrics = result.metrics
+    assert (result.graph_reason is None) == options.cuda_graph
+    assert metrics.inferences >= 10
+    assert 0 < metrics.compute.min <= metrics.compute.median <= metrics.compute.percentiles[99] <= metrics.compute.max
+    assert metrics.throughput * metrics.walltime == pytest.approx(metrics.inferences)
+    assert metrics.latency.median >= metrics.compute.min
+    for trace in result.traces:
+        assert trace.h2d_start <= trace.h2d_end <= trace.compute_start <= trace.compute_end
+        assert trace.compute_end <= trace.d2h_start <= trace.d2h_end or not options.transfers
+
+
+def test_the_command_writes_json_and_a_page(plan: Callable[[str], bytes], tmp_path: Path) -> None:
+    (tmp_path / "m.engine").write_bytes(plan("static"))
+    command = [sys.executable, "-m", "trtrun", "bench", str(tmp_path / "m.engine"), "--duration", "0.2", "--json"]
+    page = tmp_path / "page.html"
+    done = subprocess.run([*command, "--report", str(page)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["metrics"]["throughput"] > 0
+    assert "<svg" in page.read_text()
