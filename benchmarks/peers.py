@@ -120,6 +120,24 @@ class DeviceResident(_HandWritten):
     def launch(self) -> None:
         driver.cuGraphLaunch(self.graph, self.stream)
 
+    def event_times(self, count: int) -> list[float]:
+        """Milliseconds between events around each of ``count`` launches.
+
+        All are enqueued before the first is waited for, so that no event waits for the host to launch what it times.
+        """
+        events = [checked(driver.cuEventCreate(0)) for _ in range(2 * count)]
+        for start, end in zip(events[::2], events[1::2], strict=True):
+            checked(driver.cuEventRecord(start, self.stream))
+            self.launch()
+            checked(driver.cuEventRecord(end, self.stream))
+        self.synchronize()
+        times = [
+            checked(driver.cuEventElapsedTime(start, end)) for start, end in zip(events[::2], events[1::2], strict=True)
+        ]
+        for event in events:
+            checked(driver.cuEventDestroy(event))
+        return times
+
 
 class Recipe(_HandWritten):
     """The classic recipe as tutorials write it, on the v3 calls: addresses set and every step enqueued per request.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trtrun.benchmark import BenchOptions, measure
 from trtrun.engine import Engine
+from trtrun.errors import InputNameError, ShapeError
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,31 @@ def test_the_figures_hang_together(options: BenchOptions, plan: Callable[[str], 
     for trace in result.traces:
         assert trace.h2d_start <= trace.h2d_end <= trace.compute_start <= trace.compute_end
         assert trace.compute_end <= trace.d2h_start <= trace.d2h_end or not options.transfers
+    for stream in range(options.streams):  # one execution context computes one inference at a time
+        own = [trace for trace in result.traces if trace.stream == stream]
+        assert all(a.compute_end <= b.compute_start + 0.01 for a, b in itertools.pairwise(own))
+
+
+def test_iterations_are_a_minimum(plan: Callable[[str], bytes]) -> None:
+    with Engine(plan("static")) as engine:
+        result = measure(engine, options=BenchOptions(duration=0, warmup=0, iterations=77))
+    assert result.metrics.inferences == 77
+
+
+def test_shapes_and_values(plan: Callable[[str], bytes]) -> None:
+    options = BenchOptions(duration=0.05, warmup=20)
+    with Engine(plan("convolution")) as engine:
+        assert measure(engine, options=options).shapes == {"x": (2, 3, 32, 32)}  # what the profile was tuned for
+        with pytest.raises(ShapeError, match="outside every"):
+            measure(engine, shapes={"x": (9, 3, 64, 64)}, options=options)
+        with pytest.raises(InputNameError, match="'y'"):
+            measure(engine, shapes={"y": (4, 3, 64, 64)}, options=options)
+    with Engine(plan("topk")) as engine:
+        with pytest.raises(ShapeError, match="--input k="):
+            measure(engine, options=options)
+        result = measure(engine, values={"k": np.int64([7])}, options=options)
+        assert result.graph_reason is not None
+        assert "host" in result.mode
 
 
 def test_the_command_writes_json_and_a_page(plan: Callable[[str], bytes], tmp_path: Path) -> None:

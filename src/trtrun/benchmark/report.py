@@ -31,16 +31,23 @@ def _shapes(measurement: Measurement) -> str:
     return ", ".join(f"{name} {'×'.join(map(str, shape)) or 'scalar'}" for name, shape in measurement.shapes.items())
 
 
+def _counts(measurement: Measurement) -> str:
+    metrics = measurement.metrics
+    return (
+        f"{metrics.inferences:,} inferences; {metrics.warmup:,} more in the warm-up of "
+        f"{measurement.options.warmup:g} ms are left out"
+    )
+
+
 def text(measurement: Measurement) -> str:
     """trtexec's performance summary, the mode in the first lines, its warnings in the last."""
     metrics = measurement.metrics
-    counts = f"{metrics.inferences:,} inferences, {metrics.warmup:,} more in the warm-up of"
     lines = [
         f"engine      {measurement.engine}",
         f"runs on     {measurement.backend}",
         f"shapes      {_shapes(measurement)}",
         f"mode        {measurement.mode}",
-        f"evaluated   {counts} {measurement.options.warmup:g} ms",
+        f"evaluated   {_counts(measurement)}",
         "",
         f"Throughput: {metrics.throughput:.6g} inferences/s",
         "",
@@ -71,7 +78,7 @@ def html(measurement: Measurement) -> str:
         ("runs on", measurement.backend),
         ("shapes", _shapes(measurement)),
         ("mode", measurement.mode),
-        ("evaluated", f"{metrics.inferences:,} inferences after a warm-up of {metrics.warmup:,}"),
+        ("evaluated", _counts(measurement)),
     )
     tiles = (
         (f"{metrics.throughput:,.1f}", "inferences per second"),
@@ -79,7 +86,9 @@ def html(measurement: Measurement) -> str:
         (f"{metrics.latency.percentiles[99]:.4g} ms", "99 % latency"),
         (f"{metrics.compute.median:.4g} ms", "median GPU compute"),
     )
-    notes = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in measurement.warnings)
+    notes = "".join(
+        f'<p class="warning">{escape(warning).replace("-", "&#8209;")}</p>' for warning in measurement.warnings
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(measurement.engine)} · trtrun bench</title><style>{_STYLE}</style></head><body><main>
@@ -115,7 +124,9 @@ def _ticks(low: float, high: float, about: int = 6) -> list[float]:
 
 def _svg(height: float, parts: Sequence[str], label: str) -> str:
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{escape(label)}">' + "".join(parts) + "</svg>"
+        f'<div class="wide"><svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
+        + "".join(parts)
+        + "</svg></div>"
     )
 
 
@@ -167,7 +178,7 @@ def _histogram(values: Sequence[float], summary: Summary, kind: str) -> str:
 
 
 def _timeline(kept: Sequence[Trace], transfers: bool) -> str:
-    """About eight inferences per stream from the middle of the measurement, one lane per kind of work."""
+    """About eight inferences per stream from the middle of the measurement; per stream one lane per kind of work."""
     streams = sorted({trace.stream for trace in kept})
     # From the second half, where every stream is in its steady state.
     middle = kept[len(kept) // 2 :][: 8 * len(streams)]
@@ -177,26 +188,22 @@ def _timeline(kept: Sequence[Trace], transfers: bool) -> str:
     lane, gap, top = 16.0, 12.0, 4.0
     base = top + len(streams) * (len(lanes) * lane + gap)
     parts = _time_axis(0, high - low, base, top)
-    number = {id(trace): index for index, trace in enumerate(kept)}
     for row, stream in enumerate(streams):
         y = top + row * (len(lanes) * lane + gap)
         for index, kind in enumerate(lanes):
             title = f"{stream} {names[kind]}" if len(streams) > 1 else names[kind]
             parts.append(_text(_LEFT - 8, y + index * lane + 12, title, "end"))
-        for trace in (trace for trace in kept if trace.stream == stream and trace.d2h_end > low):
-            if trace.h2d_start > high:
-                break
-            shade = " other" if number[id(trace)] // len(streams) % 2 else ""
+        for number, trace in enumerate(trace for trace in kept if trace.stream == stream):
             for index, kind in enumerate(lanes):
                 start, end = getattr(trace, f"{kind}_start"), getattr(trace, f"{kind}_end")
                 left, right = max(start, low), min(end, high)
                 if right <= left:
                     continue
+                x, width = _LEFT + (left - low) / (high - low) * _PLOT, (right - left) / (high - low) * _PLOT
                 parts.append(
-                    f'<rect class="{kind}{shade}" x="{_LEFT + (left - low) / (high - low) * _PLOT:.2f}" '
-                    f'y="{y + index * lane + 1:.1f}" width="{max((right - left) / (high - low) * _PLOT, 0.8):.2f}" '
-                    f'height="{lane - 2:g}"><title>inference {number[id(trace)]}, {names[kind]} '
-                    f"{end - start:.4f} ms</title></rect>"
+                    f'<rect class="{kind}{" other" * (number % 2)}" x="{x:.2f}" y="{y + index * lane + 1:.1f}" '
+                    f'width="{max(width, 0.8):.2f}" height="{lane - 2:g}">'
+                    f"<title>inference {number}, {names[kind]} {end - start:.4f} ms</title></rect>"
                 )
     legend = "".join(f'<span><i class="{kind}"></i>{names[kind]}</span>' for kind in lanes)
     said = (
@@ -223,7 +230,7 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;margin:0}dt{c
 th,td{padding:5px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 thead th{color:var(--soft);font-weight:400}tbody th{text-align:left;font-weight:600}
 p{color:var(--soft);margin:8px 0}p.warning{color:var(--ink)}
-svg{width:100%;height:auto;display:block}text{fill:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}
+svg{width:100%;min-width:640px;height:auto;display:block}text{fill:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}
 .grid{stroke:var(--line)}.mark{stroke:var(--ink);stroke-dasharray:3 3}
 .latency{fill:var(--latency);background:var(--latency)}.h2d{fill:var(--h2d);background:var(--h2d)}
 .compute{fill:var(--compute);background:var(--compute)}.d2h{fill:var(--d2h);background:var(--d2h)}
