@@ -22,6 +22,7 @@ from pathlib import Path
 import models
 import numpy as np
 import peers
+from cuda.bindings import driver
 from results import Record, compare_rates, compare_times, in_turns, store
 
 import trtrun
