@@ -47,6 +47,12 @@ _LOADERS: dict[str, tuple[FlavorName, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt_lean", "tensorrt_dispatch"),
     "tensorrt_rtx": ("tensorrt_rtx",),
 }
+# The newest attributes that trtrun cannot do without.
+_REQUIRED = (
+    "ICudaEngine.device_memory_size_v2",
+    "IExecutionContext.set_device_memory",
+    "IExecutionContext.update_device_memory_size_for_shapes",
+)
 _BUILDERS: tuple[FlavorName, ...] = ("tensorrt_rtx", "tensorrt")
 _TITLES: dict[FlavorName, str] = {
     "tensorrt": "TensorRT",
@@ -72,18 +78,13 @@ class Capabilities:
     can_build_without_gpu: bool  # portable engines
     has_plugin_library: bool  # init_libnvinfer_plugins
     has_plugin_registry: bool  # get_plugin_registry().load_library
-    has_stream_reader: bool  # IStreamReaderV2
     has_runtime_config: bool  # ICudaEngine.create_runtime_config
     has_runtime_cache: bool  # IRuntimeConfig.create_runtime_cache: compiled kernels kept between processes
     has_kernel_specialization: bool  # IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy
     has_stream_capturable: bool  # IExecutionContext.is_stream_capturable
     has_engine_validity: bool  # Runtime.get_engine_validity
-    has_tensor_format: bool  # the enum TensorFormat; without it formats are told by their description
-    has_allocation_strategy: bool  # create_execution_context(strategy), get_device_memory_size_for_profile_v2
-    has_engine_inspector: bool  # ICudaEngine.create_engine_inspector
     has_strongly_typed_flag: bool  # networks must ask for STRONGLY_TYPED; from 11 on every network is
     has_progress_monitor: bool  # IProgressMonitor
-    dtypes: tuple[str, ...]  # names of DataType members
 
 
 @dataclass(frozen=True)
@@ -258,17 +259,26 @@ def _load(name: FlavorName) -> Flavor:
         raise MissingPackageError(
             f"{_TITLES[name]} (module {name}) is installed but cannot be imported: {error}. Run: {_INSTALL[name]}"
         ) from error
+    for path in _REQUIRED:
+        if not _has(module, path):
+            raise MissingPackageError(
+                f"{_TITLES[name]} {module.__version__} is too old: it has no {path}, which came with 10.1. "
+                f"Update it: {_INSTALL[name]}"
+            )
     return Flavor(module, _inspect(name, module), Logger(module))
 
 
+def _has(module: Any, path: str) -> bool:
+    owner = module
+    for part in path.split("."):
+        owner = getattr(owner, part, None)
+        if owner is None:
+            return False
+    return True
+
+
 def _inspect(name: FlavorName, module: Any) -> Capabilities:
-    def has(path: str) -> bool:
-        owner = module
-        for part in path.split("."):
-            owner = getattr(owner, part, None)
-            if owner is None:
-                return False
-        return True
+    has = functools.partial(_has, module)
 
     return Capabilities(
         name=name,
@@ -277,18 +287,13 @@ def _inspect(name: FlavorName, module: Any) -> Capabilities:
         can_build_without_gpu=has("Builder") and has("IBuilderConfig.set_compute_capability"),
         has_plugin_library=has("init_libnvinfer_plugins"),
         has_plugin_registry=has("get_plugin_registry") and has("IPluginRegistry.load_library"),
-        has_stream_reader=has("IStreamReaderV2"),
         has_runtime_config=has("ICudaEngine.create_runtime_config"),
         has_runtime_cache=has("IRuntimeConfig.create_runtime_cache"),
         has_kernel_specialization=has("IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy"),
         has_stream_capturable=has("IExecutionContext.is_stream_capturable"),
         has_engine_validity=has("Runtime.get_engine_validity"),
-        has_tensor_format=has("TensorFormat"),
-        has_allocation_strategy=has("ExecutionContextAllocationStrategy.USER_MANAGED"),
-        has_engine_inspector=has("EngineInspector"),
         has_strongly_typed_flag=has("NetworkDefinitionCreationFlag.STRONGLY_TYPED"),
         has_progress_monitor=has("IProgressMonitor"),
-        dtypes=tuple(sorted(getattr(module.DataType, "__members__", {}))),
     )
 
 

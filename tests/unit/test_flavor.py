@@ -99,7 +99,6 @@ def test_capabilities(name: flavor.FlavorName) -> None:
     assert capabilities.can_build is full
     assert capabilities.has_plugin_library is full
     assert capabilities.version == ("1.6.1.120" if full else "11.4.0.106")
-    assert "FLOAT" in capabilities.dtypes
 
 
 def test_several_flavours_live_in_one_process() -> None:
@@ -172,3 +171,9 @@ def test_a_library_that_is_none_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a library")
     with pytest.raises(trtrun.PluginError, match="cannot be loaded"):
         flavor.load("tensorrt_rtx").initialize_plugins([path])
+
+
+def test_a_tensorrt_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flavor, "_REQUIRED", ("IExecutionContext.of_the_future",))
+    with pytest.raises(trtrun.MissingPackageError, match=r"too old: it has no IExecutionContext\.of_the_future"):
+        flavor._load.__wrapped__("tensorrt_rtx")  # past the cache, which must keep its one logger
