@@ -62,8 +62,9 @@ class Runner(ABC):
             outputs: ``"copy"`` returns NumPy arrays that belong to the caller. ``"view"`` returns views of the
                 runner's own buffers, overwritten by its next request. ``"device"`` returns
                 :class:`~trtrun.arrays.DeviceArray` objects that stay on the GPU.
-            stream: a CUDA stream of the caller's. With it the request starts after the work already on that stream,
-                later work on that stream waits for it, and with ``outputs="device"`` the call does not block.
+            stream: a CUDA stream of the caller's. With it the request starts after the work already on that stream and
+                later work on that stream waits for it. With GPU arrays in and ``outputs="device"`` the call does not
+                block then.
 
         Raises:
             InputError: names, shapes or dtypes do not fit.

@@ -94,7 +94,7 @@ class Session(Runner):
         self._device = engine.device
         self._lock = threading.Lock()
         self._in_flight: _InFlight | None = None
-        self._unfinished = False  # a request without a wait may still read the page-locked inputs
+        self._unfinished = False  # a request that nobody waited for may still use the buffers
         self._specs = tuple(engine.inputs.values())
         self._wanted = [(spec.name, spec.dtype) for spec in self._specs]
         self._names = dict(self._wanted).keys()  # a dict's own keys compare in C
@@ -222,8 +222,6 @@ class Session(Runner):
                 self._check_dtype(array, self.inputs[name])
             arrays.append(array)
             shapes.append(array.shape)
-        if self._unfinished and len(borrowed) < len(arrays):
-            self._wait()  # the page-locked inputs may still be read
         key = tuple(shapes)
         route = self._route(key, arrays)
         which = self._fill(route, arrays)
@@ -413,7 +411,8 @@ class Session(Runner):
                 copy_async(result.address, source, result.nbytes, self._handle)
             results[name] = result
         settled = route.captured(steps) or route.graph_reason is not None or not self._cuda_graph
-        if caller is not None and settled:
+        # With inputs on the host the call waits: it returns when their page-locked memory may be filled again.
+        if caller is not None and settled and len(borrowed) == len(self._specs):
             with translated("continue the caller's stream"):
                 caller.wait(self._stream)
             for result in results.values():
