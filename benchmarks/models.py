@@ -61,7 +61,8 @@ class _Network:
         return self.node("Gemm", [x, self.weight(weight), self.weight(np.zeros(cout))], transB=1)
 
     def model(self, output: str, inputs: Sequence[int | str], classes: int) -> bytes:
-        self.nodes.append(helper.make_node("Identity", [output], ["logits"]))
+        assert self.nodes[-1].output[0] == output
+        self.nodes[-1].output[0] = "logits"
         kind = _TYPES[self.dtype]
         graph = helper.make_graph(
             self.nodes,

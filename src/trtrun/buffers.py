@@ -45,6 +45,7 @@ class Buffers:
             if memory is not None:
                 memory.close()  # first, so that the peak is the larger of the two and not their sum
                 del self._on_gpu[name]
+                self.generation += 1  # now: the allocation may fail, and nothing may use the old address any more
             memory = self._on_gpu[name] = DeviceMemory(self._device, nbytes)
             self.generation += 1
         return memory.address

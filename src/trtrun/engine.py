@@ -243,12 +243,13 @@ class Engine:
 
     def close(self) -> None:
         """Close the sessions over this engine, then the engine and its runtime. Calling it again does nothing."""
+        self.auto_close = False
+        # Before taking the lock: a session that is just running holds its own and may be waiting for this one.
+        for session in list(self._sessions):
+            session.close()
         with self.compile_lock:
             if self._engine is None:
                 return
-            self.auto_close = False
-            for session in list(self._sessions):
-                session.close()
             with self.device:
                 # Dropped in reverse order of creation: each object must not outlive the one that made it.
                 self._engine = None

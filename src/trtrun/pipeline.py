@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
-from .errors import ClosedError, OutOfMemoryError
+from .errors import ClosedError, ExecutionError, OutOfMemoryError
 from .runner import Pending, Runner
 
 Request = Any  # a mapping from input name to array, or one array for an engine with one input
@@ -66,6 +66,11 @@ class Pipeline:
         Raises ClosedError when the pipeline is closed.
         """
         self._check_open()
+        if threading.current_thread() is self._completer:
+            raise ExecutionError(
+                "submit() was called from the callback of a future, in the thread that completes requests, which would "
+                "then wait for itself to free a slot. Submit from another thread, or use map()."
+            )
         try:
             inputs = self._bind(request)
             self._prepare(inputs)
@@ -73,7 +78,7 @@ class Pipeline:
             failed: Future[Result] = Future()
             failed.set_exception(error)
             return failed
-        return self._launch(inputs, self._slots.take().result())
+        return self._launch(inputs, self._slots.wait())
 
     def map(self, requests: Iterable[Request], *, return_exceptions: bool = False) -> Iterator[Any]:
         """Run requests as they come from ``requests`` and yield their results in order.
@@ -106,18 +111,25 @@ class Pipeline:
                     self._prepare(inputs)
                 except Exception as error:
                     waiting.append(error)
-                    continue
-                while (runner := self._slots.take_now()) is None:
-                    if waiting:
+                else:
+                    while (runner := self._slots.take_now()) is None:
+                        if waiting:
+                            yield collect()
+                        else:  # other threads have all the slots
+                            runner = self._slots.wait()
+                            break
+                    try:
+                        waiting.append((runner.enqueue(inputs), runner))
+                    except BaseException as error:
+                        self._slots.give(runner)
+                        if not isinstance(error, Exception):
+                            raise
+                        waiting.append(error)
+                if isinstance(waiting[-1], Exception):
+                    if not return_exceptions:
+                        break  # raised in its turn, after the results of those before it
+                    while len(waiting) > max(self.depth, 1):
                         yield collect()
-                    else:  # other threads have all the slots
-                        runner = self._slots.take().result()
-                        break
-                try:
-                    waiting.append((runner.enqueue(inputs), runner))
-                except Exception as error:
-                    self._slots.give(runner)
-                    waiting.append(error)
             while waiting:
                 yield collect()
         finally:
@@ -173,8 +185,10 @@ class Pipeline:
         try:
             self._check_open()
             pending = runner.enqueue(inputs)
-        except Exception as error:
+        except BaseException as error:
             self._slots.give(runner)
+            if not isinstance(error, Exception):
+                raise
             future.set_exception(error)
             return future
         self._start_completer()
@@ -304,6 +318,16 @@ class _Slots:
             else:
                 self._waiters.append(future)
         return future
+
+    def wait(self) -> Runner:
+        """A free runner, after waiting for one. Raises ClosedError when the pipeline closes meanwhile."""
+        taken = self.take()
+        try:
+            return taken.result()
+        except BaseException:  # an interrupt: the runner must not go to somebody who no longer waits
+            if not taken.cancel() and taken.exception() is None:
+                self.give(taken.result())
+            raise
 
     def take_now(self) -> Runner | None:
         with self._lock:

@@ -8,7 +8,7 @@ launch and one wait. Where capture is impossible the same steps are enqueued one
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from .arrays import COPY_POOL, as_host_array, copy_out, nbytes_of
 from .buffers import Buffers
 from .cuda.check import translated
 from .cuda.device_array import DeviceArray, borrow, gpu_ordinal, result_pool
-from .cuda.memory import copy_async, host_view
+from .cuda.memory import copy_async, host_view, is_pageable
 from .cuda.stream import as_stream, create_stream
 from .errors import DeviceError, DtypeError, ExecutionError, InputError, InputNameError, ShapeError
 from .route import Host, Route, ShapeKey, Steps
@@ -99,10 +99,11 @@ class Session(Runner):
         self._wanted = [(spec.name, spec.dtype) for spec in self._specs]
         self._names = dict(self._wanted).keys()  # a dict's own keys compare in C
         self._dynamic = any(spec.is_dynamic for spec in self._specs)
+        self._host_located = any(spec.location == "host" for spec in self._specs)
         self._routes: OrderedDict[ShapeKey, Route] = OrderedDict()
         self._seen: OrderedDict[ShapeKey, int] = OrderedDict()
         self._promote_at = 2
-        self._borrowed: list[StridedMemoryView] = []
+        self._borrowed: deque[tuple[Any, list[StridedMemoryView]]] = deque()
         self._closed = False
         with ExitStack() as undo, self._device:
             engine.enter(self)
@@ -188,6 +189,8 @@ class Session(Runner):
     def _collect(self, request: _InFlight) -> dict[str, Any]:
         with self._lock:
             self.check_open()
+            if self._in_flight is not request:
+                raise ExecutionError("this request was collected already.")
             entered = self._device.enter()
             try:
                 self._finish(request.route, request.steps)
@@ -258,13 +261,15 @@ class Session(Runner):
 
     def _route(self, key: ShapeKey, arrays: list[Any]) -> Route:
         """The route for these shapes, bound. A shape seen for the second time gets a context and graphs of its own."""
-        route = self._routes.get(key) or self._promote(key)
+        route = self._routes.get(key)
+        if route is None:
+            for spec, shape in zip(self._specs, key, strict=True):
+                spec.check_shape(shape)
+            route = self._promote(key)
         if route is not None:
             self._routes.move_to_end(key)
             self._bind(route, key)
             return route
-        for spec, shape in zip(self._specs, key, strict=True):
-            spec.check_shape(shape)
         if self._fill_host_located(key, arrays):
             self._common.key = None  # the output shapes depend on the values just written
         self._bind(self._common, key)
@@ -285,7 +290,7 @@ class Session(Runner):
         captured graph of its own pay from the second on. When more shapes take turns than routes are kept, every
         eviction doubles how often a shape must come back, so that contexts are not made only to be thrown away.
         """
-        if not (self._dynamic and self._cuda_graph and self._common.graph_reason is None):
+        if not (self._dynamic and self._cuda_graph and self._common.graph_reason is None) or self._host_located:
             return None
         count = self._seen.pop(key, 0) + 1
         if count < self._promote_at:
@@ -326,21 +331,33 @@ class Session(Runner):
                     copy_async(route.input_addresses[index], array.ptr, view.nbytes, self._handle)
             elif array.base is not None and self._buffers.owns(spec.name, array) and _same_place(array, view):
                 which |= 1 << index
-            elif view.nbytes >= _LARGE and spec.location == "device" and _is_plain(array, view):
-                self._fill_large(route.input_addresses[index], view, array)
+            elif (
+                view.nbytes >= _LARGE
+                and spec.location == "device"
+                and _is_plain(array, view)
+                and not self._buffers.owns(spec.name, array)  # overlapping memory must not be copied in pieces
+                and self._fill_large(route.input_addresses[index], view, array)
+            ):
+                pass
             else:
                 np.copyto(view, array)
                 which |= 1 << index
         return which
 
-    def _fill_large(self, address: int, view: Host, array: Host) -> None:
-        """Copy a large input to the device beside the graph, so that the transfer overlaps with filling."""
+    def _fill_large(self, address: int, view: Host, array: Host) -> bool:
+        """Copy a large input to the device beside the graph, so that the transfer overlaps with filling.
+
+        False when it was not done, because the caller's memory is page-locked: an asynchronous copy from it would
+        still be reading when the call returns.
+        """
         source, handle = view.ctypes.data, self._handle
         device = self._device
         if view.nbytes < COPY_POOL.THRESHOLD:
+            if not is_pageable(array.ctypes.data):
+                return False
             # Straight from the caller's memory: the driver stages it in pieces, and returns when all has been read.
             copy_async(address, array.ctypes.data, view.nbytes, handle)
-            return
+            return True
 
         def copy_chunk(start: int, stop: int) -> None:
             entered = device.enter()
@@ -350,6 +367,7 @@ class Session(Runner):
                 device.leave(entered)
 
         COPY_POOL.copy(view, array, copy_chunk)
+        return True
 
     def _finish(self, route: Route, steps: Steps) -> None:
         self._wait()
@@ -371,7 +389,7 @@ class Session(Runner):
         except Exception as error:
             raise self._failed(error) from error
         self._unfinished = False
-        self._borrowed = []
+        self._borrowed.clear()
 
     def _read_dependent(self, route: Route) -> None:
         """Fetch outputs whose shape is known only now."""
@@ -410,7 +428,7 @@ class Session(Runner):
                     source = route.output_addresses[name]
                 copy_async(result.address, source, result.nbytes, self._handle)
             results[name] = result
-        settled = route.captured(steps) or route.graph_reason is not None or not self._cuda_graph
+        settled = route.graph_reason is None and (route.captured(steps) or not self._cuda_graph)
         # With inputs on the host the call waits: it returns when their page-locked memory may be filled again.
         if caller is not None and settled and len(borrowed) == len(self._specs):
             with translated("continue the caller's stream"):
@@ -418,7 +436,10 @@ class Session(Runner):
             for result in results.values():
                 result.follow(order)
             self._unfinished = True
-            self._borrowed = borrowed  # kept alive while the GPU may read them
+            # Kept alive until the GPU has read them: their memory may not be of the caller's stream.
+            self._borrowed.append((self._stream.record(), borrowed))
+            while self._borrowed and self._borrowed[0][0].is_done:
+                self._borrowed.popleft()
         else:
             self._finish(route, steps)
             for result in results.values():
@@ -483,12 +504,8 @@ class _InFlight:
         self.route = route
         self.steps = steps
         self.borrowed = borrowed  # GPU arrays of the caller's, kept alive until they have been read
-        self._done = False
 
     def result(self) -> dict[str, Any]:
-        if self._done:
-            raise ExecutionError("this request was collected already.")
-        self._done = True
         return self.session._collect(self)
 
 

@@ -147,6 +147,53 @@ def test_staging_is_filled_directly(open_session: Open, reference: Reference) ->
     assert relative_error(session(session.staging["x"][1:])["y"], expected) <= 1e-3
 
 
+def test_a_failed_allocation_does_not_leave_graphs_on_freed_memory(
+    open_session: Open, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, expected = open_session("affine"), reference("affine")
+    rng = np.random.default_rng()
+    small, large = (rng.standard_normal((batch, 12)).astype(np.float32) for batch in (2, 64))
+    for _ in range(3):
+        session(small)
+
+    def refuse(*arguments: object) -> None:
+        raise trtrun.OutOfMemoryError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trtrun.buffers.DeviceMemory", refuse)
+        for _ in range(3):
+            with pytest.raises(trtrun.OutOfMemoryError):
+                session(large)
+    for x in (small, large, small, small):
+        assert relative_error(session(x)["y"], expected(x)["y"]) <= 1e-3
+
+
+def test_wrong_shapes_are_refused_again_and_again(open_session: Open) -> None:
+    session = open_session("topk")
+    x, k = np.ones((4, 100), np.float32), np.int64([3])
+    for _ in range(4):
+        for bad in ((x[:1], k), (x, np.int64([3, 3]))):
+            with pytest.raises(trtrun.ShapeError):
+                session(*bad)
+    assert session(x, k)["values"].shape == (4, 3)
+    assert not session._routes
+
+
+def test_page_locked_arrays_of_the_caller_may_be_changed_at_once(
+    open_session: Open, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr("trtrun.session._LARGE", 1 << 10)
+    session, expected = open_session("convolution"), reference("convolution")
+    pinned = torch.empty(4, 3, 64, 64, pin_memory=True).numpy()
+    rng = np.random.default_rng()
+    for _ in range(6):
+        pinned[:] = x = rng.standard_normal(pinned.shape).astype(np.float32)
+        pending = session.enqueue({"x": pinned})
+        pinned[:] = 0
+        assert relative_error(pending.result()["y"], expected(x)["y"]) <= 1e-3
+
+
 @pytest.mark.parametrize("threshold", [1 << 10, 1 << 30])
 def test_large_inputs_are_copied_beside_the_graph(
     threshold: int, open_session: Open, reference: Reference, monkeypatch: pytest.MonkeyPatch

@@ -71,6 +71,35 @@ def test_map_can_return_exceptions() -> None:
     assert isinstance(rank, InputError)
 
 
+def test_map_raises_the_first_error_of_an_endless_source() -> None:
+    def camera() -> Iterator[np.ndarray]:
+        while True:
+            yield np.float32([[1]])
+
+    with Pipeline(FakeRunner(), depth=2) as pipeline:
+        with pytest.raises(InputError):
+            next(pipeline.map(camera()))
+        failing = pipeline.map(camera(), return_exceptions=True)
+        assert all(isinstance(next(failing), InputError) for _ in range(10))
+
+
+def test_submitting_from_a_callback_is_refused() -> None:
+    outcome: list[BaseException] = []
+    with Pipeline(FakeRunner(0.01), depth=1) as pipeline:
+
+        def again(_: object) -> None:
+            try:
+                pipeline.submit(np.float32([2]))
+            except ExecutionError as error:
+                outcome.append(error)
+
+        future = pipeline.submit(np.float32([1]))
+        future.add_done_callback(again)
+        future.result()
+        assert pipeline.submit(np.float32([3])).result()["y"][0] == 6
+    assert "callback" in str(outcome[0])
+
+
 def test_map_abandoned_early_frees_its_slots() -> None:
     with Pipeline(FakeRunner(0.001), depth=2) as pipeline:
         for _ in pipeline.map(requests(10)):

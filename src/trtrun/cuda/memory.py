@@ -69,6 +69,12 @@ def copy_async(target: int, source: int, nbytes: int, stream: int) -> None:
         check((code,), f"copy {nbytes:,} bytes")
 
 
+def is_pageable(address: int) -> bool:
+    """True for host memory that CUDA does not know, false for page-locked memory of anybody's."""
+    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
+    return bool(driver.cuPointerGetAttribute(attribute, address)[0])  # an error code, for memory it does not know
+
+
 def host_view(memory: np.ndarray[Any, Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """The first bytes of a flat uint8 array as an array of this dtype and shape, sharing memory."""
     nbytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
