@@ -8,7 +8,7 @@ setup: .venv/ready
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -31,7 +31,7 @@ gpu-test: setup # needs a GPU
 	$(BIN)/python scripts/gpu_report.py write .gpu-report.xml
 
 lock: # needs uv
-	uv pip compile pyproject.toml --extra demo --group dev --group build --universal --python-version 3.10 \
+	uv pip compile pyproject.toml --extra demo --group dev --group build --universal --python-version 3.10 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet --output-file requirements.lock
 
 clean:

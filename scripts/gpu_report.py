@@ -27,7 +27,7 @@ def source_hash(root: Path = ROOT) -> str:
         paths = [root / name for name in listed.stdout.split("\0") if name]
     else:  # a copy without git, as on a GPU machine that was handed the files: the same files, walked
         paths = [path for folder in FOLDERS for path in (root / folder).rglob("*") if path.is_file()]
-        paths = [path for path in paths if "__pycache__" not in path.parts and path.suffix != ".pyc"]
+        paths = [path for path in paths if not _is_by_product(path.relative_to(root))]
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix()):
         name = path.relative_to(root).as_posix()
@@ -35,6 +35,13 @@ def source_hash(root: Path = ROOT) -> str:
             continue
         digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _is_by_product(path: Path) -> bool:
+    """True for what Python, pytest, mypy and installers leave in the tree and git ignores."""
+    return path.suffix == ".pyc" or any(
+        part == "__pycache__" or part.startswith(".") or part.endswith(".egg-info") for part in path.parts
+    )
 
 
 def tests_of(junit: Path) -> dict[str, str]:
@@ -84,6 +91,9 @@ def check(report: Path = REPORT, root: Path = ROOT) -> int:
     bad = [name for name, outcome in data["tests"].items() if outcome not in ("passed", "skipped")]
     if bad:
         print(f"the GPU suite failed on {data['date']}: {', '.join(bad)}")
+        return 1
+    if "passed" not in data["tests"].values():
+        print(f"no test of the GPU suite ran on {data['date']}; run make gpu-test on a machine with a GPU")
         return 1
     if data["source_hash"] != source_hash(root):
         print(f"src/ or tests/gpu/ changed since the GPU suite ran on {data['date']}; run make gpu-test again")

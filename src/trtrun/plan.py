@@ -141,7 +141,7 @@ def _parse_metadata(text: bytes, length: int, source: str) -> dict[str, Any]:
         raise PlanError(f"{source} is truncated inside its metadata ({len(text)} of {length} bytes). Copy it again.")
     try:
         metadata = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: JSON nested too deep to read
         raise PlanError(f"{source} is not a TensorRT plan: its metadata is not JSON ({error}).") from error
     if not isinstance(metadata, dict):
         raise PlanError(f"{source} is not a TensorRT plan: its metadata is not a JSON object.")

@@ -38,6 +38,8 @@ def test_hash_is_the_same_with_and_without_git(tree: Path) -> None:
     walked = gpu_report.source_hash(tree)
     (tree / "src/trtrun/__pycache__").mkdir()
     (tree / "src/trtrun/__pycache__/a.pyc").write_text("x")
+    (tree / "src/.mypy_cache").mkdir()
+    (tree / "src/.mypy_cache/cache.db").write_text("x")
     assert gpu_report.source_hash(tree) == walked
     subprocess.run("git init -q && git add src/trtrun/a.py tests README.md", shell=True, cwd=tree, check=True)
     assert gpu_report.source_hash(tree) == walked
@@ -53,6 +55,8 @@ def test_check_notices_changes_and_failures(tree: Path, capsys: pytest.CaptureFi
     assert "changed since" in capsys.readouterr().out
     assert gpu_report.check(report(tree, tests={"a": "passed", "b": "failed"}), tree) == 1
     assert "b" in capsys.readouterr().out
+    assert gpu_report.check(report(tree, tests={"a": "skipped"}), tree) == 1
+    assert "no test" in capsys.readouterr().out
     assert gpu_report.check(tree / "none.json", tree) == 1
 
 

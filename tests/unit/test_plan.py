@@ -80,6 +80,7 @@ def test_truncated_metadata(plan: bytes) -> None:
         (b"<html><body>Not found</body></html>" + bytes(40), "text"),
         (bytes(range(200, 255)), "not with the tag"),
         (b"\x20\x00\x00\x00{not json at all, but thirty-two}" + bytes(64), "not JSON"),
+        (struct.pack("<I", 100_000) + b'{"a":' + b"[" * 99_995 + bytes(64), "not JSON"),
         (b"\x02\x00\x00\x00{}" + b"nope" + bytes(64), "no TensorRT plan behind it"),
     ],
 )
@@ -95,7 +96,18 @@ def test_missing_file(tmp_path: Path) -> None:
         identify_file(tmp_path)
 
 
-@given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda tail: b"vtrt" + tail))
+def behind_a_length(text: bytes) -> bytes:
+    return struct.pack("<I", len(text)) + text
+
+
+@given(
+    st.binary(max_size=200)
+    | st.binary(max_size=100).map(lambda tail: b"vtrt" + tail)
+    | st.tuples(st.binary(max_size=50).map(lambda text: behind_a_length(b"{" + text)), st.binary(max_size=60)).map(
+        b"".join
+    )
+    | st.tuples(st.just(behind_a_length(b'{"task": "detect"}') + b"vtrt"), st.binary(max_size=60)).map(b"".join)
+)
 def test_any_bytes_give_a_plan_or_a_typed_error(data: bytes) -> None:
     with contextlib.suppress(PlanError):
         identify(data)
