@@ -36,9 +36,13 @@ Where trtrun is not ahead, and why:
   long as the copy. At batch 32 they pay.
 - **device_arrays**: a call with torch tensors costs about 60 µs beyond the graph: exchanging arrays, two waits between
   streams, a copy in, memory for the results.
-- **throughput.resnet50.b1.vs_peak**: one Python thread fills, launches and collects 8,600 requests a second, 116 µs each.
+- **throughput.resnet50.b1.vs_peak**: one Python thread fills, launches and collects 8,600 requests a second.
 - **hot_path.growth** counts bytes; its ratio is 1 for none and 0 otherwise.
 """
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def table(path: Path) -> str:
@@ -53,8 +57,8 @@ def table(path: Path) -> str:
     for r in data["records"]:
         low, high = r["spread"]
         lines.append(
-            f"| {r['id']} | **{r['ratio']:.2f}** ({low:.2f}–{high:.2f}) | {r['ours']:,.4g} {r['unit']} "
-            f"| {r['reference']:,.4g} {r['unit']} | {r['what']} |"
+            f"| {r['id']} | **{r['ratio']:.2f}** ({low:.2f}–{high:.2f}) | {number(r['ours'])} {r['unit']} "
+            f"| {number(r['reference'])} {r['unit']} | {r['what']} |"
         )
     return "\n".join(lines) + "\n"
 
