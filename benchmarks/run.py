@@ -73,6 +73,7 @@ def latency() -> Iterator[Record]:
         contenders: dict[str, object] = {
             "bare": peers.BareLoop(RTX, engine.handle),
             "recipe": peers.Recipe(RTX, engine.handle),
+            "floor": peers.Floor(RTX, engine.handle),
         }
         optional: dict[str, Callable[[], object]] = {
             "polygraphy": lambda e=engine: peers.Polygraphy(RTX, e.handle),
@@ -85,8 +86,9 @@ def latency() -> Iterator[Record]:
             except Exception as error:
                 print(f"  {label} is left out of {name}: {error}", file=sys.stderr)
         expected = session(inputs[0])["logits"]
-        for peer in contenders.values():
-            agree(peer.infer({"images": inputs[0]})["logits"], expected)  # type: ignore[attr-defined]
+        for label, peer in contenders.items():
+            if label != "floor":
+                agree(peer.infer({"images": inputs[0]})["logits"], expected)  # type: ignore[attr-defined]
         if "resnet50.static" in name:
             contenders["torch"] = peers.TorchGraph(inputs[0].shape[0])
         calling = {label: caller(peer.infer, inputs) for label, peer in contenders.items()}  # type: ignore[attr-defined]
@@ -103,6 +105,11 @@ def latency() -> Iterator[Record]:
             "ort": "ONNX Runtime with TensorRT-RTX 0.4.0, the better of its modes",
             "torch": "torch fp16 channels-last, CUDA graph",
         }
+        floor = times.pop("floor")
+        for label in ("recipe", "ort"):
+            if label in times:
+                what_floor = f"{what[label]} / one core's copy of the input and the engine's graph, nothing else, p50"
+                yield compare_times(f"floor.{name}.vs_{label}", what_floor, floor, times[label])
         for label, reference in times.items():
             if label != "ours":
                 yield compare_times(
@@ -242,22 +249,36 @@ def device_arrays() -> Iterator[Record]:
     stream = torch.cuda.Stream()
     expected = session(tensors[0])["logits"]
 
+    torch.cuda.set_stream(stream)
+
     def ours() -> None:
-        with torch.cuda.stream(stream):
-            out = session.run({"images": next(turn)}, outputs="device", stream=stream)
-            torch.from_dlpack(out["logits"])
+        out = session.run({"images": next(turn)}, outputs="device", stream=stream)
+        torch.from_dlpack(out["logits"])
         stream.synchronize()
 
     def graph() -> None:
         resident.launch()
         resident.synchronize()
 
+    result = torch.empty_like(torch.from_numpy(expected)).cuda()
+    target, handle = next(iter(resident.tensors.values())), int(resident.stream)
+    source = next(resident.tensors[name] for name in resident.outputs)
+
+    def floor() -> None:
+        tensor = next(turn)
+        driver.cuMemcpyAsync(int(target.device), tensor.data_ptr(), target.nbytes, handle)
+        resident.launch()
+        driver.cuMemcpyAsync(result.data_ptr(), int(source.device), source.nbytes, handle)
+        resident.synchronize()
+
     ours()
     out = session.run({"images": tensors[0]}, outputs="device")["logits"]
     agree(torch.from_dlpack(out).cpu().numpy(), expected)
-    times = in_turns({"ours": ours, "graph": graph}, calls=80)
+    times = in_turns({"ours": ours, "graph": graph, "floor": floor}, calls=80)
     what = "replay of the engine's graph alone / torch tensor in, torch tensor out, both synchronized"
     yield compare_times("device_arrays.resnet50.b8.vs_graph", what, times["ours"], times["graph"])
+    what = "replay of the engine's graph alone / the same with bare copies of the input and output on the GPU"
+    yield compare_times("floor.device_arrays.resnet50.b8.vs_graph", what, times["floor"], times["graph"])
     resident.close()
     engine.close()
 
@@ -339,12 +360,13 @@ def growth() -> Iterator[Record]:
         free, total = device.memory()
         return tracemalloc.get_traced_memory()[0], total - free
 
-    before = held()
-    for _ in range(10_000):
+    readings = np.zeros((2, 2), np.int64)  # made before, so that keeping a reading leaves nothing behind
+    readings[0] = held()
+    for _ in itertools.repeat(None, 10_000):  # counting leaves an integer behind
         session(next(turn))
-    after = held()
+    readings[1] = held()
     tracemalloc.stop()
-    python, on_device = after[0] - before[0], after[1] - before[1]
+    python, on_device = (int(difference) for difference in readings[1] - readings[0])
     what = f"bytes left behind by 10,000 runs: Python objects {python}, device memory {on_device}"
     held_bytes = max(python, 0) + max(on_device, 0)
     ratio = 1.0 if held_bytes == 0 else 0.0

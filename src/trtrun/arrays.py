@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -128,4 +129,4 @@ def copy_out(view: Host) -> Host:
 
 
 def nbytes_of(shape: Sequence[int], dtype: np.dtype[Any]) -> int:
-    return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    return dtype.itemsize * math.prod(shape)

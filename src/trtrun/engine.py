@@ -70,6 +70,7 @@ class Engine:
         self.device = Device(device)  # before any call into TensorRT, which crashes without a driver
         self.name = name
         self.auto_close = False  # set by load(): closed with the last session
+        self.ways: dict[object, tuple[int, ...] | None] = {}  # per shape key, the batch sizes that ran it fastest
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.flavor.initialize_plugins(plugins)
         plan = data[self.plan.offset :]

@@ -9,13 +9,15 @@ shapes may change memory that a captured graph still reads.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arrays import nbytes_of
 from .cuda.graph import capture
-from .cuda.memory import copy_async, host_view
+from .cuda.memory import fill_async, host_view
+from .cuda.transfer import Copy, Transfers
 from .errors import ExecutionError, ShapeError, TrtrunError
 from .tensor_spec import Shape, ShapeRange, to_shape
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("trtrun")
 
 _CAPTURE_ATTEMPTS = 5
+_MAX_PARTS = 4  # more launches of a small batch never beat fewer of a large one
 
 ShapeKey = tuple[Shape, ...]
 Host = np.ndarray[Any, np.dtype[Any]]
@@ -68,23 +71,79 @@ def choose_profile(engine: Engine, key: ShapeKey) -> int:
     return best
 
 
+def batch_parts(engine: Engine, key: ShapeKey) -> list[tuple[int, ...]]:
+    """Ways to run this batch in specialized batch sizes: padded up to one, or split into several.
+
+    A specialized batch size is an optimization profile of one shape that differs from the key in the batch alone.
+    Empty when there are none, when the batch has a profile of its own, and when an input or output has no batch.
+    """
+    inputs, outputs = engine.inputs.values(), engine.outputs.values()
+    batches = {shape[0] if shape else -1 for shape in key}
+    if (
+        len(batches) != 1
+        or any(spec.shape[:1] != (-1,) or spec.location == "host" for spec in (*inputs, *outputs))
+        or any(-1 in spec.shape[1:] for spec in outputs)
+    ):
+        return []
+    (batch,) = batches
+    sizes = sorted(
+        low[0][0]
+        for profile in range(engine.num_profiles)
+        if (low := [spec.profiles[profile].min for spec in inputs]) == [spec.profiles[profile].max for spec in inputs]
+        and all(a[0] == low[0][0] and a[1:] == shape[1:] for a, shape in zip(low, key, strict=True))
+    )
+    if batch in sizes or batch < 1:
+        return []
+    ways: list[tuple[int, ...]] = []
+    larger = [size for size in sizes if size > batch]
+    if larger:
+        ways.append((larger[0],))
+    for size in (size for size in sizes if size < batch):
+        # Whole parts of one size, and the smallest that holds the rest behind them.
+        whole, rest = divmod(batch, size)
+        way = (size,) * whole + ((min(s for s in sizes if s >= rest),) if rest else ())
+        if len(way) <= _MAX_PARTS and _aligned(engine, key, way):
+            ways.append(way)
+    return ways
+
+
+def _aligned(engine: Engine, key: ShapeKey, parts: tuple[int, ...]) -> bool:
+    """True when each part's rows begin at an address that TensorRT accepts: a multiple of 256 bytes."""
+    rows = [nbytes_of(shape[1:], spec.dtype) for spec, shape in zip(engine.inputs.values(), key, strict=True)]
+    return all(sum(parts[:index]) * row % 256 == 0 for index in range(len(parts)) for row in rows)
+
+
 class Route:
-    """One execution context, bound for the shapes of one key.
+    """One way of running one shape key, bound to memory.
+
+    Args:
+        contexts: the execution context; with ``parts`` one for each of them.
+        parts: batch sizes to run instead of the request's own, one after another, each over the next rows of the
+            batch. The last may reach beyond it: those rows are computed and dropped. Without them the request runs
+            in one part of exactly its shapes.
 
     Attributes:
         key: the input shapes in engine order.
         inputs: per input the page-locked view to fill, in engine order.
         outputs: per output the page-locked view to read after running; None where the shape is data-dependent.
+        output_parts: per output the pieces of device memory that make it up, as (address, bytes).
         graph_reason: why the steps cannot be captured as a CUDA graph; None when they can.
     """
 
-    def __init__(self, engine: Engine, buffers: Buffers, stream: Stream, context: IExecutionContext) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        buffers: Buffers,
+        stream: Stream,
+        contexts: Sequence[IExecutionContext],
+        parts: tuple[int, ...] | None = None,
+    ) -> None:
         self._engine = engine
         self._buffers = buffers
         self._stream = stream
         self._handle = int(stream.handle)
-        self._context: IExecutionContext = context
-        self._profile = 0
+        self._contexts = list(contexts)
+        self.parts = parts
         self._generation = -1
         self._graphs: dict[Steps, Graph] = {}
         self._failed_captures = 0
@@ -94,50 +153,58 @@ class Route:
         self.outputs: dict[str, Host | None] = {}
         self.output_shapes: dict[str, Shape] = {}
         self.input_addresses: list[int] = []
-        self.output_addresses: dict[str, int] = {}
+        self.output_parts: dict[str, list[tuple[int, int]]] = {}
         self.allocators: dict[str, OutputAllocator] = {}
         self.graph_reason: str | None = None
-        self._copies_in: list[tuple[int, int, int] | None] = []
-        self._copies_out: list[tuple[int, int, int]] = []
-        self._all_inputs = 0
+        self._copies_in: list[Copy | None] = []
+        self._transfers_in: dict[int, Transfers] = {}
+        self._transfers_out = Transfers(engine.device, ())
 
     def fits(self, key: ShapeKey) -> bool:
         """True when the route is bound for this key and no buffer has moved since."""
         return self.key == key and self._generation == self._buffers.generation
 
-    def bind(self, key: ShapeKey) -> None:
+    def bind(self, key: ShapeKey, stream: int | None = None) -> None:
         """Set shapes and addresses for a key. Nothing of this session may be running on the GPU.
+
+        A switch of the optimization profile is enqueued on this stream handle, the session's own without one.
 
         Raises ShapeError when TensorRT does not accept the shapes, and OutOfMemoryError when buffers do not fit.
         """
         self.drop_graphs()
         self.key = None
-        context, engine = self._context, self._engine
+        engine = self._engine
         with engine.flavor.logger.capture() as lines:
             try:
-                self._set_shapes(key)
-                missing = context.infer_shapes()
+                for context, shapes in zip(self._contexts, self._keys(key), strict=True):
+                    self._set_shapes(context, shapes, self._handle if stream is None else stream)
+                    missing = context.infer_shapes()
+                    if missing:
+                        raise ExecutionError(
+                            f"TensorRT cannot infer the output shapes of {engine.name}; it misses {list(missing)}."
+                        )
             except TrtrunError as error:
                 error.log = (*error.log, *lines)
                 raise
-            if missing:
-                raise ExecutionError(
-                    f"TensorRT cannot infer the output shapes of {engine.name}; it misses {list(missing)}.", log=lines
-                )
-            self._bind_buffers(key)
-            self._set_addresses()
+            self._reserve(key)
+            self._set_addresses(key)
         self.key = key
         self._generation = self._buffers.generation
         self._warm = False
 
-    def _set_shapes(self, key: ShapeKey) -> None:
-        context, engine = self._context, self._engine
+    def _keys(self, key: ShapeKey) -> list[ShapeKey]:
+        """The shape key of each part."""
+        if self.parts is None:
+            return [key]
+        return [tuple((size, *shape[1:]) for shape in key) for size in self.parts]
+
+    def _set_shapes(self, context: IExecutionContext, key: ShapeKey, stream: int) -> None:
+        engine = self._engine
         profile = choose_profile(engine, key)
         if profile != context.active_optimization_profile and not context.set_optimization_profile_async(
-            profile, self._handle
+            profile, stream
         ):
             raise ExecutionError(f"TensorRT could not switch to optimization profile {profile}.")
-        self._profile = profile
         for spec, shape in zip(engine.inputs.values(), key, strict=True):
             if spec.is_dynamic and not context.set_input_shape(spec.name, shape):
                 raise ShapeError(
@@ -149,23 +216,26 @@ class Route:
                     spec.name, self._buffers.host(spec.name, nbytes_of(shape, spec.dtype)).ctypes.data
                 )
 
-    def _bind_buffers(self, key: ShapeKey) -> None:
-        """Reserve memory for this key and make the views. Addresses are read last: reserving may move buffers."""
-        engine, buffers, context = self._engine, self._buffers, self._context
-        scratch = context.update_device_memory_size_for_shapes()
+    def _reserve(self, key: ShapeKey) -> None:
+        """Reserve memory for this key. Addresses are read afterwards: reserving may move buffers."""
+        engine, buffers = self._engine, self._buffers
+        scratch = max(context.update_device_memory_size_for_shapes() for context in self._contexts)
         for spec, shape in zip(engine.inputs.values(), key, strict=True):
-            nbytes = nbytes_of(shape, spec.dtype)
-            buffers.host(spec.name, nbytes)
+            buffers.host(spec.name, nbytes_of(shape, spec.dtype))
             if spec.location == "device":
-                buffers.on_gpu(spec.name, nbytes)
-        self.output_shapes = {name: to_shape(context.get_tensor_shape(name)) for name in engine.outputs}
+                rows = (sum(self.parts), *shape[1:]) if self.parts else shape
+                buffers.on_gpu(spec.name, nbytes_of(rows, spec.dtype))
+        self.output_shapes = {}
+        for name, spec in engine.outputs.items():
+            shapes = [to_shape(context.get_tensor_shape(name)) for context in self._contexts]
+            self.output_shapes[name] = (key[0][0], *shapes[0][1:]) if self.parts else shapes[0]
+            if -1 in shapes[0]:
+                continue
+            buffers.host(name, nbytes_of(self.output_shapes[name], spec.dtype))
+            if spec.location == "device":
+                for index, shape in enumerate(shapes):
+                    buffers.on_gpu(_part(name, index), nbytes_of(shape, spec.dtype))
         dependent = [name for name, shape in self.output_shapes.items() if -1 in shape]
-        for name, shape in self.output_shapes.items():
-            if name not in dependent:
-                nbytes = nbytes_of(shape, engine.outputs[name].dtype)
-                buffers.host(name, nbytes)
-                if engine.outputs[name].location == "device":
-                    buffers.on_gpu(name, nbytes)
         on_host = [
             spec.name for specs in (engine.inputs, engine.outputs) for spec in specs.values() if spec.location == "host"
         ]
@@ -176,14 +246,17 @@ class Route:
             if on_host
             else None
         )
-        context.set_device_memory(*buffers.scratch(scratch))
+        memory = buffers.scratch(scratch)
+        for context in self._contexts:  # they run one after another, so they share it
+            context.set_device_memory(*memory)
 
-    def _set_addresses(self) -> None:
+    def _set_addresses(self, key: ShapeKey) -> None:
         from .output_allocator import OutputAllocator
 
-        engine, buffers, context = self._engine, self._buffers, self._context
-        key = [to_shape(context.get_tensor_shape(name)) for name in engine.inputs]
+        engine, buffers = self._engine, self._buffers
+        starts = [sum(self.parts[:index]) for index in range(len(self.parts))] if self.parts else [0]
         self.inputs, self._copies_in, self.input_addresses = [], [], []
+        self._transfers_in.clear()
         for spec, shape in zip(engine.inputs.values(), key, strict=True):
             nbytes = nbytes_of(shape, spec.dtype)
             view = host_view(buffers.host(spec.name, nbytes), spec.dtype, shape)
@@ -195,8 +268,11 @@ class Route:
                 address = buffers.on_gpu(spec.name, nbytes)
                 self._copies_in.append((address, view.ctypes.data, nbytes) if nbytes else None)
             self.input_addresses.append(address)
-            context.set_tensor_address(spec.name, address)
-        self.outputs, self._copies_out, self.output_addresses = {}, [], {}
+            for context, start in zip(self._contexts, starts, strict=True):
+                offset = start * nbytes_of(shape[1:], spec.dtype) if start else 0
+                context.set_tensor_address(spec.name, address + offset)
+        self.outputs, self.output_parts = {}, {}
+        copies_out: list[Copy] = []
         for name, shape in self.output_shapes.items():
             spec = engine.outputs[name]
             if -1 in shape:
@@ -204,47 +280,70 @@ class Route:
                 allocator = self.allocators.get(name)
                 if allocator is None:
                     allocator = self.allocators[name] = OutputAllocator.create(engine.flavor.module, engine.device)
-                context.set_output_allocator(name, allocator.handle)
+                self._contexts[0].set_output_allocator(name, allocator.handle)
                 continue
             nbytes = nbytes_of(shape, spec.dtype)
             view = host_view(buffers.host(name, nbytes), spec.dtype, shape)
             self.outputs[name] = view
-            if spec.location == "host":
-                address = view.ctypes.data
-            else:
-                address = buffers.on_gpu(name, nbytes)
-                if nbytes:
-                    self._copies_out.append((view.ctypes.data, address, nbytes))
-            self.output_addresses[name] = address
-            context.set_tensor_address(name, address)
-        self._all_inputs = (1 << len(self.inputs)) - 1
+            pieces = self.output_parts[name] = []
+            for index, (context, start) in enumerate(zip(self._contexts, starts, strict=True)):
+                if spec.location == "host":
+                    address = view.ctypes.data
+                else:
+                    address = buffers.on_gpu(_part(name, index), 0)
+                    if self.parts:
+                        row = nbytes_of(shape[1:], spec.dtype)
+                        size = row * min(self.parts[index], shape[0] - start)
+                    else:
+                        row, size = 0, nbytes
+                    pieces.append((address, size))
+                    if size:
+                        copies_out.append((view.ctypes.data + start * row, address, size))
+                context.set_tensor_address(name, address)
+        self._transfers_out = Transfers(engine.device, copies_out)
+        self.pad(0)
+
+    def pad(self, value: int) -> None:
+        """Set every byte of the rows that the last part has beyond the batch; integers, often indices, stay 0."""
+        if not self.parts:
+            return
+        for spec, view, address in zip(self._engine.inputs.values(), self.inputs, self.input_addresses, strict=True):
+            row = nbytes_of(view.shape[1:], spec.dtype)
+            nbytes = row * (sum(self.parts) - view.shape[0])
+            if nbytes:
+                # ml_dtypes' floating types are of kind V
+                byte = value if spec.dtype.kind in "fV" else 0
+                fill_async(address + row * view.shape[0], byte, nbytes, self._handle)
+        self._stream.sync()
 
     # The three steps, on any stream handle. The session runs them through launch(); the benchmark times each.
 
     def copy_in(self, stream: int, which: int = -1) -> None:
         """Enqueue the copies of the inputs in the bit set ``which`` from page-locked to device memory."""
-        for index, copy in enumerate(self._copies_in):
-            if copy is not None and which >> index & 1:
-                copy_async(*copy, stream)
+        transfers = self._transfers_in.get(which)
+        if transfers is None:
+            copies = [copy for index, copy in enumerate(self._copies_in) if copy is not None and which >> index & 1]
+            transfers = self._transfers_in[which] = Transfers(self._engine.device, copies)
+        transfers.enqueue(stream)
 
     def execute(self, stream: int) -> None:
         """Enqueue the engine itself. Raises ExecutionError with TensorRT's log when it refuses."""
         with self._engine.compile_lock, self._engine.flavor.logger.capture() as lines:
-            if not self._context.execute_async_v3(stream):
-                raise ExecutionError(f"TensorRT could not enqueue {self._engine.name}.", log=lines)
+            for context in self._contexts:
+                if not context.execute_async_v3(stream):
+                    raise ExecutionError(f"TensorRT could not enqueue {self._engine.name}.", log=lines)
 
     def copy_out(self, stream: int) -> None:
         """Enqueue the copies of the outputs from device to page-locked memory."""
-        for copy in self._copies_out:
-            copy_async(*copy, stream)
+        self._transfers_out.enqueue(stream)
 
-    def launch(self, steps: Steps) -> None:
-        """Enqueue these steps on the session's stream: one graph launch where they were captured."""
+    def launch(self, steps: Steps, stream: Stream) -> None:
+        """Enqueue these steps on a stream: one graph launch where they were captured."""
         graph = self._graphs.get(steps)
         if graph is not None:
-            graph.launch(self._stream)
+            graph.launch(stream)
         else:
-            self._enqueue(self._handle, steps)
+            self._enqueue(int(stream.handle), steps)
             self._warm = True
 
     def _enqueue(self, stream: int, steps: Steps) -> None:
@@ -264,9 +363,10 @@ class Route:
             return
         capabilities = self._engine.flavor.capabilities
         try:
-            context: Any = self._context  # is_stream_capturable is TensorRT-RTX's, and the stubs know the full API
-            if capabilities.has_stream_capturable and not context.is_stream_capturable(self._handle):
-                raise ExecutionError("TensorRT says that this engine cannot be captured for these shapes")
+            context: Any  # is_stream_capturable is TensorRT-RTX's, and the stubs know the full API
+            for context in self._contexts:
+                if capabilities.has_stream_capturable and not context.is_stream_capturable(self._handle):
+                    raise ExecutionError("TensorRT says that this engine cannot be captured for these shapes")
             self._graphs[steps] = capture(self._stream, lambda stream: self._enqueue(stream, steps))
         except TrtrunError as error:
             # Another thread that synchronizes the whole device spoils a capture, whatever its mode; the next may do.
@@ -289,4 +389,9 @@ class Route:
         self.allocators.clear()
         # The views keep page-locked memory alive; the context holds memory on the GPU.
         self.inputs, self.outputs = [], {}
-        del self._context
+        self._contexts.clear()
+
+
+def _part(name: str, index: int) -> str:
+    """The name of the buffer of an output's part; no tensor name holds a NUL."""
+    return f"{name}\0{index}" if index else name

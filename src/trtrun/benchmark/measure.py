@@ -149,9 +149,10 @@ class _InferenceStream:
                 undo.callback(stream.close)
                 streams.append(stream)
             self._input, self._compute, self._output = (int(stream.handle) for stream in streams)
+            self._compute_stream = streams[1]
             buffers = Buffers(engine.device)
             undo.callback(buffers.close)
-            self.route = Route(engine, buffers, streams[1], engine.create_context())
+            self.route = Route(engine, buffers, streams[1], [engine.create_context()])
             undo.callback(self.route.close)
             self._bind(engine, buffers, arrays)
             self._synchronize = streams[1].sync
@@ -176,7 +177,7 @@ class _InferenceStream:
     def _prepare(self, engine: Engine, cuda_graph: bool) -> None:
         """Run once, inputs in place, so that kernels are compiled and chosen; then capture."""
         self.route.copy_in(self._compute)
-        self.route.launch(_COMPUTE_ONLY)
+        self.route.launch(_COMPUTE_ONLY, self._compute_stream)
         self._synchronize()
         if cuda_graph:
             self.route.capture(_COMPUTE_ONLY)
@@ -192,7 +193,7 @@ class _InferenceStream:
             h2d_end.holds(self._compute)
         compute_start.record(self._compute)
         before = time.perf_counter()
-        self.route.launch(_COMPUTE_ONLY)
+        self.route.launch(_COMPUTE_ONLY, self._compute_stream)
         after = time.perf_counter()
         compute_end.record(self._compute)
         if self._transfers:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 from cuda.bindings import driver
@@ -36,12 +35,22 @@ def error_for(code: Any, what: str) -> DeviceError:
     return DeviceError(f"CUDA could not {what}: {reason}.")
 
 
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Turn the errors of ``cuda.core`` inside the block into trtrun's."""
-    try:
-        yield
-    except CUDAError as error:
+class translated:  # noqa: N801  # used like the functions of contextlib
+    """Turn the errors of ``cuda.core`` inside the block into trtrun's. ``what`` as for :func:`check`."""
+
+    __slots__ = ("_what",)  # a class and not a generator: it stands on the way of every request
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, CUDAError):
+            return
         if "CUDA_ERROR_OUT_OF_MEMORY" in str(error):
-            raise error_for(_OUT_OF_MEMORY, what) from error
-        raise DeviceError(f"CUDA could not {what}: {error}") from error
+            raise error_for(_OUT_OF_MEMORY, self._what) from error
+        raise DeviceError(f"CUDA could not {self._what}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from cuda.core.utils import StridedMemoryView
 from ..errors import ClosedError, InputError
 from .check import check, translated
 from .device import Device
+from .stream import borrowed_stream
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
@@ -91,7 +93,7 @@ class DeviceArray:
     ) -> None:
         self.shape = shape
         self.dtype = dtype
-        self.nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self.nbytes = math.prod(shape) * dtype.itemsize
         self._device = device
         self._stream: Stream | None = stream  # None once the data is there
         with translated(f"allocate {self.nbytes:,} bytes of device memory for a result"):
@@ -165,8 +167,10 @@ class DeviceArray:
         if stream == -1:
             return
         handle = 1 if stream is None else int(stream)  # DLPack: None means the legacy default stream, 1
-        consumer = Stream.from_handle(handle)
-        if self._stream is not None and handle != int(self._stream.handle):
+        if self._stream is not None and handle == int(self._stream.handle):
+            return
+        consumer = borrowed_stream(self._device, handle)
+        if self._stream is not None:
             with translated("order a result after its computation"):
                 consumer.wait(self._stream)
         self._buffer.set_deallocation_stream(consumer)

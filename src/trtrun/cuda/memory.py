@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
@@ -69,6 +70,11 @@ def copy_async(target: int, source: int, nbytes: int, stream: int) -> None:
         check((code,), f"copy {nbytes:,} bytes")
 
 
+def fill_async(target: int, byte: int, nbytes: int, stream: int) -> None:
+    """Enqueue setting every byte of a piece of device memory on a stream handle."""
+    check(driver.cuMemsetD8Async(target, byte, nbytes, stream), f"set {nbytes:,} bytes")
+
+
 def is_pageable(address: int) -> bool:
     """True for host memory that CUDA does not know, false for page-locked memory of anybody's."""
     attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
@@ -77,5 +83,5 @@ def is_pageable(address: int) -> bool:
 
 def host_view(memory: np.ndarray[Any, Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """The first bytes of a flat uint8 array as an array of this dtype and shape, sharing memory."""
-    nbytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    nbytes = dtype.itemsize * math.prod(shape)
     return memory[:nbytes].view(dtype).reshape(shape)

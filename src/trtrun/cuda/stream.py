@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from cuda.core import Stream, StreamOptions
+from cuda.core import LEGACY_DEFAULT_STREAM, PER_THREAD_DEFAULT_STREAM, Stream, StreamOptions
 
 from .check import translated
 from .device import Device
+
+# Handles that stand for a default stream rather than for one that somebody created.
+DEFAULT_STREAMS = {0: LEGACY_DEFAULT_STREAM, 1: LEGACY_DEFAULT_STREAM, 2: PER_THREAD_DEFAULT_STREAM}
 
 
 def create_stream(device: Device) -> Stream:
@@ -17,25 +20,27 @@ def create_stream(device: Device) -> Stream:
         return stream
 
 
-def as_stream(device: Device, stream: Any) -> Stream:
-    """A caller's stream as a borrowed ``cuda.core.Stream``.
+def stream_handle(stream: Any) -> int:
+    """The handle of a stream in whatever form a caller has it.
 
-    Takes a ``cuda.core.Stream``, anything with ``__cuda_stream__`` (torch, CuPy), ``cuda_stream`` or ``ptr``, or the
-    handle as an int. trtrun never closes it.
+    Takes anything with ``cuda_stream`` (torch), ``ptr`` (CuPy) or ``__cuda_stream__`` (cuda.core), or the handle
+    itself as an int. Raises TypeError for anything else.
     """
-    if isinstance(stream, Stream):
-        return stream
+    for attribute in ("cuda_stream", "ptr"):  # first: torch answers __cuda_stream__ in Python
+        handle = getattr(stream, attribute, None)
+        if handle is not None:
+            return int(handle)
     if hasattr(stream, "__cuda_stream__"):
-        with device, translated("use the caller's stream"):
-            wrapped: Stream = device.core.create_stream(stream)
-            return wrapped
-    for attribute in ("cuda_stream", "ptr"):
-        if hasattr(stream, attribute):
-            stream = getattr(stream, attribute)
-            break
-    if not isinstance(stream, int):
-        raise TypeError(
-            f"a stream must be a cuda.core Stream, a torch or CuPy stream, or an int handle; got {type(stream)}"
-        )
-    with device:
-        return Stream.from_handle(stream)
+        return int(stream.__cuda_stream__()[1])
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        return stream
+    raise TypeError(
+        f"a stream must be a cuda.core Stream, a torch or CuPy stream, or an int handle; got {type(stream)}"
+    )
+
+
+def borrowed_stream(device: Device, handle: int) -> Stream:
+    """Somebody else's stream by its handle; trtrun never closes it."""
+    with device, translated("use the caller's stream"):
+        stream: Stream = DEFAULT_STREAMS.get(handle) or Stream.from_handle(handle)
+        return stream

@@ -1,0 +1,84 @@
+"""Transfers: the copies of a request between page-locked host memory and device memory, enqueued together."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from importlib.resources import files
+
+from cuda.bindings import driver
+
+from .check import check
+from .device import Device
+from .memory import copy_async
+
+# Up to this many bytes a kernel copies faster than the copy engine: the GPU needs about 3 µs to pass from a kernel to
+# the copy engine and back, which a kernel between kernels does not cost. Measured on an H200, NumPy to NumPy, copy
+# engine -> kernel: 12 KB in 35 -> 29 µs, 0.3 MB in 404 -> 400 µs (ResNet-50) and 280 -> 273 µs (MobileNetV3).
+KERNEL_LIMIT = 1 << 20
+
+_TENSORS = 8  # as in kernels/copy.cu, with the two below
+_THREADS = 256
+_BYTES_PER_BLOCK = 1024 * 16
+
+Copy = tuple[int, int, int]  # target address, source address, bytes
+
+
+class _Copies(ctypes.Structure):
+    _fields_ = (
+        ("target", ctypes.c_uint64 * _TENSORS),
+        ("source", ctypes.c_uint64 * _TENSORS),
+        ("nbytes", ctypes.c_uint32 * _TENSORS),
+    )
+
+
+class Transfers:
+    """Copies whose addresses stay the same; ``enqueue`` puts all of them on a stream."""
+
+    def __init__(self, device: Device, copies: Sequence[Copy]) -> None:
+        small = [copy for copy in copies if _fits_kernel(*copy)]
+        self._others = [copy for copy in copies if not _fits_kernel(*copy)]
+        self._launches = [_Launch(device, small[i : i + _TENSORS]) for i in range(0, len(small), _TENSORS)]
+
+    def enqueue(self, stream: int) -> None:
+        for copy in self._others:
+            copy_async(*copy, stream)
+        for launch in self._launches:
+            launch.enqueue(stream)
+
+
+def _fits_kernel(target: int, source: int, nbytes: int) -> bool:
+    # What CUDA allocates is aligned; rows within a batch need not be.
+    return nbytes <= KERNEL_LIMIT and (target | source) % 16 == 0
+
+
+class _Launch:
+    """One launch of the kernel, its arguments packed once."""
+
+    def __init__(self, device: Device, copies: Sequence[Copy]) -> None:
+        self._kernel = _kernel(device.ordinal)
+        self._grid = (-(-max(nbytes for _, _, nbytes in copies) // _BYTES_PER_BLOCK), len(copies))
+        self._copies = _Copies()
+        for index, (target, source, nbytes) in enumerate(copies):
+            self._copies.target[index], self._copies.source[index] = target, source
+            self._copies.nbytes[index] = nbytes
+        self._arguments = (ctypes.c_void_p * 1)(ctypes.addressof(self._copies))
+
+    def enqueue(self, stream: int) -> None:
+        x, y = self._grid
+        check(
+            driver.cuLaunchKernel(
+                self._kernel, x, y, 1, _THREADS, 1, 1, 0, stream, ctypes.addressof(self._arguments), 0
+            ),
+            "copy small tensors",
+        )
+
+
+@functools.cache
+def _kernel(ordinal: int) -> driver.CUfunction:
+    """The kernel, loaded once per GPU and kept for the life of the process, like the context it belongs to."""
+    ptx = (files(__package__) / "kernels" / "copy.ptx").read_bytes() + b"\0"
+    with Device(ordinal):
+        module = check(driver.cuModuleLoadData(ptx), "load trtrun's kernels")
+        return check(driver.cuModuleGetFunction(module, b"copy_small"), "find trtrun's kernel")

@@ -1,0 +1,83 @@
+"""Batches between the specialized sizes: padded or split where rows are independent, left alone where they are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from tests import models
+from tests.gpu.conftest import relative_error
+from tests.gpu.test_session import poison
+from trtrun.building.builder import build_plan
+from trtrun.building.options import BuildOptions, parse_shapes
+from trtrun.engine import Engine
+from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.session import Session
+
+
+def rows_of_64() -> bytes:
+    """x [N, 64] -> y [N, 5], z [N, 64]: an output whose rows are not aligned, and one whose are."""
+    rng = np.random.default_rng(1)
+    return models._model(
+        [helper.make_node("MatMul", ["x", "W"], ["y"]), helper.make_node("Relu", ["x"], ["z"])],
+        [models.value("x", ["N", 64])],
+        [models.value("y", ["N", 5]), models.value("z", ["N", 64])],
+        {"W": rng.standard_normal((64, 5)).astype(np.float32)},
+    )
+
+
+def mixed_rows() -> bytes:
+    """x [N, 64] -> y [N, 64] = softmax over the batch."""
+    return models._model(
+        [helper.make_node("Softmax", ["x"], ["y"], axis=0)],
+        [models.value("x", ["N", 64])],
+        [models.value("y", ["N", 64])],
+        {},
+    )
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, bytes]:
+    options = BuildOptions(profiles=parse_shapes(["x=1x64:8x64:40x64"]), specialize=(1, 8, 32))
+    return {f.__name__: build_plan(f(), options) for f in (rows_of_64, mixed_rows)}
+
+
+@pytest.mark.parametrize("parts", [None, (8,), (1, 1, 1, 1), (32,), (8, 1), (8, 8, 8, 8), (32, 8)])
+def test_each_way_gives_the_same(plans: dict[str, bytes], parts: tuple[int, ...] | None) -> None:
+    batch = sum(parts) if parts in ((8, 1), (1, 1, 1, 1)) else 5 if parts in ((8,), None) else sum(parts or ()) - 3
+    reference = OnnxRuntimeSession(rows_of_64())
+    with Engine(plans["rows_of_64"]) as engine, Session(engine) as session:
+        engine.ways[(batch, 64),] = parts
+        for _ in range(5):
+            x = np.random.default_rng().standard_normal((batch, 64)).astype(np.float32)
+            poison(session)
+            actual, expected = session(x), reference(x)
+            on_gpu = session.run({"x": x}, outputs="device")
+            for name, wanted in expected.items():
+                assert actual[name].shape == wanted.shape
+                assert relative_error(actual[name], wanted) <= 1e-3
+                assert relative_error(on_gpu[name].numpy(), wanted) <= 1e-3
+        assert session._routes[(batch, 64),].parts == parts
+
+
+def test_a_way_is_chosen_by_measurement_and_shared(plans: dict[str, bytes]) -> None:
+    reference = OnnxRuntimeSession(rows_of_64())
+    with Engine(plans["rows_of_64"]) as engine, Session(engine) as session, Session(engine) as other:
+        for batch in (3, 8, 9, 31):
+            for runner in (session, other):
+                for _ in range(4):
+                    x = np.random.default_rng().standard_normal((batch, 64)).astype(np.float32)
+                    assert relative_error(runner(x)["y"], reference(x)["y"]) <= 1e-3
+        assert set(engine.ways) == {((batch, 64),) for batch in (3, 8, 9, 31)}
+        assert engine.ways[(8, 64),] is None
+
+
+def test_rows_that_influence_each_other_are_never_padded(plans: dict[str, bytes]) -> None:
+    reference = OnnxRuntimeSession(mixed_rows())
+    with Engine(plans["mixed_rows"]) as engine, Session(engine) as session:
+        for batch in (3, 9, 31):
+            for _ in range(4):
+                x = np.random.default_rng().standard_normal((batch, 64)).astype(np.float32)
+                assert relative_error(session(x)["y"], reference(x)["y"]) <= 1e-3
+        assert not any(engine.ways.values())
