@@ -7,9 +7,11 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from . import flavor as flavors
 from .cuda.device import Device
@@ -23,7 +25,7 @@ from .errors import (
     TrtrunError,
     UnsupportedTensorError,
 )
-from .plan import PlanInfo, identify, read_model_file
+from .plan import PlanInfo, identify, map_model_file
 from .runtime_cache import RuntimeCache
 from .tensor_spec import ShapeRange, TensorSpec, TensorSpecs, to_shape
 
@@ -41,6 +43,11 @@ class Engine:
         source: the path of a plan, or its bytes. Exporter metadata in front of it (Ultralytics) is understood.
         device: ordinal of the GPU.
         plugins: paths of plugin libraries to register first.
+        engine_host_code_allowed: let the plan run code on the host: the lean runtime inside a version-compatible plan,
+            and plugin libraries that were serialized into it. Only for plans from a source you trust as you trust
+            a program.
+        weight_streaming_budget: bytes of weights that stay on the GPU, for a plan built with weight streaming; the
+            rest is streamed from the host in every run. None keeps all weights on the GPU.
         runtime_cache: keep the kernels that TensorRT-RTX compiles on this GPU in trtrun's cache folder, so that the
             next process starts fast. Flavours that compile nothing at run time ignore it.
 
@@ -59,12 +66,14 @@ class Engine:
         *,
         device: int = 0,
         plugins: Sequence[str | os.PathLike[str]] = (),
+        engine_host_code_allowed: bool = False,
+        weight_streaming_budget: int | None = None,
         runtime_cache: bool = True,
     ) -> None:
         if isinstance(source, (bytes, bytearray, memoryview)):
             data, name = memoryview(source), "this plan"
         else:
-            data, name = memoryview(read_model_file(source)), os.fspath(source)
+            data, name = map_model_file(source), os.fspath(source)
         self.plan: PlanInfo = identify(data, source=name)
         self.flavor: flavors.Flavor = flavors.for_plan(self.plan)
         self.device = Device(device)  # before any call into TensorRT, which crashes without a driver
@@ -75,9 +84,12 @@ class Engine:
         self.flavor.initialize_plugins(plugins)
         plan = data[self.plan.offset :]
         with self.device:
-            self._runtime: Runtime | None = self._create_runtime()
+            self._runtime: Runtime | None = self._create_runtime(engine_host_code_allowed)
             self._engine: ICudaEngine | None = self._deserialize(self._runtime, plan)
+            if weight_streaming_budget is not None:
+                self._set_weight_streaming_budget(weight_streaming_budget)
             self.inputs, self.outputs = self._read_specs()
+            self.aliases = self._read_aliases()
         self._runtime_cache = (
             RuntimeCache.of(plan, self.flavor, self.device)
             if runtime_cache and self.flavor.capabilities.has_runtime_cache
@@ -86,15 +98,19 @@ class Engine:
         # Held while TensorRT may compile kernels; replayed graphs do not pass it.
         self.compile_lock = self._runtime_cache.lock if self._runtime_cache else threading.RLock()
 
-    def _create_runtime(self) -> Runtime:
+    def _create_runtime(self, host_code: bool) -> Runtime:
         with self.flavor.logger.capture() as lines:
             runtime: Runtime | None = self.flavor.module.Runtime(self.flavor.logger.handle)
         if runtime is None:
             raise ExecutionError(f"{self.flavor.title} could not create a runtime.", log=lines)
+        if host_code:
+            runtime.engine_host_code_allowed = True
         return runtime
 
     def _deserialize(self, runtime: Runtime, plan: memoryview) -> ICudaEngine:
         with self.flavor.logger.capture() as lines:
+            # The plan is a mapped file here, so its pages are read as TensorRT asks for them and can be dropped again.
+            # TensorRT's own stream readers are slower from Python, and give up nothing that this does not.
             engine: ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._diagnose(runtime, plan, lines)
@@ -112,7 +128,15 @@ class Engine:
             )
         if "plugin" in said and ("not find" in said or "creator" in said or "registry" in said):
             return PluginError(
-                f"{self.name} uses a plugin that is not registered. Pass its library: load(..., plugins=['lib….so']).",
+                f"{self.name} uses a plugin that is not registered. Looked for among {self.flavor.plugin_creators()}. "
+                "Pass its library: load(..., plugins=['lib….so']), or register the creator of a plugin written in "
+                f"Python with {self.flavor.module.__name__}.get_plugin_registry() first.",
+                log=lines,
+            )
+        if "host code" in said or "hostcode" in said or "host-code" in said:
+            return PlanError(
+                f"{self.name} carries code that runs on the host, which is off unless asked for. If you trust its "
+                "source as you trust a program: load(..., engine_host_code_allowed=True).",
                 log=lines,
             )
         if "version" in said or "compute capability" in said or "compatib" in said or "platform" in said:
@@ -138,7 +162,7 @@ class Engine:
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            self._check_format(name)
+            dtype = self.flavor.to_numpy_dtype(engine.get_tensor_dtype(name), name)
             on_host = engine.get_tensor_location(name) == trt.TensorLocation.HOST
             shape = to_shape(engine.get_tensor_shape(name))
             profiles: tuple[ShapeRange, ...] = ()
@@ -149,23 +173,79 @@ class Engine:
                 )
             spec = TensorSpec(
                 name,
-                self.flavor.to_numpy_dtype(engine.get_tensor_dtype(name), name),
+                dtype,
                 shape,
                 profiles,
                 "host" if on_host else "device",
+                format=self._format(name, dtype),
             )
             (inputs if is_input else outputs).append(spec)
         return TensorSpecs(inputs), TensorSpecs(outputs)
 
-    def _check_format(self, name: str) -> None:
+    def _format(self, name: str, dtype: np.dtype[Any]) -> str:
+        """TensorRT's description of the tensor's format where it is not row-major linear, else ``""``."""
+        engine = self.handle
         # The enum TensorFormat is missing from lean and dispatch; the description is the same everywhere.
+        described = ""
         for profile in range(self.num_profiles):
-            described = self.handle.get_tensor_format_desc(name, profile)
-            if self.handle.get_tensor_vectorized_dim(name, profile) != -1 or "linear" not in described.lower():
-                raise UnsupportedTensorError(
-                    f"{self.name}: tensor {name!r} has the I/O format {described!r}; trtrun exchanges row-major linear "
-                    "arrays. Build the engine without --inputIOFormats/--outputIOFormats."
-                )
+            text = engine.get_tensor_format_desc(name, profile)
+            if engine.get_tensor_vectorized_dim(name, profile) != -1 or "linear" not in text.lower():
+                described = text
+        if dtype.name not in flavors.FOUR_BIT:
+            return described
+        if described:
+            raise UnsupportedTensorError(
+                f"{self.name}: tensor {name!r} holds 4-bit values in the format {described!r}, which nobody has told "
+                "trtrun how to read. Build the engine with row-major linear inputs and outputs."
+            )
+        return "two 4-bit values to a byte"
+
+    def _read_aliases(self) -> dict[str, str]:
+        """Outputs that TensorRT writes into the memory of an input, with that input."""
+        engine: Any = self.handle  # newer than the stubs
+        if not self.flavor.capabilities.has_aliases:
+            return {}
+        aliases = {name: engine.get_aliased_input_tensor(name) for name in self.outputs}
+        return {name: source for name, source in aliases.items() if source}
+
+    def _set_weight_streaming_budget(self, budget: int) -> None:
+        engine, streamable = self.handle, 0
+        if self.flavor.capabilities.has_weight_streaming:
+            streamable = engine.streamable_weights_size
+        if streamable == 0:
+            raise PlanError(
+                f"{self.name} was not built with weight streaming, so a budget has no meaning. Build it with "
+                "BuildOptions(weight_streaming=True), or load it without weight_streaming_budget."
+            )
+        with self.flavor.logger.capture() as lines:
+            engine.weight_streaming_budget_v2 = min(budget, streamable)
+        if engine.weight_streaming_budget_v2 != min(budget, streamable):
+            raise PlanError(
+                f"{self.flavor.title} refused a weight streaming budget of {budget:,} bytes for {self.name}, whose "
+                f"streamable weights take {streamable:,}.",
+                log=lines,
+            )
+
+    def refit(self, weights: str | os.PathLike[str] | bytes | Mapping[str, Any]) -> None:
+        """Replace weights, all of them or none. Requests that run wait; those that follow see the new weights.
+
+        Args:
+            weights: an ONNX file or its bytes, whose initializers are matched by name, or arrays by weight name.
+
+        Raises:
+            RefitError: the engine was not built with ``BuildOptions(refittable=True)``, or names, sizes or dtypes do
+                not fit; it lists the unknown and the missing names. The old weights stay.
+            ModelFileError: the path cannot be read.
+        """
+        from .refit import refit
+
+        sessions = sorted(self._sessions, key=id)
+        with ExitStack() as paused:
+            for session in sessions:
+                paused.enter_context(session.paused())
+            paused.enter_context(self.compile_lock)
+            paused.enter_context(self.device)
+            refit(self.flavor, self.handle, self.name, weights)
 
     @property
     def metadata(self) -> Mapping[str, Any]:

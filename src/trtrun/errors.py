@@ -8,6 +8,7 @@
     ├── OnnxError (ValueError)                 the ONNX model cannot be read or parsed
     ├── BuildError                             the builder refused the network or the options
     ├── PluginError                            a plugin library or creator is missing
+    ├── RefitError (ValueError)                new weights do not fit the engine, or it takes none
     ├── InputError (ValueError)                what the caller passed does not fit the engine
     │   ├── InputNameError                     unknown, missing or extra names
     │   ├── ShapeError                         wrong rank, or a dimension outside every profile
@@ -80,6 +81,10 @@ class BuildError(TrtrunError):
 
 class PluginError(TrtrunError):
     """A plugin library cannot be loaded, or a plugin creator is missing."""
+
+
+class RefitError(TrtrunError, ValueError):
+    """New weights do not fit the engine, or the engine takes none."""
 
 
 class InputError(TrtrunError, ValueError):

@@ -85,6 +85,14 @@ class Capabilities:
     has_engine_validity: bool  # Runtime.get_engine_validity
     has_strongly_typed_flag: bool  # networks must ask for STRONGLY_TYPED; from 11 on every network is
     has_progress_monitor: bool  # IProgressMonitor
+    has_aliases: bool  # ICudaEngine.get_aliased_input_tensor
+    has_weight_streaming: bool  # ICudaEngine.weight_streaming_budget_v2
+    has_stream_reader: bool  # IStreamReaderV2
+    has_refitter: bool  # Refitter
+    has_onnx_refitter: bool  # OnnxParserRefitter
+    has_inspector: bool  # EngineInspector
+    has_debug_tensors: bool  # IDebugListener
+    has_layer_times: bool  # IProfiler
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,13 @@ class Flavor:
             self.module.init_libnvinfer_plugins(self.logger.handle, "")
         for library in libraries:
             self._load_plugin_library(os.path.abspath(os.fspath(library)))
+
+    def plugin_creators(self) -> str:
+        """The names of the registered plugin creators, as text."""
+        if not self.capabilities.has_plugin_registry:
+            return "what the loaded libraries registered"
+        creators = self.module.get_plugin_registry().all_creators
+        return ", ".join(sorted({creator.name for creator in creators})) or "no creators: none is registered"
 
     def _load_plugin_library(self, path: str) -> None:
         with _PLUGIN_LOCK:
@@ -135,19 +150,19 @@ class Flavor:
     def to_numpy_dtype(self, dtype: Any, tensor: str) -> np.dtype[Any]:
         """The NumPy (or ml_dtypes) dtype of a TensorRT ``DataType``.
 
-        Raises UnsupportedTensorError, naming the tensor, for sub-byte types, whose packing NumPy cannot express.
+        Raises UnsupportedTensorError, naming the tensor, for a type that neither knows.
         """
         name = dtype.name
         if name in _NUMPY_DTYPES:
             return np.dtype(_NUMPY_DTYPES[name])
-        if name in ("BF16", "FP8"):
-            import ml_dtypes  # NumPy has no bfloat16 and no float8
+        if name in _ML_DTYPES:
+            import ml_dtypes
 
-            extended: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if name == "BF16" else ml_dtypes.float8_e4m3fn)
+            extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[name]))
             return extended
         raise UnsupportedTensorError(
-            f"tensor {tensor!r} has dtype {name}, which trtrun cannot exchange with NumPy yet. "
-            "Cast it to a byte-sized type inside the network."
+            f"tensor {tensor!r} has dtype {name}, which this version of trtrun does not know. "
+            "Cast it to another type inside the network, or update trtrun."
         )
 
 
@@ -160,6 +175,15 @@ _NUMPY_DTYPES: dict[str, type] = {
     "UINT8": np.uint8,
     "BOOL": np.bool_,
 }
+# NumPy has none of these. The 4-bit types take a byte each in NumPy and half of one in TensorRT.
+_ML_DTYPES: dict[str, str] = {
+    "BF16": "bfloat16",
+    "FP8": "float8_e4m3fn",
+    "E8M0": "float8_e8m0fnu",
+    "INT4": "int4",
+    "FP4": "float4_e2m1fn",
+}
+FOUR_BIT = ("int4", "float4_e2m1fn")
 _PLUGIN_LOCK = threading.Lock()
 _LOADED_PLUGINS: set[tuple[str, str]] = set()
 
@@ -294,6 +318,14 @@ def _inspect(name: FlavorName, module: Any) -> Capabilities:
         has_engine_validity=has("Runtime.get_engine_validity"),
         has_strongly_typed_flag=has("NetworkDefinitionCreationFlag.STRONGLY_TYPED"),
         has_progress_monitor=has("IProgressMonitor"),
+        has_aliases=has("ICudaEngine.get_aliased_input_tensor"),
+        has_weight_streaming=has("ICudaEngine.weight_streaming_budget_v2"),
+        has_stream_reader=has("IStreamReaderV2"),
+        has_refitter=has("Refitter"),
+        has_onnx_refitter=has("OnnxParserRefitter"),
+        has_inspector=has("EngineInspector"),
+        has_debug_tensors=has("IDebugListener"),
+        has_layer_times=has("IProfiler"),
     )
 
 

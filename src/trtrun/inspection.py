@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import flavor as flavors
 from .errors import MissingPackageError, TrtrunError
 from .plan import identify_file, is_plan, model_file_error
 from .tensor_spec import TensorSpecs
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 
 def inspect(model: str | os.PathLike[str]) -> dict[str, Any]:
@@ -56,9 +60,28 @@ def _inspect_plan(model: str | os.PathLike[str]) -> dict[str, Any]:
             facts["optimization_profiles"] = engine.num_profiles
             facts["device_memory_bytes"] = engine.device_memory_size
             facts["device"] = engine.device.name
+            facts["refittable"] = engine.handle.refittable
+            if engine.flavor.capabilities.has_weight_streaming:
+                facts["streamable_weights_bytes"] = engine.handle.streamable_weights_size
+            if engine.aliases:
+                facts["aliased_outputs"] = engine.aliases
+            facts["layers"] = _layers(engine)
     except TrtrunError as error:
         facts["engine_unavailable"] = error.message
     return facts
+
+
+def _layers(engine: Engine) -> list[Any]:
+    """What TensorRT's engine inspector says of each layer: names, or everything if built with ``detailed``."""
+    if not engine.flavor.capabilities.has_inspector:
+        return []
+    inspector = engine.handle.create_engine_inspector()
+    text = inspector.get_engine_information(engine.flavor.module.LayerInformationFormat.JSON)
+    try:
+        layers = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return list(layers)
 
 
 def _tensors(specs: TensorSpecs) -> list[dict[str, Any]]:
@@ -69,6 +92,7 @@ def _tensors(specs: TensorSpecs) -> list[dict[str, Any]]:
             "shape": list(spec.shape),
             "profiles": [{"min": list(p.min), "opt": list(p.opt), "max": list(p.max)} for p in spec.profiles],
             "location": spec.location,
+            "format": spec.format or "row-major linear",
         }
         for spec in specs.values()
     ]

@@ -20,7 +20,7 @@ from .errors import (
     UnsupportedTensorError,
 )
 from .plan import model_file_error
-from .runner import OutputMode, Runner
+from .runner import Done, OutputMode, Pending, Runner, StatefulRunner, check_pairs, initial_state
 from .tensor_spec import Shape, TensorSpec, TensorSpecs
 
 _DTYPES: dict[str, str] = {
@@ -161,6 +161,10 @@ class OnnxRuntimeSession(Runner):
         other._executor = None
         return other
 
+    def state(self, pairs: Mapping[str, str], *, initial: Mapping[str, Any] | None = None) -> StatefulRunner:
+        self.check_open()
+        return _Stateful(self, pairs, initial)
+
     @property
     def closed(self) -> bool:
         return self._session is None
@@ -195,6 +199,63 @@ def _with_input_shapes(model: str | os.PathLike[str] | bytes, name: str, input_s
         value.type.tensor_type.ClearField("shape")
     serialized: bytes = proto.SerializeToString()
     return serialized
+
+
+class _Stateful(StatefulRunner):
+    """The reference with a state, kept in NumPy arrays."""
+
+    def __init__(self, runner: OnnxRuntimeSession, pairs: Mapping[str, str], initial: Mapping[str, Any] | None) -> None:
+        check_pairs(runner.inputs, runner.outputs, pairs)
+        self._runner = runner.clone()
+        self._pairs = dict(pairs)
+        self._inputs = TensorSpecs(spec for name, spec in runner.inputs.items() if name not in pairs)
+        self._outputs = TensorSpecs(spec for name, spec in runner.outputs.items() if name not in pairs.values())
+        self._values = initial_state(runner.inputs, pairs, initial)
+        self._lock = threading.Lock()
+
+    @property
+    def inputs(self) -> TensorSpecs:
+        return self._inputs
+
+    @property
+    def outputs(self) -> TensorSpecs:
+        return self._outputs
+
+    @property
+    def backend(self) -> str:
+        return self._runner.backend
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self._runner.metadata
+
+    def run(
+        self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
+    ) -> dict[str, Any]:
+        with self._lock:
+            self._inputs.check_names(inputs)
+            results = self._runner.run({**inputs, **self._values}, outputs=outputs, stream=stream)
+            self._values = {name: results.pop(output) for name, output in self._pairs.items()}
+            return results
+
+    def enqueue(self, inputs: Mapping[str, Any]) -> Pending:
+        """The next request needs this one's outputs, so it runs at once."""
+        return Done(self.run(inputs))
+
+    def reset(self, initial: Mapping[str, Any] | None = None) -> None:
+        with self._lock:
+            self._values = initial_state(self._runner.inputs, self._pairs, initial)
+
+    def read_state(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+        with self._lock:
+            return {name: value.copy() for name, value in self._values.items()}
+
+    @property
+    def closed(self) -> bool:
+        return self._runner.closed
+
+    def close(self) -> None:
+        self._runner.close()
 
 
 class _InFlight:

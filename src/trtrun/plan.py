@@ -10,6 +10,7 @@ Ultralytics puts a little-endian 4-byte length and that many bytes of JSON in fr
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 from dataclasses import dataclass, field
@@ -56,6 +57,24 @@ def read_model_file(path: str | os.PathLike[str]) -> bytes:
     """The whole file, or ModelFileError with the reason."""
     try:
         return Path(path).read_bytes()
+    except OSError as error:
+        raise model_file_error(path, error) from error
+
+
+_MAP_FROM = 256 << 20  # bytes
+
+
+def map_model_file(path: str | os.PathLike[str]) -> memoryview:
+    """The file's bytes; a large file is mapped instead of read, so that host memory holds one copy and not two.
+
+    A file that is cut short in place while it is mapped takes the process with it, so small ones are read. Raises
+    ModelFileError with the reason.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size < _MAP_FROM:
+                return memoryview(file.read())
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise model_file_error(path, error) from error
 

@@ -23,6 +23,10 @@ def load(
     plugins: Sequence[str | os.PathLike[str]] = (),
     build_options: BuildOptions | None = None,
     cuda_graph: bool = True,
+    profile: int | None = None,
+    split_batches: bool = False,
+    engine_host_code_allowed: bool = False,
+    weight_streaming_budget: int | None = None,
 ) -> Runner:
     """Load a model and return what runs it; close it, or use it in a ``with`` block.
 
@@ -36,22 +40,52 @@ def load(
         plugins: paths of plugin libraries that the engine needs.
         build_options: how to build the engine when ``model`` is an ONNX file.
         cuda_graph: replay requests as CUDA graphs; see :class:`~trtrun.session.Session`.
+        profile: the optimization profile to use for every request; None chooses the tightest for its shapes.
+        split_batches: run a batch that is larger than the engine takes in parts; see
+            :class:`~trtrun.splitting.SplitRunner`. Off, it raises ShapeError, which names the range.
+        engine_host_code_allowed: let the plan run code on the host; see :class:`~trtrun.engine.Engine`.
+        weight_streaming_budget: bytes of weights that stay on the GPU; see :class:`~trtrun.engine.Engine`.
 
     Raises:
         ModelFileError, PlanError, OnnxError, BuildError, MissingPackageError, NoGpuError, OutOfMemoryError,
         PluginError: what each is raised for stands in :mod:`trtrun.errors`.
     """
+    plan_options = {
+        "device": device,
+        "plugins": plugins,
+        "engine_host_code_allowed": engine_host_code_allowed,
+        "weight_streaming_budget": weight_streaming_budget,
+    }
+    session_options = {"cuda_graph": cuda_graph, "profile": profile}
+    runner = _load(model, build_options, plan_options, session_options)
+    if not split_batches:
+        return runner
+    from .splitting import SplitRunner
+
+    try:
+        return SplitRunner(runner)
+    except BaseException:
+        runner.close()
+        raise
+
+
+def _load(
+    model: str | os.PathLike[str] | bytes,
+    build_options: BuildOptions | None,
+    plan_options: dict[str, Any],
+    session_options: dict[str, Any],
+) -> Runner:
     from .cuda.device import gpu_count, why_no_gpu
 
     if isinstance(model, (bytes, bytearray, memoryview)):
-        return _load_plan(model, device, plugins, cuda_graph)
+        return _load_plan(model, plan_options, session_options)
     try:
         with open(model, "rb") as file:
             head = file.read(16)
     except OSError as error:
         raise model_file_error(model, error) from error
     if is_plan(head) or not os.fspath(model).lower().endswith(".onnx"):
-        return _load_plan(model, device, plugins, cuda_graph)
+        return _load_plan(model, plan_options, session_options)
     if gpu_count() == 0:
         from .onnx_runtime import OnnxRuntimeSession
 
@@ -62,17 +96,17 @@ def load(
     from .building.options import BuildOptions
 
     engine = cached_engine(model, build_options or BuildOptions())
-    return _load_plan(engine, device, plugins, cuda_graph)
+    return _load_plan(engine, plan_options, session_options)
 
 
-def _load_plan(source: Any, device: int, plugins: Sequence[str | os.PathLike[str]], cuda_graph: bool) -> Runner:
+def _load_plan(source: Any, plan_options: dict[str, Any], session_options: dict[str, Any]) -> Runner:
     from .engine import Engine
     from .session import Session
 
-    engine = Engine(source, device=device, plugins=plugins)
+    engine = Engine(source, **plan_options)
     engine.auto_close = True
     try:
-        return Session(engine, cuda_graph=cuda_graph)
+        return Session(engine, **session_options)
     except BaseException:
         engine.close()
         raise

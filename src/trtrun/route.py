@@ -9,17 +9,19 @@ shapes may change memory that a captured graph still reads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import nbytes_of
+from .arrays import copy_out, nbytes_of
 from .cuda.graph import capture
 from .cuda.memory import fill_async, host_view
 from .cuda.transfer import Copy, Transfers
 from .errors import ExecutionError, ShapeError, TrtrunError
-from .tensor_spec import Shape, ShapeRange, to_shape
+from .flavor import FOUR_BIT
+from .layout import Layout, PackedLayout, StridedLayout
+from .tensor_spec import Shape, ShapeRange, TensorSpec, to_shape
 
 if TYPE_CHECKING:
     from cuda.core import Stream
@@ -41,14 +43,14 @@ Host = np.ndarray[Any, np.dtype[Any]]
 Steps = tuple[int, bool]
 
 
-def choose_profile(engine: Engine, key: ShapeKey) -> int:
-    """The tightest optimization profile that holds all these input shapes.
+def choose_profile(engine: Engine, key: ShapeKey, pinned: int | None = None) -> int:
+    """The tightest optimization profile that holds all these input shapes, or the pinned one.
 
     Tightest is the one whose largest shapes have the fewest elements: TensorRT tunes a profile for its range.
-    Raises ShapeError when no single profile holds them together.
+    Raises ShapeError when no single profile holds them together, or the pinned one does not.
     """
     best, best_size = -1, None
-    for profile in range(engine.num_profiles):
+    for profile in range(engine.num_profiles) if pinned is None else (pinned,):
         size = 0
         for spec, shape in zip(engine.inputs.values(), key, strict=True):
             if not spec.profiles:
@@ -64,8 +66,10 @@ def choose_profile(engine: Engine, key: ShapeKey) -> int:
         asked = ", ".join(
             f"{spec.name}={'x'.join(map(str, s))}" for spec, s in zip(engine.inputs.values(), key, strict=True)
         )
+        which = "no single optimization profile" if pinned is None else f"optimization profile {pinned}, pinned,"
+        holds = "holds" if pinned is None else "does not hold"
         raise ShapeError(
-            f"no single optimization profile holds these shapes together: {asked}. The engine takes {engine.inputs!r}. "
+            f"{which} {holds} these shapes together: {asked}. The engine takes {engine.inputs!r}. "
             "Pass shapes of one profile, or rebuild the engine with a profile that holds them."
         )
     return best
@@ -81,7 +85,7 @@ def batch_parts(engine: Engine, key: ShapeKey) -> list[tuple[int, ...]]:
     batches = {shape[0] if shape else -1 for shape in key}
     if (
         len(batches) != 1
-        or any(spec.shape[:1] != (-1,) or spec.location == "host" for spec in (*inputs, *outputs))
+        or any(spec.shape[:1] != (-1,) or spec.location == "host" or spec.format for spec in (*inputs, *outputs))
         or any(-1 in spec.shape[1:] for spec in outputs)
     ):
         return []
@@ -118,6 +122,9 @@ class Route:
 
     Args:
         contexts: the execution context; with ``parts`` one for each of them.
+        profile: the optimization profile to stay with; None chooses the tightest for each key.
+        state: inputs that get the value of an output of the run before, with that output. Their memory is reserved
+            for their largest shape, so that it never moves.
         parts: batch sizes to run instead of the request's own, one after another, each over the next rows of the
             batch. The last may reach beyond it: those rows are computed and dropped. Without them the request runs
             in one part of exactly its shapes.
@@ -127,6 +134,7 @@ class Route:
         inputs: per input the page-locked view to fill, in engine order.
         outputs: per output the page-locked view to read after running; None where the shape is data-dependent.
         output_parts: per output the pieces of device memory that make it up, as (address, bytes).
+        layouts: per input and output that is no row-major array, how it lies in memory; its view is flat uint8.
         graph_reason: why the steps cannot be captured as a CUDA graph; None when they can.
     """
 
@@ -136,6 +144,9 @@ class Route:
         buffers: Buffers,
         stream: Stream,
         contexts: Sequence[IExecutionContext],
+        *,
+        profile: int | None = None,
+        state: Mapping[str, str] | None = None,
         parts: tuple[int, ...] | None = None,
     ) -> None:
         self._engine = engine
@@ -144,6 +155,8 @@ class Route:
         self._handle = int(stream.handle)
         self._contexts = list(contexts)
         self.parts = parts
+        self._profile = profile
+        self._state = state or {}
         self._generation = -1
         self._graphs: dict[Steps, Graph] = {}
         self._failed_captures = 0
@@ -155,10 +168,16 @@ class Route:
         self.input_addresses: list[int] = []
         self.output_parts: dict[str, list[tuple[int, int]]] = {}
         self.allocators: dict[str, OutputAllocator] = {}
+        self.layouts: dict[str, Layout] = {}
         self.graph_reason: str | None = None
         self._copies_in: list[Copy | None] = []
         self._transfers_in: dict[int, Transfers] = {}
         self._transfers_out = Transfers(engine.device, ())
+        self._feedback = Transfers(engine.device, ())
+
+    def spec(self, name: str) -> TensorSpec:
+        """The spec of an input."""
+        return self._engine.inputs[name]
 
     def fits(self, key: ShapeKey) -> bool:
         """True when the route is bound for this key and no buffer has moved since."""
@@ -200,7 +219,7 @@ class Route:
 
     def _set_shapes(self, context: IExecutionContext, key: ShapeKey, stream: int) -> None:
         engine = self._engine
-        profile = choose_profile(engine, key)
+        profile = choose_profile(engine, key, self._profile)
         if profile != context.active_optimization_profile and not context.set_optimization_profile_async(
             profile, stream
         ):
@@ -220,21 +239,30 @@ class Route:
         """Reserve memory for this key. Addresses are read afterwards: reserving may move buffers."""
         engine, buffers = self._engine, self._buffers
         scratch = max(context.update_device_memory_size_for_shapes() for context in self._contexts)
+        self.layouts.clear()
         for spec, shape in zip(engine.inputs.values(), key, strict=True):
-            buffers.host(spec.name, nbytes_of(shape, spec.dtype))
+            nbytes = self._lay_out(spec, shape)
+            if spec.name in self._state:
+                nbytes = max(nbytes, nbytes_of(spec.max_shape or shape, spec.dtype))
+            else:
+                buffers.host(spec.name, nbytes)
+            if self.parts:
+                nbytes = nbytes_of((sum(self.parts), *shape[1:]), spec.dtype)
             if spec.location == "device":
-                rows = (sum(self.parts), *shape[1:]) if self.parts else shape
-                buffers.on_gpu(spec.name, nbytes_of(rows, spec.dtype))
+                buffers.on_gpu(spec.name, nbytes)
         self.output_shapes = {}
         for name, spec in engine.outputs.items():
             shapes = [to_shape(context.get_tensor_shape(name)) for context in self._contexts]
             self.output_shapes[name] = (key[0][0], *shapes[0][1:]) if self.parts else shapes[0]
             if -1 in shapes[0]:
                 continue
-            buffers.host(name, nbytes_of(self.output_shapes[name], spec.dtype))
-            if spec.location == "device":
+            nbytes = self._lay_out(spec, self.output_shapes[name])
+            buffers.host(name, nbytes)
+            if self.parts:
                 for index, shape in enumerate(shapes):
                     buffers.on_gpu(_part(name, index), nbytes_of(shape, spec.dtype))
+            elif spec.location == "device" and name not in engine.aliases:
+                buffers.on_gpu(name, nbytes)
         dependent = [name for name, shape in self.output_shapes.items() if -1 in shape]
         on_host = [
             spec.name for specs in (engine.inputs, engine.outputs) for spec in specs.values() if spec.location == "host"
@@ -256,16 +284,21 @@ class Route:
         engine, buffers = self._engine, self._buffers
         starts = [sum(self.parts[:index]) for index in range(len(self.parts))] if self.parts else [0]
         self.inputs, self._copies_in, self.input_addresses = [], [], []
+        on_gpu: dict[str, int] = {}
         self._transfers_in.clear()
         for spec, shape in zip(engine.inputs.values(), key, strict=True):
-            nbytes = nbytes_of(shape, spec.dtype)
-            view = host_view(buffers.host(spec.name, nbytes), spec.dtype, shape)
+            nbytes = self._nbytes(spec, shape)
+            if spec.name in self._state:  # lives on the GPU alone
+                view: Host = np.empty(0, spec.dtype)
+            else:
+                view = self._view(spec, shape, buffers.host(spec.name, nbytes))
             self.inputs.append(view)
             if spec.location == "host":
                 address = view.ctypes.data
                 self._copies_in.append(None)
             else:
                 address = buffers.on_gpu(spec.name, nbytes)
+                on_gpu[spec.name] = address
                 self._copies_in.append((address, view.ctypes.data, nbytes) if nbytes else None)
             self.input_addresses.append(address)
             for context, start in zip(self._contexts, starts, strict=True):
@@ -282,26 +315,68 @@ class Route:
                     allocator = self.allocators[name] = OutputAllocator.create(engine.flavor.module, engine.device)
                 self._contexts[0].set_output_allocator(name, allocator.handle)
                 continue
-            nbytes = nbytes_of(shape, spec.dtype)
-            view = host_view(buffers.host(name, nbytes), spec.dtype, shape)
+            nbytes = self._nbytes(spec, shape)
+            view = self._view(spec, shape, buffers.host(name, nbytes))
             self.outputs[name] = view
             pieces = self.output_parts[name] = []
             for index, (context, start) in enumerate(zip(self._contexts, starts, strict=True)):
                 if spec.location == "host":
                     address = view.ctypes.data
                 else:
-                    address = buffers.on_gpu(_part(name, index), 0)
+                    source = engine.aliases.get(name)
+                    address = on_gpu[source] if source else buffers.on_gpu(_part(name, index), 0)
                     if self.parts:
                         row = nbytes_of(shape[1:], spec.dtype)
                         size = row * min(self.parts[index], shape[0] - start)
                     else:
                         row, size = 0, nbytes
                     pieces.append((address, size))
-                    if size:
+                    if size and name not in self._state.values():
                         copies_out.append((view.ctypes.data + start * row, address, size))
                 context.set_tensor_address(name, address)
         self._transfers_out = Transfers(engine.device, copies_out)
+        feedback = [(on_gpu[name], *self.output_parts[output][0]) for name, output in self._state.items()]
+        self._feedback = Transfers(engine.device, [copy for copy in feedback if copy[0] != copy[1] and copy[2]])
         self.pad(0)
+
+    def _lay_out(self, spec: TensorSpec, shape: Shape) -> int:
+        """Note how this tensor lies in memory if it is no row-major array; the bytes that it takes."""
+        if spec.format and -1 not in shape:
+            context, engine = self._contexts[0], self._engine.handle
+            if spec.dtype.name in FOUR_BIT:
+                self.layouts[spec.name] = PackedLayout(shape, spec.dtype)
+            else:
+                profile = context.active_optimization_profile
+                self.layouts[spec.name] = StridedLayout(
+                    shape,
+                    spec.dtype,
+                    to_shape(context.get_tensor_strides(spec.name)),
+                    engine.get_tensor_vectorized_dim(spec.name, profile),
+                    engine.get_tensor_components_per_element(spec.name, profile),
+                )
+        return self._nbytes(spec, shape)
+
+    def _nbytes(self, spec: TensorSpec, shape: Shape) -> int:
+        layout = self.layouts.get(spec.name)
+        return nbytes_of(shape, spec.dtype) if layout is None else layout.nbytes
+
+    def _view(self, spec: TensorSpec, shape: Shape, memory: Host) -> Host:
+        layout = self.layouts.get(spec.name)
+        return host_view(memory, spec.dtype, shape) if layout is None else memory[: layout.nbytes]
+
+    def fill(self, index: int, name: str, array: Host) -> None:
+        """Put an array into the page-locked memory of an input."""
+        layout = self.layouts.get(name)
+        if layout is None:
+            np.copyto(self.inputs[index], array, casting="unsafe")
+        else:
+            layout.write(self.inputs[index], array)
+
+    def read(self, name: str) -> Host:
+        """A copy of an output from its page-locked memory."""
+        layout, view = self.layouts.get(name), self.outputs[name]
+        assert view is not None
+        return copy_out(view) if layout is None else layout.read(view)
 
     def pad(self, value: int) -> None:
         """Set every byte of the rows that the last part has beyond the batch; integers, often indices, stay 0."""
@@ -351,6 +426,7 @@ class Route:
         if which:
             self.copy_in(stream, which)
         self.execute(stream)
+        self._feedback.enqueue(stream)
         if to_host:
             self.copy_out(stream)
 
@@ -395,3 +471,14 @@ class Route:
 def _part(name: str, index: int) -> str:
     """The name of the buffer of an output's part; no tensor name holds a NUL."""
     return f"{name}\0{index}" if index else name
+
+
+def bind_inputs(route: Route, buffers: Buffers, arrays: Mapping[str, Host]) -> None:
+    """Bind a route for these arrays, by input name in engine order, and fill its page-locked memory with them."""
+    for name, array in arrays.items():
+        spec = route.spec(name)
+        if spec.location == "host":  # the output shapes depend on its values
+            host_view(buffers.host(name, array.nbytes), spec.dtype, array.shape)[...] = array
+    route.bind(tuple(array.shape for array in arrays.values()))
+    for index, (name, array) in enumerate(arrays.items()):
+        route.fill(index, name, array)

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from typing_extensions import Self
 
-from .errors import ClosedError
+from .arrays import as_host_array
+from .errors import ClosedError, DtypeError, ExecutionError, InputError, InputNameError, ShapeError
 from .tensor_spec import TensorSpecs
 
 OutputMode = Literal["copy", "view", "device"]
@@ -25,6 +27,16 @@ class Pending(Protocol):
     def result(self) -> dict[str, Any]:
         """Wait for the request and return its outputs by name, in engine order. Raises what the request raised."""
         ...
+
+
+class Done:
+    """A request that has run already, as a :class:`Pending`."""
+
+    def __init__(self, results: dict[str, Any]) -> None:
+        self._results = results
+
+    def result(self) -> dict[str, Any]:
+        return self._results
 
 
 class Runner(ABC):
@@ -85,6 +97,19 @@ class Runner(ABC):
     def clone(self) -> Runner:
         """Another runner over the same loaded model, with its own buffers and stream."""
 
+    def state(self, pairs: Mapping[str, str], *, initial: Mapping[str, Any] | None = None) -> StatefulRunner:
+        """A runner over the same model that remembers: outputs of one request are inputs of the next.
+
+        Args:
+            pairs: the inputs that get their value from the request before, each with the name of that output. They
+                are no longer given by the caller, nor returned.
+            initial: what these inputs are before the first request, by input name. Without a value: zeros, of the
+                smallest shape that the model accepts.
+
+        Raises InputNameError, ShapeError or DtypeError where an input and its output do not fit each other.
+        """
+        raise ExecutionError(f"{self.backend} cannot keep state between requests.")
+
     @property
     @abstractmethod
     def closed(self) -> bool: ...
@@ -113,3 +138,70 @@ class Runner(ABC):
     def __repr__(self) -> str:
         state = " (closed)" if self.closed else ""
         return f"<{type(self).__name__} {self.backend}{state}: {self.inputs!r} -> {self.outputs!r}>"
+
+
+class StatefulRunner(Runner):
+    """A runner whose outputs of one request are inputs of the next: recurrent networks, KV caches.
+
+    Requests are one sequence, in the order of the calls. It cannot be cloned; another sequence is another
+    ``state()`` of the runner that it came from.
+    """
+
+    @abstractmethod
+    def reset(self, initial: Mapping[str, Any] | None = None) -> None:
+        """Begin a new sequence with these values, by input name; zeros for those without one."""
+
+    @abstractmethod
+    def read_state(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+        """A copy of the state on the host, by input name: what the next request will see."""
+
+    def state(self, pairs: Mapping[str, str], *, initial: Mapping[str, Any] | None = None) -> StatefulRunner:
+        raise ExecutionError("this runner keeps state already. Name all pairs in one state() of the runner below it.")
+
+    def clone(self) -> Runner:
+        raise ExecutionError(
+            "a runner that keeps state runs one sequence and cannot be cloned; a pipeline would mix the order of its "
+            "requests. For another sequence call state() of the runner that it came from."
+        )
+
+
+def check_pairs(inputs: TensorSpecs, outputs: TensorSpecs, pairs: Mapping[str, str]) -> None:
+    """Raise unless every pair names an input and an output of one dtype and rank, each once."""
+    for name, output in pairs.items():
+        if name not in inputs or output not in outputs:
+            raise InputNameError(f"state {name!r} <- {output!r}: the model takes {inputs!r} and gives {outputs!r}.")
+        source, target = outputs[output], inputs[name]
+        if source.dtype != target.dtype:
+            raise DtypeError(
+                f"state {name!r} <- {output!r}: the input is {target.dtype.name}, the output {source.dtype.name}."
+            )
+        if len(source.shape) != len(target.shape):
+            raise ShapeError(f"state {name!r} <- {output!r}: ranks differ, {target} and {source}.")
+        if source.location != "device" or target.location != "device" or source.format or target.format:
+            raise InputError(
+                f"state {name!r} <- {output!r} would not stay on the GPU: {target} and {source}. Pass it yourself."
+            )
+    if len(set(pairs.values())) < len(pairs):
+        raise InputNameError(f"one output feeds several inputs: {dict(pairs)}. Each output can feed one.")
+
+
+def initial_state(
+    inputs: TensorSpecs, pairs: Mapping[str, str], initial: Mapping[str, Any] | None
+) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """The state before the first request: what the caller gave, checked, or zeros of the smallest shape."""
+    given = dict(initial or {})
+    unknown = sorted(given.keys() - pairs.keys())
+    if unknown:
+        raise InputNameError(f"{unknown} are not among the state's inputs {sorted(pairs)}.")
+    arrays = {}
+    for name in pairs:
+        spec = inputs[name]
+        if name in given:
+            array = as_host_array(given[name], name)
+            spec.check_shape(array.shape)
+            spec.check_dtype(array.dtype)
+            arrays[name] = np.ascontiguousarray(array, spec.dtype).reshape(array.shape)
+        else:
+            shape = spec.profiles[0].min if spec.profiles else tuple(max(size, 0) for size in spec.shape)
+            arrays[name] = np.zeros(shape, spec.dtype)
+    return arrays

@@ -11,7 +11,8 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from .cuda.memory import copy_async, host_view, is_pageable
 from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
 from .errors import DeviceError, DtypeError, ExecutionError, InputError, InputNameError, ShapeError
 from .route import Host, Route, ShapeKey, Steps, batch_parts
-from .runner import OutputMode, Runner
+from .runner import OutputMode, Runner, StatefulRunner
 from .tensor_spec import Shape, TensorSpecs
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ _LARGE = 1 << 20
 _MAX_ROUTES = 16  # shape keys with an execution context and graphs of their own; the least recently used goes first
 _MAX_SEEN = 256  # shape keys whose requests are counted
 _TRIALS = 5  # runs that are timed to choose between ways of running a batch
+
+
+class Held:
+    """An input that the session keeps on the GPU itself."""
+
+    def __init__(self, shape: Shape, dtype: np.dtype[Any]) -> None:
+        self.shape = shape
+        self.dtype = dtype
 
 
 class Staging(Mapping[str, Host]):
@@ -83,14 +92,20 @@ class Session(Runner):
     Args:
         engine: the engine to run. Several sessions may share one; each has its own context, buffers and stream.
         cuda_graph: replay requests as CUDA graphs. Off, the same steps are enqueued one by one.
+        profile: the optimization profile to use for every request; None chooses the tightest for its shapes.
 
     Attributes:
         engine: the engine.
         staging: the page-locked input buffers, see :class:`Staging`.
     """
 
-    def __init__(self, engine: Engine, *, cuda_graph: bool = True) -> None:
+    _state: Mapping[str, str] = MappingProxyType({})  # input -> output that it gets from the run before
+
+    def __init__(self, engine: Engine, *, cuda_graph: bool = True, profile: int | None = None) -> None:
+        if profile is not None and not 0 <= profile < engine.num_profiles:
+            raise ShapeError(f"there is no optimization profile {profile}: the engine has {engine.num_profiles}.")
         self.engine = engine
+        self._profile = profile
         self.staging = Staging(self)
         self._cuda_graph = cuda_graph
         self._device = engine.device
@@ -98,7 +113,7 @@ class Session(Runner):
         self._in_flight: _InFlight | None = None
         self._done: Event | None = None  # behind a request that nobody waited for, which may still use the buffers
         self._specs = tuple(engine.inputs.values())
-        self._wanted = [(spec.name, spec.dtype) for spec in self._specs]
+        self._wanted = [(spec.name, spec.dtype) for spec in self._specs if spec.name not in self._state]
         self._names = dict(self._wanted).keys()  # a dict's own keys compare in C
         self._dynamic = any(spec.is_dynamic for spec in self._specs)
         self._host_located = any(spec.location == "host" for spec in self._specs)
@@ -120,7 +135,7 @@ class Session(Runner):
             undo.callback(self._buffers.close)
             self._results = result_pool(self._device)
             # The route of shapes seen for the first time, or of the only shapes there are.
-            self._common = Route(engine, self._buffers, self._stream, [engine.create_context()])
+            self._common = self._new_route()
             undo.callback(self._common.close)
             self._undo = undo.pop_all()
 
@@ -163,6 +178,8 @@ class Session(Runner):
             self._check_idle()
             entered = self._device.enter()
             try:
+                if outputs == "device":
+                    self._check_device_outputs()
                 caller = None if stream is None else self._join(stream)
                 if caller is None:
                     self._move(self._stream, self._handle)
@@ -173,6 +190,14 @@ class Session(Runner):
                 return self._host_outputs(route, outputs == "copy")
             finally:
                 self._device.leave(entered)
+
+    def _check_device_outputs(self) -> None:
+        for spec in self.outputs.values():
+            if spec.format:
+                raise InputError(
+                    f"output {spec.name!r} comes as {spec.format}, which trtrun converts on the host. Ask for "
+                    'outputs="copy", or build the engine with row-major linear outputs.'
+                )
 
     def _join(self, stream: Any) -> Stream:
         """Let this request take its place in the caller's stream, which is returned."""
@@ -248,6 +273,8 @@ class Session(Runner):
                 self._check_dtype(array, self.inputs[name])
             arrays.append(array)
             shapes.append(array.shape)
+        if self._state:
+            self._add_state(arrays, shapes)
         key = tuple(shapes)
         route = self._route(key, arrays)
         which = self._fill(route, arrays)
@@ -260,12 +287,27 @@ class Session(Runner):
             raise self._blamed(error, route) from error
         except Exception as error:
             raise self._failed(error) from error
+        if self._state:
+            self._advance(route)
         return route, steps, borrowed
+
+    def _add_state(self, arrays: list[Any], shapes: list[Shape]) -> None:
+        """Put what the session itself keeps between the caller's arrays, in engine order."""
+        raise NotImplementedError
+
+    def _advance(self, route: Route) -> None:
+        """The request was enqueued: its outputs are the state of the next."""
+        raise NotImplementedError
 
     def _adopt(self, value: Any, name: str) -> Host | StridedMemoryView:
         ordinal = gpu_ordinal(value)
         if ordinal is None:
             return as_host_array(value, name)
+        if self.inputs[name].format:
+            raise InputError(
+                f"input {name!r} is on the GPU, and the engine wants it as {self.inputs[name].format}, which trtrun "
+                "converts on the host. Pass a NumPy array, or build the engine with row-major linear inputs."
+            )
         if ordinal != self._device.ordinal:
             raise InputError(
                 f"input {name!r} is on GPU {ordinal}, the engine on GPU {self._device.ordinal}. "
@@ -327,14 +369,25 @@ class Session(Runner):
             self._routes.popitem(last=False)[1].close()
             self._promote_at = min(2 * self._promote_at, 1 << 20)
         ways = self.engine.ways
-        if key not in ways:
-            ways[key] = self._fastest_way(key)
-        route = self._routes[key] = self._new_route(ways[key])
+        parts = None
+        if self._profile is None and not self._state:
+            if key not in ways:
+                ways[key] = self._fastest_way(key)
+            parts = ways[key]
+        route = self._routes[key] = self._new_route(parts)
         return route
 
-    def _new_route(self, parts: tuple[int, ...] | None) -> Route:
+    def _new_route(self, parts: tuple[int, ...] | None = None) -> Route:
         contexts = [self.engine.create_context() for _ in parts or (0,)]
-        return Route(self.engine, self._buffers, self._stream, contexts, parts)
+        return Route(
+            self.engine,
+            self._buffers,
+            self._stream,
+            contexts,
+            profile=self._profile,
+            state=self._state,
+            parts=parts,
+        )
 
     def _fastest_way(self, key: ShapeKey) -> tuple[int, ...] | None:
         """The batch sizes to run this batch in: None for its own, else specialized ones that measured faster.
@@ -406,8 +459,11 @@ class Session(Runner):
         which = 0
         for index, (spec, view, array) in enumerate(zip(self._specs, route.inputs, arrays, strict=True)):
             if type(array) is not np.ndarray and not isinstance(array, np.ndarray):  # the first test is the cheap one
-                if view.nbytes:
+                if view.nbytes and not isinstance(array, Held):
                     copy_async(route.input_addresses[index], array.ptr, view.nbytes, self._at_handle)
+            elif spec.format:
+                route.fill(index, spec.name, array)
+                which |= 1 << index
             elif array.base is not None and self._buffers.owns(spec.name, array) and _same_place(array, view):
                 which |= 1 << index
             elif (
@@ -483,6 +539,11 @@ class Session(Runner):
         self._wait()
 
     def _host_outputs(self, route: Route, copied: bool) -> dict[str, Any]:
+        if route.layouts or self._state:
+            return {
+                name: route.read(name) if copied or name in route.layouts else route.outputs[name]
+                for name in self.outputs
+            }
         if copied:
             return {name: copy_out(view) for name, view in route.outputs.items()}  # type: ignore[arg-type]
         return dict(route.outputs)
@@ -512,7 +573,7 @@ class Session(Runner):
             results[name] = result
         settled = route.graph_reason is None and (route.captured(steps) or not self._cuda_graph)
         # With inputs on the host the call waits: it returns when their page-locked memory may be filled again.
-        if caller is not None and settled and len(borrowed) == len(self._specs):
+        if caller is not None and settled and len(borrowed) == len(self._wanted):
             with translated("continue the caller's stream"):
                 self._done = self._at.record()
                 if self._at is not caller:
@@ -534,6 +595,10 @@ class Session(Runner):
             self.check_open()
             self._check_idle()
             spec = self.inputs[name]
+            if spec.format:
+                raise InputError(
+                    f"input {name!r} lies in memory as {spec.format}, so it cannot be filled as an array. Pass one."
+                )
             spec.check_shape(shape)
             nbytes = nbytes_of(shape, spec.dtype)
             return host_view(self._buffers.host(name, nbytes), spec.dtype, shape)
@@ -555,9 +620,28 @@ class Session(Runner):
 
     # Lifetime
 
-    def clone(self) -> Session:
+    def clone(self) -> Runner:
         self.check_open()
-        return Session(self.engine, cuda_graph=self._cuda_graph)
+        return Session(self.engine, cuda_graph=self._cuda_graph, profile=self._profile)
+
+    def state(self, pairs: Mapping[str, str], *, initial: Mapping[str, Any] | None = None) -> StatefulRunner:
+        from .state import StatefulSession
+
+        self.check_open()
+        return StatefulSession(self.engine, pairs, initial=initial, cuda_graph=self._cuda_graph, profile=self._profile)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No request of this session runs inside the block; graphs are captured anew after it."""
+        with self._lock:
+            if self._closed:
+                yield
+                return
+            with self._device:
+                self._at.sync()
+            yield
+            for route in (self._common, *self._routes.values()):
+                route.key = None
 
     @property
     def closed(self) -> bool:

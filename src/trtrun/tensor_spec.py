@@ -37,6 +37,8 @@ class TensorSpec:
     ``shape`` has -1 where a dimension is dynamic. ``profiles`` holds one :class:`ShapeRange` per optimization
     profile for a dynamic input, and is empty otherwise. ``location`` is where TensorRT wants the data:
     ``"host"`` for shape tensors. ``data_dependent`` marks an output whose shape is known only after running.
+    ``format`` is TensorRT's description of an I/O format other than row-major linear, and empty for that one; arrays
+    are converted on the host.
     """
 
     name: str
@@ -45,6 +47,7 @@ class TensorSpec:
     profiles: tuple[ShapeRange, ...] = ()
     location: Literal["device", "host"] = "device"
     data_dependent: bool = False
+    format: str = ""
 
     @property
     def is_dynamic(self) -> bool:
@@ -104,6 +107,8 @@ class TensorSpec:
             text += " on the host"
         if self.data_dependent:
             text += ", shape known after running"
+        if self.format:
+            text += f", {self.format}"
         return text
 
 

@@ -200,6 +200,10 @@ def test_the_key_tells_all_options_apart() -> None:
         BuildOptions(workspace=1),
         BuildOptions(tf32=False),
         BuildOptions(plugins=("a.so",)),
+        BuildOptions(refittable=True),
+        BuildOptions(weight_streaming=True),
+        BuildOptions(debug_tensors=("h",)),
+        BuildOptions(detailed=True),
     ]
     assert len({options.key() for options in changed}) == len(changed) == len(BuildOptions.__dataclass_fields__) + 1
 

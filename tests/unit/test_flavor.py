@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,8 +137,10 @@ def test_dtypes() -> None:
     assert rtx.to_numpy_dtype(kinds.HALF, "x") == np.float16
     assert rtx.to_numpy_dtype(kinds.BF16, "x").name == "bfloat16"
     assert rtx.to_numpy_dtype(kinds.FP8, "x").name == "float8_e4m3fn"
-    with pytest.raises(trtrun.UnsupportedTensorError, match="'x' has dtype INT4"):
-        rtx.to_numpy_dtype(kinds.INT4, "x")
+    for kind in kinds.__members__.values():
+        assert rtx.to_numpy_dtype(kind, "x").itemsize in (1, 2, 4, 8)
+    with pytest.raises(trtrun.UnsupportedTensorError, match="'x' has dtype FP2"):
+        rtx.to_numpy_dtype(SimpleNamespace(name="FP2"), "x")
 
 
 def test_tensorrt_messages_reach_logging_and_the_failure(caplog: pytest.LogCaptureFixture) -> None:

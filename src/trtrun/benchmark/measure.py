@@ -16,14 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import nbytes_of
 from ..buffers import Buffers
 from ..cuda.event import Event
-from ..cuda.memory import host_view
 from ..cuda.stream import create_stream
 from ..engine import Engine
 from ..errors import InputNameError, ShapeError
-from ..route import Host, Route, Steps
+from ..route import Host, Route, Steps, bind_inputs
 from ..tensor_spec import Shape, TensorSpec
 from .metrics import Metrics, Trace, evaluate, warnings
 
@@ -154,7 +152,7 @@ class _InferenceStream:
             undo.callback(buffers.close)
             self.route = Route(engine, buffers, streams[1], [engine.create_context()])
             undo.callback(self.route.close)
-            self._bind(engine, buffers, arrays)
+            bind_inputs(self.route, buffers, arrays)
             self._synchronize = streams[1].sync
             self._prepare(engine, options.cuda_graph)
             self._events = [[Event(engine.device, spin=options.spin) for _ in range(6)] for _ in range(_DEPTH)]
@@ -164,15 +162,6 @@ class _InferenceStream:
             for stream in streams:
                 undo.callback(stream.sync)  # first of all: nothing is freed under running work
             self._undo = undo.pop_all()
-
-    def _bind(self, engine: Engine, buffers: Buffers, arrays: Mapping[str, Host]) -> None:
-        for name, spec in engine.inputs.items():
-            if spec.location == "host":  # the output shapes depend on its values
-                memory = buffers.host(name, nbytes_of(arrays[name].shape, spec.dtype))
-                host_view(memory, spec.dtype, arrays[name].shape)[...] = arrays[name]
-        self.route.bind(tuple(array.shape for array in arrays.values()))
-        for view, array in zip(self.route.inputs, arrays.values(), strict=True):
-            view[...] = array
 
     def _prepare(self, engine: Engine, cuda_graph: bool) -> None:
         """Run once, inputs in place, so that kernels are compiled and chosen; then capture."""

@@ -91,7 +91,7 @@ def html(measurement: Measurement) -> str:
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(measurement.engine)} · trtrun bench</title><style>{_STYLE}</style></head><body><main>
+<title>{escape(measurement.engine)} · trtrun bench</title><style>{STYLE}</style></head><body><main>
 <h1>{escape(measurement.engine)}</h1>
 <dl>{"".join(f"<dt>{title}</dt><dd>{escape(fact)}</dd>" for title, fact in facts)}</dl>
 <div class="tiles">{"".join(f"<div><b>{value}</b>{title}</div>" for value, title in tiles)}</div>
@@ -213,7 +213,7 @@ def _timeline(kept: Sequence[Trace], transfers: bool) -> str:
     return f'<p class="legend">{legend}</p>' + _svg(base + 24, parts, "timeline") + f"<p>{said}</p>"
 
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--ink:#1d2125;--soft:#626b75;--line:#dfe3e8;--page:#fff;--card:#f5f7f9;
 --latency:#5b6bc0;--h2d:#d9822b;--compute:#2f8f5b;--d2h:#3f7fc4;--warn:#fff4dc}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#9aa4ae;--line:#343b43;--page:#15181c;--card:#1e2329;

@@ -113,6 +113,14 @@ def _configure(trt: Any, config: Any, network: Any, options: BuildOptions, name:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
+    if options.refittable:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if options.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if options.detailed:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.debug_tensors:
+        _mark_debug(network, options.debug_tensors, name)
     if options.compute_capabilities:
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, text in enumerate(options.compute_capabilities):
@@ -123,6 +131,21 @@ def _configure(trt: Any, config: Any, network: Any, options: BuildOptions, name:
                 )
                 raise BuildError(f"unknown compute capability {text!r}; this builder knows {known}.")
             config.set_compute_capability(capability, index)
+
+
+def _mark_debug(network: Any, wanted: tuple[str, ...], name: str) -> None:
+    tensors = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        for output in range(layer.num_outputs):
+            tensor = layer.get_output(output)
+            if tensor is not None:
+                tensors[tensor.name] = tensor
+    unknown = sorted(set(wanted) - tensors.keys())
+    if unknown:
+        raise BuildError(f"{name} has no tensors named {unknown} to debug; it has {sorted(tensors)}.")
+    for tensor_name in wanted:
+        network.mark_debug(tensors[tensor_name])
 
 
 def _profiles(network: Any, options: BuildOptions, name: str) -> tuple[Profile, ...]:

@@ -29,6 +29,10 @@ class BuildOptions:
     workspace: int | None = None  # bytes of scratch memory that layers may use; None is all the GPU has
     tf32: bool = True  # fp32 matrix products and convolutions may round their inputs to TF32's 10-bit mantissa
     plugins: tuple[str | os.PathLike[str], ...] = ()  # plugin libraries to load before parsing
+    refittable: bool = False  # the engine takes new weights by name; see Engine.refit
+    weight_streaming: bool = False  # weights may stay on the host; see Engine's weight_streaming_budget
+    debug_tensors: tuple[str, ...] = ()  # tensors inside the network that can be read; see debug_tensors
+    detailed: bool = False  # keep layer details for trtrun inspect and trtrun profile (ProfilingVerbosity.DETAILED)
 
     def key(self) -> str:
         """The options as canonical text, for cache keys."""
@@ -44,6 +48,10 @@ class BuildOptions:
             "workspace": self.workspace,
             "tf32": self.tf32,
             "plugins": plugins,
+            "refittable": self.refittable,
+            "weight_streaming": self.weight_streaming,
+            "debug_tensors": self.debug_tensors,
+            "detailed": self.detailed,
         }
         return json.dumps(data, sort_keys=True)
 

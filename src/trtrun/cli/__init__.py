@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TrtrunError
-from . import bench, build, demo, inspect, run
+from . import bench, build, demo, inspect, profile, run
 
 app = typer.Typer(
     name="trtrun",
@@ -22,6 +22,7 @@ app.command("bench")(bench.command)
 app.command("build")(build.command)
 app.command("demo")(demo.command)
 app.command("inspect")(inspect.command)
+app.command("profile")(profile.command)
 app.command("run")(run.command)
 
 

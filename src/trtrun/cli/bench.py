@@ -39,7 +39,7 @@ def command(
     from .run import read_arrays
 
     options = benchmark.BenchOptions(streams, graph, transfers, spin, duration, warmup, iterations)
-    shapes = _shapes(shape or ())
+    shapes = parse_fixed_shapes(shape or ())
     progress = Console(stderr=True)
     # Lines, not a spinner: what animates would take the interpreter from the loop that is measured.
     progress.print(f"loading {model}", style="dim", highlight=False)
@@ -53,7 +53,8 @@ def command(
     typer.echo(json.dumps(measurement.as_json(), indent=2) if as_json else benchmark.text(measurement))
 
 
-def _shapes(texts: Any) -> dict[str, tuple[int, ...]]:
+def parse_fixed_shapes(texts: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of ``NAME=SHAPE`` texts."""
     from ..building.options import parse_shape
     from ..errors import ShapeError
 

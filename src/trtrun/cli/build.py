@@ -38,6 +38,16 @@ def command(
     workspace: Annotated[str | None, typer.Option(help="Limit of scratch memory for layers, like 2GiB.")] = None,
     tf32: Annotated[bool, typer.Option(help="Allow TF32 in fp32 matrix products and convolutions.")] = True,
     plugin: Annotated[list[Path] | None, typer.Option(help="Plugin library to load first.")] = None,
+    refittable: Annotated[bool, typer.Option("--refittable", help="The engine takes new weights by name.")] = False,
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="Weights may stay on the host and be streamed to the GPU.")
+    ] = False,
+    debug_tensor: Annotated[
+        list[str] | None, typer.Option(help="Tensor inside the network that can be read later; several allowed.")
+    ] = None,
+    detailed: Annotated[
+        bool, typer.Option("--detailed", help="Keep layer details for trtrun inspect and trtrun profile.")
+    ] = False,
 ) -> None:
     """Build an ONNX model into an engine. Works without a GPU with TensorRT-RTX."""
     from rich.console import Console
@@ -58,6 +68,10 @@ def command(
         workspace=parse_bytes(workspace) if workspace else None,
         tf32=tf32,
         plugins=tuple(plugin or ()),
+        refittable=refittable,
+        weight_streaming=weight_streaming,
+        debug_tensors=tuple(debug_tensor or ()),
+        detailed=detailed,
     )
     console = Console(stderr=True)
     start = time.perf_counter()

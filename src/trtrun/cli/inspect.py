@@ -29,6 +29,7 @@ def _print(facts: dict[str, Any]) -> None:
 
     console = Console()
     tensors = {key: facts.pop(key, None) for key in ("inputs", "outputs")}
+    layers = facts.pop("layers", None)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     for key, value in facts.items():
@@ -50,6 +51,12 @@ def _print(facts: dict[str, Any]) -> None:
                     )
                 )
             grid.add_row(*cells)
+        console.print(grid)
+    if layers:
+        grid = Table("", "layer", "kind", title=f"{len(layers)} layers", title_justify="left", title_style="bold")
+        for index, layer in enumerate(layers):
+            named = layer if isinstance(layer, dict) else {"Name": str(layer)}
+            grid.add_row(str(index), str(named.get("Name", "")), str(named.get("LayerType", "")))
         console.print(grid)
 
 

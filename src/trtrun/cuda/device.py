@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import functools
+import os
 from types import TracebackType
 from typing import Any
 
 from cuda.bindings import driver, runtime
 
-from ..errors import NoGpuError
+from ..errors import DeviceError, NoGpuError
 from .check import check, translated
+
+_used_before_fork = False
+_opened = False
+
+
+def _forked() -> None:
+    global _used_before_fork
+    _used_before_fork = _opened
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
+
+
+def _check_fork() -> None:
+    """CUDA does not survive fork(): its threads are gone and its calls hang or fail in ways that name no cause."""
+    if _used_before_fork:
+        raise DeviceError(
+            "this process was forked from one that had used the GPU, and CUDA does not work in such a child. Start "
+            'workers with multiprocessing.get_context("spawn") (torch: multiprocessing_context="spawn"), or fork '
+            "before the first model is loaded."
+        )
 
 
 @functools.cache
@@ -34,7 +57,8 @@ def _probe() -> tuple[int, str]:
 
 
 def gpu_count() -> int:
-    """The number of GPUs that CUDA can use here; 0 without a driver. Never raises."""
+    """The number of GPUs that CUDA can use here; 0 without a driver. Raises only in a forked child, DeviceError."""
+    _check_fork()
     return _probe()[0]
 
 
@@ -58,6 +82,8 @@ class Device:
     """
 
     def __init__(self, ordinal: int = 0) -> None:
+        global _opened
+        _check_fork()
         count = gpu_count()
         if count == 0:
             raise NoGpuError(
@@ -73,6 +99,7 @@ class Device:
         # context under other libraries.
         self._context = check(driver.cuDevicePrimaryCtxRetain(self._handle), f"open GPU {ordinal}'s context")
         self._context_id = int(self._context)
+        _opened = True
 
     @functools.cached_property
     def name(self) -> str:
@@ -118,6 +145,8 @@ class Device:
 
     def enter(self) -> bool:
         """Make the primary context current in this thread; True when leave() must restore another one."""
+        if _used_before_fork:
+            _check_fork()
         if int(driver.cuCtxGetCurrent()[1]) == self._context_id:
             return False
         check(driver.cuCtxPushCurrent(self._context), f"make GPU {self.ordinal} current")
@@ -128,6 +157,8 @@ class Device:
             check(driver.cuCtxPopCurrent(), "restore the thread's context")
 
     def __enter__(self) -> Device:
+        if _used_before_fork:
+            _check_fork()
         # Pushed even when current already: the stack then needs no bookkeeping and nests.
         check(driver.cuCtxPushCurrent(self._context), f"make GPU {self.ordinal} current")
         return self

@@ -1,0 +1,243 @@
+"""ONNX's own backend node tests through ``trtrun.load``: every model runs right, or is refused with TensorRT's reason.
+
+    python benchmarks/onnx_conformance.py [--build-only] [--jobs N] [NAME…]
+
+Each test runs in a child process, because a model can bring TensorRT itself down: that is reported, and the rest goes
+on. ``passed``: every output of every data set agrees. ``refused``: TensorRT's parser or builder said no, or ONNX types
+have no tensor; its message is kept. ``failed``: a wrong answer, a crash, or an error that trtrun did not type.
+Floating-point outputs may differ by 2e-3 (relative, L2): TensorRT multiplies fp32 in TF32. ``--build-only`` stops after
+the builder, on a machine without a GPU. Results go to benchmarks/results/onnx_conformance.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results" / "onnx_conformance.json"
+TOLERANCE = 2e-3
+TIMEOUT = 120.0  # seconds that one test may take
+
+
+def cases() -> dict[str, Any]:
+    from onnx.backend.test.loader import load_model_tests
+
+    return {case.name: case for case in load_model_tests(kind="node")}
+
+
+def worker(build_only: bool) -> None:
+    """Read test names from stdin, write one line of JSON for each to the real stdout."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    known = cases()
+    for line in sys.stdin:
+        print(json.dumps(run_case(known[line.strip()], build_only)), file=answers, flush=True)
+
+
+def run_case(case: Any, build_only: bool) -> dict[str, Any]:
+    import onnx
+
+    import trtrun
+
+    model = case.model or onnx.load(os.path.join(case.model_dir, "model.onnx"))
+    operators = sorted({node.op_type for node in model.graph.node})
+    answer: dict[str, Any] = {"name": case.name, "operators": operators}
+    refusals = (trtrun.OnnxError, trtrun.BuildError, trtrun.UnsupportedTensorError)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, f"{case.name}.onnx")
+        onnx.save(model, path)
+        try:
+            if build_only:
+                trtrun.build(path)
+                return {**answer, "result": "built"}
+            with trtrun.load(path) as runner:
+                return {**answer, **compare(runner, case, model)}
+        except refusals as error:
+            return {**answer, "result": "refused", "reason": reason(error)}
+        except Exception as error:
+            return {**answer, "result": "failed", "reason": f"{type(error).__name__}: {error}"[:600]}
+
+
+def reason(error: Any) -> str:
+    """TensorRT's own words where it said something."""
+    text = error.log[-1] if error.log else str(error)
+    return f"{type(error).__name__}: {text}"[:600]
+
+
+def compare(runner: Any, case: Any, model: Any) -> dict[str, Any]:
+    import numpy as np
+    from onnx import numpy_helper
+
+    worst = 0.0
+    sets = case.data_sets or list(stored_sets(case.model_dir, model))
+    if not sets:
+        return {"result": "failed", "reason": "the test has no data"}
+    for inputs, outputs in sets:
+        arrays = [numpy_helper.to_array(x) if hasattr(x, "raw_data") else x for x in inputs]
+        names = [value.name for value in model.graph.input]
+        feeds = {name: array for name, array in zip(names, arrays, strict=False) if name in runner.inputs}
+        for _ in range(3):  # the common context, a context of its own, the graph
+            actual = runner.run(feeds)
+        for value, wanted in zip(model.graph.output, outputs, strict=True):
+            wanted = np.asarray(numpy_helper.to_array(wanted) if hasattr(wanted, "raw_data") else wanted)
+            got = actual[value.name]
+            if got.shape != wanted.shape:
+                return {"result": "failed", "reason": f"{value.name}: shape {got.shape}, wanted {wanted.shape}"}
+            error = difference(got, wanted)
+            if not error <= TOLERANCE:
+                return {"result": "failed", "reason": f"{value.name}: differs by {error:.3g}"}
+            worst = max(worst, error)
+    return {"result": "passed", "error": worst}
+
+
+def stored_sets(folder: str, model: Any) -> Any:
+    import glob
+
+    from onnx import TensorProto
+
+    def load(path: str) -> Any:
+        proto = TensorProto()
+        proto.ParseFromString(Path(path).read_bytes())
+        return proto
+
+    for each in sorted(glob.glob(os.path.join(folder, "test_data_set_*"))):
+        yield tuple(
+            [load(os.path.join(each, f"{kind}_{i}.pb")) for i in range(len(values))]
+            for kind, values in (("input", model.graph.input), ("output", model.graph.output))
+        )
+
+
+def difference(got: Any, wanted: Any) -> float:
+    """Relative L2 error of floating-point outputs, where NaN and infinities must be the same; else 0 or infinity."""
+    import numpy as np
+
+    if wanted.dtype.kind in "iub":
+        return 0.0 if np.array_equal(got.astype(wanted.dtype), wanted) else float("inf")
+    got, wanted = got.astype(np.float64), wanted.astype(np.float64)
+    finite = np.isfinite(wanted)
+    if not np.array_equal(np.where(finite, 0, got), np.where(finite, 0, wanted), equal_nan=True):
+        return float("inf")
+    got, wanted = got[finite], wanted[finite]
+    return float(np.linalg.norm(got - wanted) / max(np.linalg.norm(wanted), 1e-6))
+
+
+class Child:
+    """A worker process that is replaced when it dies."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self._command = [sys.executable, __file__, "--worker", *arguments]
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, name: str) -> dict[str, Any]:
+        if self._process is None:
+            self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1
+            )
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{name}\n")
+        process.stdin.flush()
+        ready, _, _ = select.select([process.stdout], [], [], TIMEOUT)
+        line = process.stdout.readline() if ready else ""
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        process.kill()
+        code = process.wait()
+        self._process = None
+        self._log.seek(0)
+        said = self._log.read()[-300:]
+        why = f"the process died ({code}): {said}" if ready else f"no answer within {TIMEOUT:.0f} s"
+        return {"name": name, "operators": [], "result": "failed", "reason": why}
+
+    def close(self) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(30)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--build-only", action="store_true")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options.build_only)
+        return 0
+    names = options.names or sorted(cases())
+    todo: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for name in names:
+        todo.put(name)
+    answers: list[dict[str, Any]] = []
+    start = time.perf_counter()
+
+    def drive() -> None:
+        child = Child(["--build-only"] if options.build_only else [])
+        while True:
+            try:
+                name = todo.get_nowait()
+            except queue.Empty:
+                break
+            answers.append(child.ask(name))
+            if len(answers) % 100 == 0:
+                print(f"{len(answers)} of {len(names)}, {time.perf_counter() - start:.0f} s", flush=True)
+        child.close()
+
+    threads = [threading.Thread(target=drive) for _ in range(options.jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    answers.sort(key=lambda answer: str(answer["name"]))
+    counts = Counter(str(answer["result"]) for answer in answers)
+    print(dict(counts))
+    for answer in answers:
+        if answer["result"] == "failed":
+            print(f"FAILED {answer['name']}: {answer['reason']}")
+    if not options.names and not options.build_only:
+        RESULTS.write_text(json.dumps(summary(answers, counts), indent=1) + "\n")
+    return 1 if counts["failed"] else 0
+
+
+def summary(answers: list[dict[str, Any]], counts: Counter[str]) -> dict[str, Any]:
+    import onnx
+
+    from trtrun import flavor
+    from trtrun.cuda.device import Device
+
+    operators: dict[str, Counter[str]] = defaultdict(Counter)
+    for answer in answers:
+        for operator in answer["operators"]:
+            operators[operator][answer["result"]] += 1
+    return {
+        "environment": {
+            "gpu": Device().name,
+            "tensorrt": flavor.load("tensorrt_rtx").title,
+            "onnx": onnx.__version__,
+            "date": time.strftime("%Y-%m-%d"),
+        },
+        "tolerance": TOLERANCE,
+        **{result: counts[result] for result in ("passed", "failed", "refused")},
+        "operators": {name: dict(results) for name, results in sorted(operators.items())},
+        "tests": {str(a["name"]): {k: v for k, v in a.items() if k not in ("name", "operators")} for a in answers},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
