@@ -5,8 +5,10 @@
 Each test runs in a child process, because a model can bring TensorRT itself down: that is reported, and the rest goes
 on. ``passed``: every output of every data set agrees. ``refused``: TensorRT's parser or builder said no, or ONNX types
 have no tensor; its message is kept. ``failed``: a wrong answer, a crash, or an error that trtrun did not type.
-Floating-point outputs may differ by 2e-3 (relative, L2): TensorRT multiplies fp32 in TF32. ``--build-only`` stops after
-the builder, on a machine without a GPU. Results go to benchmarks/results/onnx_conformance.json.
+Floating-point outputs may differ by 2e-3 (relative, L2), those of models in bfloat16 by 8e-3: TensorRT multiplies fp32
+in TF32. It has no float64 and imports such inputs as float32, so they are converted before, as trtrun's error asks for.
+Of the Bernoulli tests, whose expected values are one generator's, only shape and dtype count. ``--build-only`` stops
+after the builder, on a machine without a GPU. Results go to benchmarks/results/onnx_conformance.json.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results" / "onnx_conformance.json"
 TOLERANCE = 2e-3
-TIMEOUT = 120.0  # seconds that one test may take
+BFLOAT16_TOLERANCE = 8e-3  # its last place is 2^-8
+TIMEOUT = 30.0  # seconds that one test may take
 
 
 def cases() -> dict[str, Any]:
@@ -80,6 +83,7 @@ def compare(runner: Any, case: Any, model: Any) -> dict[str, Any]:
     from onnx import numpy_helper
 
     worst = 0.0
+    bfloat16 = any(v.type.tensor_type.elem_type == 16 for v in (*model.graph.input, *model.graph.output))
     sets = case.data_sets or list(stored_sets(case.model_dir, model))
     if not sets:
         return {"result": "failed", "reason": "the test has no data"}
@@ -87,6 +91,9 @@ def compare(runner: Any, case: Any, model: Any) -> dict[str, Any]:
         arrays = [numpy_helper.to_array(x) if hasattr(x, "raw_data") else x for x in inputs]
         names = [value.name for value in model.graph.input]
         feeds = {name: array for name, array in zip(names, arrays, strict=False) if name in runner.inputs}
+        for name, array in feeds.items():
+            if np.asarray(array).dtype == np.float64:
+                feeds[name] = np.asarray(array).astype(runner.inputs[name].dtype)
         for _ in range(3):  # the common context, a context of its own, the graph
             actual = runner.run(feeds)
         for value, wanted in zip(model.graph.output, outputs, strict=True):
@@ -94,8 +101,10 @@ def compare(runner: Any, case: Any, model: Any) -> dict[str, Any]:
             got = actual[value.name]
             if got.shape != wanted.shape:
                 return {"result": "failed", "reason": f"{value.name}: shape {got.shape}, wanted {wanted.shape}"}
+            if "bernoulli" in case.name:
+                continue
             error = difference(got, wanted)
-            if not error <= TOLERANCE:
+            if not error <= (BFLOAT16_TOLERANCE if bfloat16 else TOLERANCE):
                 return {"result": "failed", "reason": f"{value.name}: differs by {error:.3g}"}
             worst = max(worst, error)
     return {"result": "passed", "error": worst}

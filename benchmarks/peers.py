@@ -102,12 +102,64 @@ class BareLoop(_HandWritten):
         super().__init__(trt, engine)
         self.graph = self.capture(self.copy_in, self.execute, self.copy_out)
 
+    def launch(self) -> None:
+        driver.cuGraphLaunch(self.graph, self.stream)
+
     def infer(self, arrays: Arrays) -> Arrays:
         for name in self.inputs:
             np.copyto(self.tensors[name].host, arrays[name])
         driver.cuGraphLaunch(self.graph, self.stream)
         driver.cuStreamSynchronize(self.stream)
         return {name: self.tensors[name].host.copy() for name in self.outputs}
+
+
+class BareAllocator:
+    """A request whose one output comes from an output allocator: copy in, execute, wait for the shape, copy out."""
+
+    def __init__(self, trt: Any, engine: Any, x: np.ndarray) -> None:
+        config = engine.create_runtime_config()
+        self.context = engine.create_execution_context(config)
+        self.stream = checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        self.x, self.y = checked(driver.cuMemAlloc(x.nbytes)), checked(driver.cuMemAlloc(x.nbytes))
+        self.host_in, self.host_out = (int(checked(driver.cuMemAllocHost(x.nbytes))) for _ in range(2))
+        memory = [(ctypes.c_uint8 * x.nbytes).from_address(a) for a in (self.host_in, self.host_out)]
+        self.filled, self.read = (np.ctypeslib.as_array(m).view(x.dtype).reshape(x.shape) for m in memory)
+        owner = self
+
+        class Allocator(trt.IOutputAllocator):
+            def __init__(self) -> None:
+                trt.IOutputAllocator.__init__(self)
+
+            def reallocate_output_async(self, name: str, memory: int, size: int, alignment: int, stream: int) -> int:
+                return int(owner.y)
+
+            def notify_shape(self, name: str, shape: Any) -> None:
+                owner.shape = tuple(shape)
+
+        self.allocator = Allocator()
+        self.context.set_optimization_profile_async(0, int(self.stream))
+        self.context.set_input_shape("x", x.shape)
+        self.context.set_tensor_address("x", int(self.x))
+        self.context.set_output_allocator("y", self.allocator)
+
+    def infer(self, x: np.ndarray) -> np.ndarray:
+        np.copyto(self.filled, x)
+        driver.cuMemcpyHtoDAsync(self.x, self.host_in, x.nbytes, self.stream)
+        if not self.context.execute_async_v3(int(self.stream)):
+            raise RuntimeError("execute_async_v3 failed")
+        driver.cuStreamSynchronize(self.stream)
+        driver.cuMemcpyDtoHAsync(self.host_out, self.y, x.nbytes, self.stream)
+        driver.cuStreamSynchronize(self.stream)
+        return self.read.copy()
+
+    def close(self) -> None:
+        checked(driver.cuStreamSynchronize(self.stream))
+        del self.context, self.allocator
+        for memory in (self.x, self.y):
+            checked(driver.cuMemFree(memory))
+        for address in (self.host_in, self.host_out):
+            checked(driver.cuMemFreeHost(address))
+        checked(driver.cuStreamDestroy(self.stream))
 
 
 class DeviceResident(_HandWritten):

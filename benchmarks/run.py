@@ -33,6 +33,7 @@ from trtrun.building.options import BuildOptions
 from trtrun.cuda.device import Device
 from trtrun.engine import Engine
 from trtrun.pipeline import Pipeline
+from trtrun.route import Route
 from trtrun.session import Session
 
 RTX = flavor.load("tensorrt_rtx").module
@@ -125,8 +126,8 @@ def latency() -> Iterator[Record]:
 class _Peak:
     """Launches per second of device-resident graphs, up to eight in flight."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.graphs = [peers.DeviceResident(RTX, engine.handle) for _ in range(8)]
+    def __init__(self, engine: Engine, kind: type = peers.DeviceResident) -> None:
+        self.graphs = [kind(RTX, engine.handle) for _ in range(8)]
 
     def measure(self, depth: int, seconds: float) -> float:
         def rounds(count: int) -> None:
@@ -205,6 +206,11 @@ def throughput() -> Iterator[Record]:
                 ours,
                 peak,
             )
+            moving = _Peak(engine, peers.BareLoop)
+            moved = [batch * moving.measure(8, 0.3) for _ in peak]
+            moving.close()
+            what = "graphs with transfers and no work on the host, 8 in flight / device-resident peak"
+            yield compare_rates(f"floor.throughput.resnet50.b{batch}.vs_peak", what, moved, peak)
             if batch == 8:
                 recipe = peers.Recipe(RTX, engine.handle)
                 rates = [batch * _threaded([recipe.infer], inputs, 0.6) for _ in ours]
@@ -374,7 +380,51 @@ def growth() -> Iterator[Record]:
     session.engine.close()
 
 
-GROUPS = {f.__name__: f for f in (latency, throughput, device_arrays, specialize, bench, cold_start, growth)}
+def overhead() -> Iterator[Record]:
+    """What a request costs more than a plain one: profiles in turn, state, outputs from the allocator."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tests import networks
+
+    plan = networks.several_profiles()
+    rng = np.random.default_rng(0)
+    with Engine(plan) as engine, Session(engine) as mixed, Session(engine) as small, Session(engine) as large:
+        few, many = (rng.standard_normal((rows, 4)).astype(np.float32) for rows in (4, 150))
+        turn = itertools.cycle([few, many])
+        contenders = {
+            "mixed": lambda: mixed.run({"x": next(turn)}),
+            "small": lambda: small.run({"x": few}),
+            "large": lambda: large.run({"x": many}),
+        }
+        times = in_turns(contenders, calls=200)
+        alone = [(a + b) / 2 for a, b in zip(times["small"], times["large"], strict=True)]
+        what = "profiles 0 and 2 alone, mean / in turn"
+        yield compare_times("overhead.profile_switch", what, times["mixed"], alone)
+    with Engine(networks.recurrent()) as engine, Session(engine) as plain:
+        x = rng.standard_normal((2, 8)).astype(np.float32)
+        with plain.state({"h": "h_out"}) as sequence:
+            contenders = {"state": lambda: sequence.run({"x": x}), "plain": lambda: plain.run({"x": x, "h": x})}
+            times = in_turns(contenders, calls=200)
+        what = "the same engine with the state passed by the caller / state kept on the GPU"
+        yield compare_times("overhead.state", what, times["state"], times["plain"])
+    with Engine(plan) as engine:
+        known = Route._output_shape
+        Route._output_shape = lambda self, context, name: (-1, 4)  # type: ignore[method-assign]
+        try:
+            ours = Session(engine)
+            ours.run({"x": few})
+        finally:
+            Route._output_shape = known  # type: ignore[method-assign]
+        bare = peers.BareAllocator(RTX, engine.handle, few)
+        agree(bare.infer(few), few + few)
+        contenders = {"ours": lambda: ours.run({"x": few}), "bare": lambda: bare.infer(few)}
+        times = in_turns(contenders, calls=200)
+        what = "bare loop with an output allocator, every step enqueued / ours, the same"
+        yield compare_times("overhead.allocator", what, times["ours"], times["bare"])
+        ours.close()
+        bare.close()
+
+
+GROUPS = {f.__name__: f for f in (latency, throughput, device_arrays, specialize, bench, cold_start, growth, overhead)}
 
 
 def main(names: list[str]) -> None:

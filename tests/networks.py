@@ -173,25 +173,3 @@ def several_profiles() -> bytes:
 
     ranges = [((1, 4), (2, 4), (4, 4)), ((1, 4), (32, 4), (64, 4)), ((100, 4), (150, 4), (200, 4))]
     return build(define, profiles=[{"x": r} for r in ranges])
-
-
-def counting(most: int = 64) -> bytes:
-    """x [4], limit [] -> y [n, 4]: x + 1, x + 2, … until an element reaches the limit; n depends on the data."""
-
-    def define(network: Any) -> None:
-        x = network.add_input("x", trt.float32, (4,))
-        limit = network.add_input("limit", trt.float32, ())
-        one = network.add_constant((4,), np.ones(4, np.float32)).get_output(0)
-        loop = network.add_loop()
-        value = loop.add_recurrence(x)
-        following = network.add_elementwise(value.get_output(0), one, trt.ElementWiseOperation.SUM).get_output(0)
-        value.set_input(1, following)
-        largest = network.add_reduce(value.get_output(0), trt.ReduceOperation.MAX, 1, False).get_output(0)
-        loop.add_trip_limit(
-            network.add_elementwise(largest, limit, trt.ElementWiseOperation.LESS).get_output(0), trt.TripLimit.WHILE
-        )
-        rows = loop.add_loop_output(following, trt.LoopOutput.CONCATENATE, 0)
-        rows.set_input(1, network.add_constant((), np.array(most, np.int32)).get_output(0))
-        output(network, rows.get_output(0), "y")
-
-    return build(define)

@@ -88,6 +88,14 @@ def debug_tensors(engine: Engine, inputs: Mapping[str, Any], names: Iterable[str
         stream.sync()
     if failures:
         raise ExecutionError(f"a debug tensor of {engine.name} could not be read: {failures[0]}") from failures[0]
+    if not found or (wanted or set()) - found.keys():
+        silent = sorted((wanted or set()) - found.keys())
+        raise ExecutionError(
+            f"{engine.flavor.title} ran {engine.name} and handed over {sorted(found) or 'no debug tensors'}"
+            + (f", not {silent}" if silent else "")
+            + ". TensorRT-RTX 1.6 takes the marks and never reports the tensors; make them outputs instead, or build "
+            "with BuildOptions(debug_tensors=…) for the full TensorRT."
+        )
     return found
 
 

@@ -252,7 +252,7 @@ class Route:
                 buffers.on_gpu(spec.name, nbytes)
         self.output_shapes = {}
         for name, spec in engine.outputs.items():
-            shapes = [to_shape(context.get_tensor_shape(name)) for context in self._contexts]
+            shapes = [self._output_shape(context, name) for context in self._contexts]
             self.output_shapes[name] = (key[0][0], *shapes[0][1:]) if self.parts else shapes[0]
             if -1 in shapes[0]:
                 continue
@@ -338,6 +338,10 @@ class Route:
         feedback = [(on_gpu[name], *self.output_parts[output][0]) for name, output in self._state.items()]
         self._feedback = Transfers(engine.device, [copy for copy in feedback if copy[0] != copy[1] and copy[2]])
         self.pad(0)
+
+    def _output_shape(self, context: IExecutionContext, name: str) -> Shape:
+        """The shape of an output for the bound inputs, -1 where only the run decides."""
+        return to_shape(context.get_tensor_shape(name))
 
     def _lay_out(self, spec: TensorSpec, shape: Shape) -> int:
         """Note how this tensor lies in memory if it is no row-major array; the bytes that it takes."""

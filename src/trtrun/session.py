@@ -30,7 +30,6 @@ from .tensor_spec import Shape, TensorSpecs
 
 if TYPE_CHECKING:
     from cuda.core import Event, Stream
-    from cuda.core.utils import StridedMemoryView
 
     from .engine import Engine
 
@@ -120,7 +119,7 @@ class Session(Runner):
         self._routes: OrderedDict[ShapeKey, Route] = OrderedDict()
         self._seen: OrderedDict[ShapeKey, int] = OrderedDict()
         self._promote_at = 2
-        self._borrowed: deque[tuple[Any, list[StridedMemoryView]]] = deque()
+        self._borrowed: deque[tuple[Any, list[Any]]] = deque()
         self._closed = False
         with ExitStack() as undo, self._device:
             engine.enter(self)
@@ -256,12 +255,12 @@ class Session(Runner):
                 "which keeps several sessions busy."
             )
 
-    def _start(self, inputs: Mapping[str, Any], to_host: bool) -> tuple[Route, Steps, list[StridedMemoryView]]:
+    def _start(self, inputs: Mapping[str, Any], to_host: bool) -> tuple[Route, Steps, list[Any]]:
         """Fill the inputs and enqueue the request. Nothing has been enqueued when this raises InputError."""
         if inputs.keys() != self._names:
             self.inputs.check_names(inputs)
-        arrays: list[Host | StridedMemoryView] = []
-        borrowed: list[StridedMemoryView] = []
+        arrays: list[Host | Any] = []
+        borrowed: list[Any] = []
         shapes = []
         for name, dtype in self._wanted:
             array = inputs[name]
@@ -299,7 +298,7 @@ class Session(Runner):
         """The request was enqueued: its outputs are the state of the next."""
         raise NotImplementedError
 
-    def _adopt(self, value: Any, name: str) -> Host | StridedMemoryView:
+    def _adopt(self, value: Any, name: str) -> Host | Any:
         ordinal = gpu_ordinal(value)
         if ordinal is None:
             return as_host_array(value, name)
@@ -315,7 +314,7 @@ class Session(Runner):
             )
         return borrow(value, name, self._at)
 
-    def _check_dtype(self, array: Host | StridedMemoryView, spec: Any) -> None:
+    def _check_dtype(self, array: Host | Any, spec: Any) -> None:
         if isinstance(array, np.ndarray):
             spec.check_dtype(array.dtype)
         else:
@@ -548,9 +547,7 @@ class Session(Runner):
             return {name: copy_out(view) for name, view in route.outputs.items()}  # type: ignore[arg-type]
         return dict(route.outputs)
 
-    def _device_outputs(
-        self, route: Route, steps: Steps, caller: Stream | None, borrowed: list[StridedMemoryView]
-    ) -> dict[str, Any]:
+    def _device_outputs(self, route: Route, steps: Steps, caller: Stream | None, borrowed: list[Any]) -> dict[str, Any]:
         """Results in memory of their own, copied within the GPU, so that the next request cannot overwrite them."""
         if route.allocators:
             self._wait()  # the shapes are known only then

@@ -72,7 +72,7 @@ def test_callers_stream_is_honoured(open_session: Open, reference: Callable) -> 
             wanted.append(reference("static")(host)["y"])
     stream.synchronize()
     for actual, expected in zip(results, wanted, strict=True):
-        assert relative_error(actual.cpu().numpy(), expected) <= 1e-3
+        assert relative_error(actual.cpu().numpy(), expected) <= 2e-3  # of 15 numbers, and the worst of 50
 
 
 def test_host_and_device_requests_mixed(open_session: Open, reference: Callable) -> None:

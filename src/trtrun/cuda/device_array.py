@@ -11,6 +11,7 @@ from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, DeviceMemoryResource, Strea
 from cuda.core.utils import StridedMemoryView
 
 from ..errors import ClosedError, InputError
+from . import dlpack
 from .check import check, translated
 from .device import Device
 from .stream import borrowed_stream
@@ -32,17 +33,21 @@ def gpu_ordinal(array: Any) -> int | None:
     return int(ordinal) if not code else None
 
 
-def borrow(array: Any, name: str, stream: Stream) -> StridedMemoryView:
+def borrow(array: Any, name: str, stream: Stream) -> StridedMemoryView | dlpack.BorrowedTensor:
     """A view of a caller's GPU array, its data ready for work enqueued on ``stream``. It keeps the array alive.
 
     Raises InputError for arrays that are not C-contiguous: a strided gather on the GPU would hide a slow copy.
     """
     if not hasattr(array, "__dlpack__"):
         array = _Announced(array)
+    view: Any
     try:
         view = StridedMemoryView.from_any_interface(array, int(stream.handle))
     except (BufferError, TypeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"input {name!r}: the GPU array cannot be read through DLPack: {error}") from error
+        try:  # a dtype that it does not know
+            view = dlpack.BorrowedTensor(array.__dlpack__(stream=int(stream.handle)))
+        except Exception:  # a foreign producer may raise anything
+            raise InputError(f"input {name!r}: the GPU array cannot be read through DLPack: {error}") from error
     shape, strides = view.shape, view.strides
     if strides is not None and not _is_contiguous(shape, strides):
         raise InputError(
@@ -143,6 +148,8 @@ class DeviceArray:
     def __dlpack__(self, *, stream: Any = None, **options: Any) -> Any:
         with self._device:
             self._hand_over(stream)
+            if dlpack.exports(self.dtype):
+                return dlpack.export(self._buffer, self.address, self.shape, self.dtype, self._device.ordinal)
             if self._view is None:
                 self._view = StridedMemoryView.from_buffer(self._buffer, self.shape, dtype=self.dtype)
             return self._view.__dlpack__(stream=-1, **options)
