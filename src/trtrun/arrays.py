@@ -49,18 +49,29 @@ class CopyPool:
         self._start_lock = threading.Lock()
         self._started = 0
 
-    def copy(self, target: Host, source: Host, done: Callable[[int, int], None] | None = None) -> None:
-        """Copy ``source`` into the C-contiguous ``target`` of equal shape and dtype; ``done`` may run in any thread."""
+    def copy(
+        self,
+        target: Host,
+        source: Host,
+        done: Callable[[int, int], None] | None = None,
+        *,
+        helpers: bool = True,
+    ) -> None:
+        """Copy ``source`` into the C-contiguous ``target`` of equal shape and dtype; ``done`` may run in any thread.
+
+        Without ``helpers`` the calling thread does it alone, still in chunks.
+        """
         if target.nbytes < self.THRESHOLD or not source.flags.c_contiguous:
             np.copyto(target, source)
             if done is not None:
                 done(0, target.nbytes)
             return
-        if self._started < self.threads - 1:
-            self._start_helpers()
         job = _Job(target.reshape(-1).view(np.uint8), source.reshape(-1).view(np.uint8), self.CHUNK, done)
-        for _ in range(min(self.threads, job.chunks) - 1):
-            self._jobs.put(job)
+        if helpers:
+            if self._started < self.threads - 1:
+                self._start_helpers()
+            for _ in range(min(self.threads, job.chunks) - 1):
+                self._jobs.put(job)
         job.work()
         job.wait()
 

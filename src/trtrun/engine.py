@@ -81,6 +81,8 @@ class Engine:
         self.auto_close = False  # set by load(): closed with the last session
         self.ways: dict[object, tuple[int, ...] | None] = {}  # per shape key, the batch sizes that ran it fastest
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._idle_contexts: list[IExecutionContext] = []
+        self._idle_lock = threading.Lock()
         self.flavor.initialize_plugins(plugins)
         plan = data[self.plan.offset :]
         with self.device:
@@ -269,7 +271,7 @@ class Engine:
         return self.handle.device_memory_size_v2
 
     def create_context(self) -> IExecutionContext:
-        """A new ``IExecutionContext`` without scratch memory of its own.
+        """An ``IExecutionContext`` without scratch memory of its own: a new one, or one that was given back.
 
         A flavour that compiles at run time compiles kernels for each shape before its first execution. Its generic
         kernels would start at once, but they are slower and give way to the compiled ones in the background, so that
@@ -277,6 +279,9 @@ class Engine:
         """
         engine: Any = self.handle  # the runtime config's members are TensorRT-RTX's, and the stubs know the full API
         trt, capabilities = self.flavor.module, self.flavor.capabilities
+        with self._idle_lock:
+            if self._idle_contexts:
+                return self._idle_contexts.pop()
         with self.compile_lock, self.device, self.flavor.logger.capture() as lines:
             user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
             if capabilities.has_runtime_config:
@@ -299,6 +304,16 @@ class Engine:
                 log=lines,
             )
         return context
+
+    def give_back(self, contexts: Sequence[IExecutionContext]) -> None:
+        """Keep contexts that a session no longer needs for the next.
+
+        TensorRT-RTX 1.6.1 returns the half megabyte of host memory that a context takes only with the engine, so
+        contexts are made as many as are in use at once and no more.
+        """
+        with self._idle_lock:
+            if self._engine is not None:
+                self._idle_contexts.extend(contexts)
 
     def keep_kernels(self, shapes: object) -> None:
         """Write the kernels compiled for these input shapes to the cache folder, unless they are there."""
@@ -333,6 +348,8 @@ class Engine:
                 return
             with self.device:
                 # Dropped in reverse order of creation: each object must not outlive the one that made it.
+                with self._idle_lock:
+                    self._idle_contexts.clear()
                 self._engine = None
                 self._runtime = None
 

@@ -220,6 +220,9 @@ class Pipeline:
     def _grow(self, depth: int) -> None:
         while len(self._clones) < depth:
             runner = self._runner.clone()
+            # The other slots' requests overlap with this one's copies. Measured at batch 32 of ResNet-50: four threads
+            # filled faster and slowed the GPU down, 21,300 images/s; one thread 22,700.
+            runner.copy_helpers = False
             self._clones.append(runner)
             self._slots.give(runner)
 
@@ -241,6 +244,11 @@ class Pipeline:
             if idle == 2:
                 break
         chosen = min(depth for depth, rate in rates.items() if rate >= 0.985 * best)
+        for runner in self._clones[:chosen]:
+            runner.copy_helpers = True
+        if self._throughput(self._clones[:chosen], inputs) < 1.03 * rates[chosen]:  # no more than measurements vary
+            for runner in self._clones[:chosen]:
+                runner.copy_helpers = False
         for runner in self._clones[chosen:]:
             self._slots.withdraw(runner)
             runner.close()

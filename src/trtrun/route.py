@@ -462,14 +462,17 @@ class Route:
             graph.close()
         self._graphs.clear()
 
-    def close(self) -> None:
+    def close(self) -> list[IExecutionContext]:
+        """Let go of everything; the contexts that may serve another route are returned."""
         self.drop_graphs()
+        contexts = [] if self.allocators else list(self._contexts)
         for allocator in self.allocators.values():
             allocator.close()
         self.allocators.clear()
         # The views keep page-locked memory alive; the context holds memory on the GPU.
         self.inputs, self.outputs = [], {}
         self._contexts.clear()
+        return contexts
 
 
 def _part(name: str, index: int) -> str:

@@ -40,7 +40,14 @@ class Done:
 
 
 class Runner(ABC):
-    """Runs one request at a time. Safe to call from any thread; calls from several threads take turns."""
+    """Runs one request at a time. Safe to call from any thread; calls from several threads take turns.
+
+    Attributes:
+        copy_helpers: fill large inputs with several threads, where the runner has such. It makes one request faster;
+            where requests overlap anyway, one thread may serve the GPU as well and leave it more of the memory.
+    """
+
+    copy_helpers: bool = True
 
     @property
     @abstractmethod

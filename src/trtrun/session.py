@@ -135,7 +135,7 @@ class Session(Runner):
             self._results = result_pool(self._device)
             # The route of shapes seen for the first time, or of the only shapes there are.
             self._common = self._new_route()
-            undo.callback(self._common.close)
+            undo.callback(self._close_route, self._common)
             self._undo = undo.pop_all()
 
     # What it is
@@ -365,7 +365,7 @@ class Session(Runner):
         if len(self._routes) == _MAX_ROUTES:
             if self._done is not None:
                 self._wait()
-            self._routes.popitem(last=False)[1].close()
+            self._close_route(self._routes.popitem(last=False)[1])
             self._promote_at = min(2 * self._promote_at, 1 << 20)
         ways = self.engine.ways
         parts = None
@@ -411,7 +411,7 @@ class Session(Runner):
             try:
                 times, results = self._try(route, key, rows)
             finally:
-                route.close()
+                self._close_route(route)
             if expected is None:
                 expected = results
             elif not all(_agree(results[name], expected[name]) for name in expected):
@@ -437,6 +437,9 @@ class Session(Runner):
                 route.capture(steps)
             times.append(time.perf_counter() - start)
         return min(times[2:]), {name: view.copy() for name, view in route.outputs.items() if view is not None}
+
+    def _close_route(self, route: Route) -> None:
+        self.engine.give_back(route.close())
 
     def _fill_host_located(self, key: ShapeKey, arrays: list[Any]) -> bool:
         """Write shape tensors before binding: the output shapes depend on their values."""
@@ -500,7 +503,7 @@ class Session(Runner):
             finally:
                 device.leave(entered)
 
-        COPY_POOL.copy(view, array, copy_chunk)
+        COPY_POOL.copy(view, array, copy_chunk, helpers=self.copy_helpers)
         return True
 
     def _finish(self, route: Route, steps: Steps) -> None:
@@ -657,7 +660,7 @@ class Session(Runner):
                 finally:
                     for route in self._routes.values():
                         if route is not self._common:
-                            route.close()
+                            self._close_route(route)
                     self._routes.clear()
                     self._undo.close()
 
