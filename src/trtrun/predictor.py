@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .plan import is_plan, model_file_error
+from .plan import is_onnx_file
 from .runner import Runner
 
 if TYPE_CHECKING:
@@ -45,12 +45,7 @@ def load(
 
     if isinstance(model, (bytes, bytearray, memoryview)):
         return _load_plan(model, device, plugins, cuda_graph)
-    try:
-        with open(model, "rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise model_file_error(model, error) from error
-    if is_plan(head) or not os.fspath(model).lower().endswith(".onnx"):
+    if not is_onnx_file(model):
         return _load_plan(model, device, plugins, cuda_graph)
     if gpu_count() == 0:
         from .onnx_runtime import OnnxRuntimeSession

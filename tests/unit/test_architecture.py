@@ -24,7 +24,7 @@ LAYERS = [
     ["route", "session", "onnx_runtime"],
     ["pipeline"],
     ["predictor", "inspection"],
-    ["vision", "benchmark"],
+    ["vision", "benchmark", "comparison"],
     ["demo"],
     ["cli"],
 ]
