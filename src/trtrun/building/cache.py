@@ -27,6 +27,7 @@ from .. import flavor as flavors
 from ..errors import BuildError
 from ..plan import read_model_file
 from .builder import Progress, build_plan
+from .onnx_check import check_model
 from .options import BuildOptions, parse_bytes
 
 _LOG = logging.getLogger("trtrun")
@@ -235,8 +236,9 @@ def _is_intact(path: Path) -> bool:
 
 
 def _digest(model: str | os.PathLike[str], options: BuildOptions, flavor: flavors.Flavor) -> str:
+    external = check_model(model)  # checked before what it names is read
     digest = hashlib.sha256(read_model_file(model))
-    for path in _external_data(Path(model)):
+    for path in external:
         digest.update(b"\0" + read_model_file(path))
     target = "portable"
     if not flavor.capabilities.can_build_without_gpu:
@@ -247,22 +249,3 @@ def _digest(model: str | os.PathLike[str], options: BuildOptions, flavor: flavor
     for part in (options.key(), flavor.title, target):
         digest.update(b"\0" + part.encode())
     return digest.hexdigest()[:32]
-
-
-def _external_data(model: Path) -> list[Path]:
-    """The files beside the model that hold its large tensors."""
-    import onnx
-    from onnx.external_data_helper import uses_external_data
-
-    try:
-        graph = onnx.load(os.fspath(model), load_external_data=False).graph
-    except Exception:  # not ONNX: the parser says why, better than this could
-        return []
-    names = {
-        entry.value
-        for tensor in graph.initializer
-        if uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [model.parent / name for name in sorted(names)]
