@@ -13,33 +13,17 @@ from typer.testing import CliRunner
 import trtrun
 from tests import models
 from tests.unit.test_benchmark_report import _Page
+from trtrun.building import BuildOptions, build_plan
 from trtrun.cli import app
 from trtrun.comparison import build_verified, html, metrics
 from trtrun.comparison.inputs import make_inputs
+from trtrun.comparison.layers import MarkedModel
 from trtrun.comparison.metrics import Tolerance, tensor_error
 from trtrun.comparison.verification import refuse
+from trtrun.plan import identify
 from trtrun.tensor_spec import ShapeRange, TensorSpec, TensorSpecs
 
 cli = CliRunner()
-
-
-def chain(layers: int = 40, perturbed: int | None = None, operator: str = "Mul") -> bytes:
-    """x [N, 8] -> y, through alternating Mul and Neg; the weight of one Mul is perturbed."""
-    rng = np.random.default_rng(0)
-    nodes, weights = [], {}
-    for index in range(layers):
-        source, target = f"t{index}" if index else "x", f"t{index + 1}" if index + 1 < layers else "y"
-        if index % 2:
-            nodes.append(helper.make_node("Neg", [source], [target], name=f"layer{index}"))
-            continue
-        weights[f"w{index}"] = (1 + rng.random(8)).astype(np.float32) * (1.3 if index == perturbed else 1)
-        nodes.append(helper.make_node(operator, [source, f"w{index}"], [target], name=f"layer{index}"))
-    return models._model(
-        nodes,
-        [models.value("x", ["N", 8])],
-        [models.value("y", ["N", 8])],
-        {name: value.astype(np.float32) for name, value in weights.items()},
-    )
 
 
 @pytest.fixture
@@ -68,7 +52,7 @@ def test_a_model_agrees_with_itself(write: Write) -> None:
 @pytest.mark.parametrize("layer", [0, 2, 18, 38])
 def test_the_first_layer_that_differs_is_named(write: Write, layer: int) -> None:
     result = trtrun.compare(
-        write("a.onnx", chain()), write("b.onnx", chain(perturbed=layer)), tolerance=Tolerance(l2=1e-4)
+        write("a.onnx", models.chain()), write("b.onnx", models.chain(perturbed=layer)), tolerance=Tolerance(l2=1e-4)
     )
     assert not result.within
     first = result.first_divergence
@@ -94,7 +78,7 @@ def test_a_layer_that_differs_is_found_behind_an_output_that_agrees(write: Write
 
 
 def test_tensors_that_cannot_be_outputs_are_listed_with_the_reason(write: Write) -> None:
-    model = onnx.load_from_string(chain(10, perturbed=0))
+    model = onnx.load_from_string(models.chain(10, perturbed=0))
     nodes = [
         helper.make_node("SequenceConstruct", ["t3", "t4"], ["sequence"]),
         helper.make_node("ConcatFromSequence", ["sequence"], ["joined"], axis=0),
@@ -244,15 +228,28 @@ def test_outputs_that_only_one_has_are_out_of_tolerance(write: Write) -> None:
 
 def test_external_data_is_found(tmp_path: Path, write: Write) -> None:
     path = tmp_path / "external.onnx"
-    onnx.save(onnx.load_from_string(chain(6)), path, save_as_external_data=True, location="w.bin", size_threshold=0)
-    result = trtrun.compare(path, write("b.onnx", chain(6, perturbed=4)), tolerance=Tolerance(l2=1e-4))
+    onnx.save(
+        onnx.load_from_string(models.chain(6)), path, save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    result = trtrun.compare(path, write("b.onnx", models.chain(6, perturbed=4)), tolerance=Tolerance(l2=1e-4))
     assert result.first_divergence is not None
     assert result.first_divergence.layer.node == "layer4"
 
 
+def test_layers_that_are_marked_build_into_engines(write: Write, tmp_path: Path) -> None:
+    """TensorRT wants the types of outputs, which files seldom declare for intermediate tensors."""
+    marked = MarkedModel(write("a.onnx", models.chain(10)), tmp_path / "marked")
+    names = [layer.tensor for layer in marked.layers]
+    assert names == [*(f"t{index}" for index in range(1, 10)), "y"]
+    fixed = ShapeRange((2, 8), (2, 8), (2, 8))
+    plan = build_plan(marked.with_outputs(names), BuildOptions(profiles=({"x": fixed},)))
+    assert identify(plan).family == "tensorrt_rtx"
+    assert [value.name for value in onnx.load(marked.with_outputs(names[2:4])).graph.output] == names[2:4]
+
+
 def test_the_page_is_whole_and_needs_nothing_else(write: Write) -> None:
     result = trtrun.compare(
-        write("a.onnx", chain()), write("<b>.onnx", chain(perturbed=18)), tolerance=Tolerance(l2=1e-4)
+        write("a.onnx", models.chain()), write("<b>.onnx", models.chain(perturbed=18)), tolerance=Tolerance(l2=1e-4)
     )
     page = html(result)
     parsed = _Page(page)
@@ -262,13 +259,13 @@ def test_the_page_is_whole_and_needs_nothing_else(write: Write) -> None:
     assert page.count('<rect class="first"') == 1
     assert "misses the tolerance" in page
     assert "<b>.onnx" not in page
-    agrees = html(trtrun.compare(write("a.onnx", chain()), write("a.onnx", chain())))
+    agrees = html(trtrun.compare(write("a.onnx", models.chain()), write("a.onnx", models.chain())))
     assert "within the tolerance" in agrees
     assert "<svg" not in agrees
 
 
 def test_command(write: Write, tmp_path: Path) -> None:
-    a, b = str(write("a.onnx", chain())), str(write("b.onnx", chain(perturbed=2)))
+    a, b = str(write("a.onnx", models.chain())), str(write("b.onnx", models.chain(perturbed=2)))
     assert cli.invoke(app, ["compare", a, a]).exit_code == 0
     result = cli.invoke(app, ["compare", a, b, "--l2", "1e-4", "--json", "--range", "x=-1:1", "--shape", "x=3x8"])
     assert result.exit_code == 1
@@ -319,7 +316,7 @@ def test_without_a_gpu_nothing_pretends_to_be_an_engine(write: Write, tmp_path: 
 
 
 def test_an_engine_that_is_refused_is_not_written(write: Write) -> None:
-    path, other = write("a.onnx", chain()), write("b.onnx", chain(perturbed=6))
+    path, other = write("a.onnx", models.chain()), write("b.onnx", models.chain(perturbed=6))
     refused = trtrun.compare(path, other, tolerance=Tolerance(l2=1e-4))
     plans = []
 
@@ -334,6 +331,14 @@ def test_an_engine_that_is_refused_is_not_written(write: Write) -> None:
     assert sorted(p.name for p in path.parent.iterdir() if p.is_file()) == ["a.onnx", "b.onnx"]
     refuse(trtrun.compare(path, path))
     assert trtrun.build(path, check=lambda plan: None) == engine
+
+
+def test_files_that_are_no_models_are_said_to_be_none(write: Write) -> None:
+    path, text = write("a.onnx", models.affine()), write("notes.txt", b"some text that is long enough to be a header")
+    with pytest.raises(trtrun.PlanError, match=r"notes\.txt is not a TensorRT plan"):
+        trtrun.compare(path, text)
+    with pytest.raises(trtrun.ModelFileError, match="does not exist"):
+        trtrun.compare(path, text.with_name("none.onnx"))
 
 
 def test_missing_tensors_are_never_within() -> None:

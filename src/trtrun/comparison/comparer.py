@@ -112,7 +112,8 @@ class _Side:
         if self.kind == "onnxruntime":
             assert not isinstance(self.model, bytes)
             return OnnxRuntimeSession(self.model, input_shapes=self.options.input_shapes)
-        Device(self.device)  # raises without a GPU: load() would run an ONNX file through ONNX Runtime then
+        if self.kind == "built":
+            Device(self.device)  # raises without a GPU: load() would run the ONNX file through ONNX Runtime then
         return load(self.model, device=self.device, plugins=self.plugins, build_options=self.options)
 
     def run_marked(self, path: Path, arrays: Arrays, dynamic: Mapping[str, Shape]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MissingPackageError, OnnxError, TrtrunError
+from ..building.onnx_check import check_model
+from ..errors import OnnxError, TrtrunError
 
 Run = Callable[[Path], Mapping[str, Any]]  # runs a marked model and returns its outputs
 
@@ -40,17 +41,14 @@ class MarkedModel:
     Its weights are written into ``folder`` once; each marked model beside them is only the graph.
     Nodes inside the branches of If and the bodies of Loop and Scan are not looked into.
 
-    Raises OnnxError when the file cannot be read, MissingPackageError without onnx.
+    Raises what :func:`trtrun.building.onnx_check.check_model` raises.
     """
 
     def __init__(self, model: str | os.PathLike[str], folder: Path) -> None:
-        try:
-            import onnx
-            from onnx import external_data_helper
-        except ImportError as error:
-            raise MissingPackageError(
-                f"comparing layers needs onnx ({error}). Run: pip install 'trtrun[onnx]'"
-            ) from error
+        check_model(model)  # onnx's own inference of types would follow functions that call themselves for ever
+        import onnx
+        from onnx import external_data_helper
+
         try:
             self._proto: Any = onnx.load(os.fspath(model))
             external_data_helper.convert_model_to_external_data(self._proto, location="weights.bin")
@@ -59,6 +57,7 @@ class MarkedModel:
         except Exception as error:  # protobuf's errors share no base with onnx's
             raise OnnxError(f"{os.fspath(model)} is not a valid ONNX model: {error}") from error
         self._folder = folder
+        self._types = _types(self._proto)
         self.layers = [
             Layer(index, node.name, node.op_type, name, tuple(filter(None, node.input)))
             for index, node in enumerate(self._proto.graph.node)
@@ -72,18 +71,30 @@ class MarkedModel:
         import onnx
 
         outputs = self._proto.graph.output
-        declared = {value.name: value for value in (*self._proto.graph.output, *self._proto.graph.value_info)}
         original = list(outputs)
         try:
             del outputs[:]
-            # Where no type is declared, the readers infer it from the graph.
-            outputs.extend(declared.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+            for name in names:
+                # TensorRT wants the type to be declared. A shape would only be in the way of other input shapes.
+                value = onnx.ValueInfoProto(name=name)
+                if name in self._types:
+                    value.type.tensor_type.elem_type = self._types[name]
+                outputs.append(value)
             path = self._folder / "marked.onnx"
             path.write_bytes(self._proto.SerializeToString())
         finally:
             del outputs[:]
             outputs.extend(original)
         return path
+
+
+def _types(proto: Any) -> dict[str, int]:
+    """ONNX element types of the tensors in the main graph, as far as they can be inferred."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    return {name: kind for name, kind in kinds.items() if kind}
 
 
 def values_in_batches(
