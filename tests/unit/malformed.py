@@ -443,6 +443,7 @@ EDITS |= {
     "external_data_beyond_the_end": lambda: _external("short.bin", "1000", "240"),
     "external_data_too_short": lambda: _external("short.bin", "0", "240"),
     "external_data_of_five_gigabytes": lambda: _external("short.bin", "0", str(5 * 10**9)),
+    "external_data_at_a_path_that_is_not_utf8": lambda: _external("w.bin"),
     "external_data_at_a_negative_offset": lambda: _external("short.bin", "-1", "240"),
     "external_data_at_an_offset_in_words": lambda: _external("short.bin", "here", "there"),
 }
@@ -521,6 +522,8 @@ def files() -> dict[str, bytes]:
     """The files by name: whole models with one thing wrong each, then bytes that are no whole model."""
     made = {name: change().SerializeToString() for name, change in EDITS.items()}
     good = _affine().SerializeToString()
+    place = "external_data_at_a_path_that_is_not_utf8"
+    made[place] = made[place].replace(b"w.bin", b"w.b\xba\xba")
     broken = {
         "empty": b"",
         "zeros": bytes(1000),
@@ -530,6 +533,8 @@ def files() -> dict[str, bytes]:
         "a_weight_that_claims_five_gigabytes": b"\x08\x09\x3a" + _varint(5 * 10**9) + b"\x2a" + _varint(4 * 10**9),
         "a_varint_without_end": good[:40] + b"\xff" * 20,
         "a_thousand_nested_messages": _nested(1000),
+        "a_name_that_is_not_utf8": good.replace(b"Relu", b"Re\xbau"),
+        "an_output_that_is_not_utf8": good.replace(b"\x01y", b"\x01\xba"),
         "a_plan_tag": b"ftrt" + struct.pack("<6I", 0, 0, 0, 2**31, 0, 0) + bytes(100),
     }
     for length in (1, 2, 3, *range(5, len(good), len(good) // 20), *range(len(good) - 5, len(good))):

@@ -63,6 +63,8 @@ def _check(proto: Any, folder: Path) -> list[Path]:
         raise _Malformed("it is not a usable ONNX model, since no graph with outputs is in it")
     if not proto.opset_import:
         raise _Malformed("it does not say which operator set it uses; the file may be cut off")
+    for function in proto.functions:
+        _check_text(function.name, function.domain, *function.input, *function.output)
     _check_functions(proto.functions)
     for title, values in (("input", graph.input), ("output", graph.output)):
         seen: set[str] = set()
@@ -70,6 +72,7 @@ def _check(proto: Any, folder: Path) -> list[Path]:
             if value.name in seen:
                 raise _Malformed(f"two {title}s of the graph are named {value.name!r}")
             seen.add(value.name)
+            _check_text(value.name)
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_value < -1:  # some exporters write -1 where a dimension is dynamic
                     raise _Malformed(f"{title} {value.name!r} has the dimension {dim.dim_value}")
@@ -98,6 +101,13 @@ def _nodes(body: Any) -> Iterator[Any]:
                 yield from _nodes(inner)
 
 
+def _check_text(*texts: str | bytes) -> None:
+    """Names are UTF-8: TensorRT's messages cannot be read when they hold others."""
+    for text in texts:
+        if isinstance(text, bytes):  # which protobuf gives where it cannot decode
+            raise _Malformed(f"the name {text!r} is not UTF-8")
+
+
 def _check_functions(functions: Any) -> None:
     """No function may call itself, also not through others: the parser would expand it for ever."""
     calls = {(f.domain, f.name): {(node.domain, node.op_type) for node in _nodes(f)} for f in functions}
@@ -112,6 +122,8 @@ def _check_functions(functions: Any) -> None:
 def _check_node(node: Any, opset: int, local: set[tuple[str, str]], shapes: dict[str, tuple[int, ...]]) -> None:
     import onnx
 
+    names = (attribute.name for attribute in node.attribute)
+    _check_text(node.name, node.op_type, node.domain, *node.input, *node.output, *names)
     where = f"node {node.name!r} ({node.op_type[:80]})"
     if not node.output:
         raise _Malformed(f"{where} has no outputs")
@@ -162,6 +174,7 @@ def _check_tensors(tensors: Iterable[Any], folder: Path) -> Iterator[Path]:
     import onnx
 
     for tensor in tensors:
+        _check_text(tensor.name, *(text for entry in tensor.external_data for text in (entry.key, entry.value)))
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         where = f"the external data of tensor {tensor.name!r}"
