@@ -53,19 +53,22 @@ def load(
         runner = OnnxRuntimeSession(model, input_shapes=build_options.input_shapes if build_options else None)
         _LOG.warning("%s runs on the CPU through ONNX Runtime, not on a GPU: %s.", os.fspath(model), why_no_gpu())
         return runner
-    from .building.cache import cached_engine
+    from .building.cache import cached_plan
     from .building.options import BuildOptions
 
-    engine = cached_engine(model, build_options or BuildOptions())
-    return _load_plan(engine, device, plugins, cuda_graph)
+    path, plan = cached_plan(model, build_options or BuildOptions())
+    return _load_plan(plan, device, plugins, cuda_graph, name=os.fspath(path))
 
 
-def _load_plan(source: Any, device: int, plugins: Sequence[str | os.PathLike[str]], cuda_graph: bool) -> Runner:
+def _load_plan(
+    source: Any, device: int, plugins: Sequence[str | os.PathLike[str]], cuda_graph: bool, name: str | None = None
+) -> Runner:
     from .engine import Engine
     from .session import Session
 
     engine = Engine(source, device=device, plugins=plugins)
     engine.auto_close = True
+    engine.name = name or engine.name
     try:
         return Session(engine, cuda_graph=cuda_graph)
     except BaseException:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -160,3 +161,30 @@ def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(failed.exception, trtrun.BuildError)
     with FileLock(cache.cache_dir() / "engines" / "e0.lock", timeout=0):
         pass  # no command leaves a lock held
+
+
+def _use(model: str, folder: str, found: multiprocessing.Queue) -> None:
+    os.environ["TRTRUN_CACHE_DIR"] = folder
+    found.put({len(cache.cached_plan(model)[1]) for _ in range(30)})
+
+
+def test_what_a_process_was_given_cannot_be_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "shared"
+    monkeypatch.setenv("TRTRUN_CACHE_DIR", str(folder))
+    model = tmp_path / "affine.onnx"
+    model.write_bytes(models.affine(batch=3))
+    context = multiprocessing.get_context("spawn")
+    found = context.Queue()
+    users = [context.Process(target=_use, args=(str(model), str(folder), found)) for _ in range(2)]
+    for user in users:
+        user.start()
+    cleared = 0
+    while any(user.is_alive() for user in users):
+        cleared += len(cache.clear())
+        time.sleep(0.01)
+    for user in users:
+        user.join()
+        assert user.exitcode == 0
+    sizes = [found.get(timeout=10) for _ in users]
+    assert min(set.union(*sizes)) > 1000
+    assert cleared > 1

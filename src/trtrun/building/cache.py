@@ -192,20 +192,26 @@ def cached_engine(
 ) -> Path:
     """The path of an engine for this ONNX file, built when there is none yet. Raises what ``build_plan`` raises.
 
-    Processes that ask at once build once: the others wait for the first.
+    Processes that ask at once build once: the others wait for the first. The file may be gone by the time it is
+    opened if another process clears the cache; :func:`cached_plan` gives what cannot be taken away.
     """
+    return cached_plan(model, options, progress=progress)[0]
+
+
+def cached_plan(
+    model: str | os.PathLike[str], options: BuildOptions | None = None, *, progress: Progress | None = None
+) -> tuple[Path, bytes]:
+    """The path and the bytes of an engine for this ONNX file, as :func:`cached_engine` finds or builds it."""
     options = options or BuildOptions()
     flavor = flavors.for_building(options.flavor)
     path = cache_dir() / "engines" / f"{_digest(model, options, flavor)}.engine"
-    if _is_intact(path):
-        _touch(path)
-        return path
+    if plan := _intact(path):
+        return path, plan
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
+        if plan := _intact(path):
+            return path, plan
         if path.exists():
-            if _is_intact(path):
-                _touch(path)
-                return path
             _LOG.warning("the cached engine %s is damaged; it is built again", path)
         plan = build_plan(model, options, progress=progress)
         facts = {
@@ -217,22 +223,21 @@ def cached_engine(
         write_atomic(path.with_suffix(".json"), json.dumps(facts, indent=1).encode())
         write_atomic(path, plan)
         keep_within_limit()
-    return path
+    return path, plan
 
 
-def _touch(path: Path) -> None:
-    """Note that an entry was used, so that pruning takes others first."""
-    with suppress(OSError):  # removed since, or a cache that may only be read
-        os.utime(path)
-
-
-def _is_intact(path: Path) -> bool:
+def _intact(path: Path) -> bytes | None:
+    """The plan of an entry that matches its checksum, noted as used now; None when there is none, or a damaged one."""
     try:
         plan = path.read_bytes()
         facts = json.loads(path.with_suffix(".json").read_bytes())
     except (OSError, ValueError):
-        return False
-    return bool(hashlib.sha256(plan).hexdigest() == facts.get("sha256"))
+        return None
+    if hashlib.sha256(plan).hexdigest() != facts.get("sha256"):
+        return None
+    with suppress(OSError):  # removed since, or a cache that may only be read
+        os.utime(path)
+    return plan
 
 
 def _digest(model: str | os.PathLike[str], options: BuildOptions, flavor: flavors.Flavor) -> str:
