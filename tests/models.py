@@ -89,3 +89,23 @@ def topk() -> bytes:
         [value("values", [4, "K"])],
         {},
     )
+
+
+def chain(layers: int = 40, perturbed: int | None = None) -> bytes:
+    """x [N, 8] -> y, through alternating Mul and Neg; the weight of one Mul is perturbed."""
+    rng = np.random.default_rng(0)
+    nodes: list = []
+    weights: dict[str, np.ndarray] = {}
+    for index in range(layers):
+        source, target = f"t{index}" if index else "x", f"t{index + 1}" if index + 1 < layers else "y"
+        if index % 2:
+            nodes.append(helper.make_node("Neg", [source], [target], name=f"layer{index}"))
+            continue
+        weights[f"w{index}"] = (1 + rng.random(8)).astype(np.float32) * (1.3 if index == perturbed else 1)
+        nodes.append(helper.make_node("Mul", [source, f"w{index}"], [target], name=f"layer{index}"))
+    return _model(
+        nodes,
+        [value("x", ["N", 8])],
+        [value("y", ["N", 8])],
+        {name: weight.astype(np.float32) for name, weight in weights.items()},
+    )

@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .building import BuildOptions, build
+    from .comparison import Comparison, Tolerance, compare
     from .cuda.device_array import DeviceArray
     from .engine import Engine
     from .errors import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         ShapeError,
         TrtrunError,
         UnsupportedTensorError,
+        VerificationError,
     )
     from .inspection import inspect
     from .onnx_runtime import OnnxRuntimeSession
@@ -52,6 +54,7 @@ _HOMES: dict[str, str] = {
     "BuildError": "errors",
     "BuildOptions": "building.options",
     "ClosedError": "errors",
+    "Comparison": "comparison",
     "DeviceArray": "cuda.device_array",
     "DeviceError": "errors",
     "DtypeError": "errors",
@@ -76,9 +79,12 @@ _HOMES: dict[str, str] = {
     "ShapeRange": "tensor_spec",
     "TensorSpec": "tensor_spec",
     "TensorSpecs": "tensor_spec",
+    "Tolerance": "comparison",
     "TrtrunError": "errors",
     "UnsupportedTensorError": "errors",
+    "VerificationError": "errors",
     "build": "building",
+    "compare": "comparison",
     "identify": "plan:identify_file",
     "inspect": "inspection",
     "load": "predictor",
@@ -88,6 +94,7 @@ __all__ = [
     "BuildError",
     "BuildOptions",
     "ClosedError",
+    "Comparison",
     "DeviceArray",
     "DeviceError",
     "DtypeError",
@@ -112,9 +119,12 @@ __all__ = [
     "ShapeRange",
     "TensorSpec",
     "TensorSpecs",
+    "Tolerance",
     "TrtrunError",
     "UnsupportedTensorError",
+    "VerificationError",
     "build",
+    "compare",
     "identify",
     "inspect",
     "load",

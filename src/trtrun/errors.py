@@ -7,6 +7,7 @@
     │   └── PlanMismatchError                  a plan of another flavour, version or GPU
     ├── OnnxError (ValueError)                 the ONNX model cannot be read or parsed
     ├── BuildError                             the builder refused the network or the options
+    │   └── VerificationError                  the engine was built and misses the tolerance
     ├── PluginError                            a plugin library or creator is missing
     ├── RefitError (ValueError)                new weights do not fit the engine, or it takes none
     ├── InputError (ValueError)                what the caller passed does not fit the engine
@@ -77,6 +78,10 @@ class OnnxError(TrtrunError, ValueError):
 
 class BuildError(TrtrunError):
     """The builder refused the network or the options."""
+
+
+class VerificationError(BuildError):
+    """An engine was built, but its outputs differ from the ONNX model's by more than the tolerance."""
 
 
 class PluginError(TrtrunError):

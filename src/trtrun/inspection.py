@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import flavor as flavors
 from .errors import MissingPackageError, TrtrunError
-from .plan import identify_file, is_plan, model_file_error
+from .plan import identify_file, is_onnx_file
 from .tensor_spec import TensorSpecs
 
 if TYPE_CHECKING:
@@ -25,14 +25,7 @@ def inspect(model: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises ModelFileError, PlanError, and OnnxError for an ONNX file that cannot be read.
     """
-    try:
-        with open(model, "rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise model_file_error(model, error) from error
-    if is_plan(head) or not os.fspath(model).lower().endswith(".onnx"):
-        return _inspect_plan(model)
-    return _inspect_onnx(model)
+    return _inspect_onnx(model) if is_onnx_file(model) else _inspect_plan(model)
 
 
 def _inspect_plan(model: str | os.PathLike[str]) -> dict[str, Any]:

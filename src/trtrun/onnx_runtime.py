@@ -196,7 +196,8 @@ def _with_input_shapes(model: str | os.PathLike[str] | bytes, name: str, input_s
     # What was declared for the old shapes no longer holds.
     del proto.graph.value_info[:]
     for value in proto.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        if value.type.HasField("tensor_type"):  # clearing a field of one without a type would give it an empty one
+            value.type.tensor_type.ClearField("shape")
     serialized: bytes = proto.SerializeToString()
     return serialized
 

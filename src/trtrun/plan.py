@@ -98,6 +98,16 @@ def is_plan(head: bytes) -> bool:
     return length is not None and head[4:5] == b"{"
 
 
+def is_onnx_file(path: str | os.PathLike[str]) -> bool:
+    """True for a file named ``.onnx`` that is not a plan by its bytes. Raises ModelFileError."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise model_file_error(path, error) from error
+    return not is_plan(head) and os.fspath(path).lower().endswith(".onnx")
+
+
 def identify_file(path: str | os.PathLike[str]) -> PlanInfo:
     """Identify a plan by reading only its first bytes. Raises ModelFileError and PlanError."""
     try:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .plan import is_plan, model_file_error
+from .plan import is_onnx_file
 from .runner import Runner
 
 if TYPE_CHECKING:
@@ -79,12 +79,7 @@ def _load(
 
     if isinstance(model, (bytes, bytearray, memoryview)):
         return _load_plan(model, plan_options, session_options)
-    try:
-        with open(model, "rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise model_file_error(model, error) from error
-    if is_plan(head) or not os.fspath(model).lower().endswith(".onnx"):
+    if not is_onnx_file(model):
         return _load_plan(model, plan_options, session_options)
     if gpu_count() == 0:
         from .onnx_runtime import OnnxRuntimeSession
@@ -92,19 +87,22 @@ def _load(
         runner = OnnxRuntimeSession(model, input_shapes=build_options.input_shapes if build_options else None)
         _LOG.warning("%s runs on the CPU through ONNX Runtime, not on a GPU: %s.", os.fspath(model), why_no_gpu())
         return runner
-    from .building.cache import cached_engine
+    from .building.cache import cached_plan
     from .building.options import BuildOptions
 
-    engine = cached_engine(model, build_options or BuildOptions())
-    return _load_plan(engine, plan_options, session_options)
+    path, plan = cached_plan(model, build_options or BuildOptions())
+    return _load_plan(plan, plan_options, session_options, name=os.fspath(path))
 
 
-def _load_plan(source: Any, plan_options: dict[str, Any], session_options: dict[str, Any]) -> Runner:
+def _load_plan(
+    source: Any, plan_options: dict[str, Any], session_options: dict[str, Any], name: str | None = None
+) -> Runner:
     from .engine import Engine
     from .session import Session
 
     engine = Engine(source, **plan_options)
     engine.auto_close = True
+    engine.name = name or engine.name
     try:
         return Session(engine, **session_options)
     except BaseException:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .building.cache import cache_dir, write_atomic
+from .building.cache import cache_dir, keep_within_limit, write_atomic
 from .cuda.device import Device
 from .flavor import Flavor
 
@@ -70,6 +72,8 @@ class RuntimeCache:
         # TensorRT checks the environment, but a damaged body must not reach it.
         if hashlib.sha256(body).digest() == digest and cache.deserialize(body):
             self._saved = body
+            with suppress(OSError):  # a cache that may only be read
+                os.utime(self.path)  # used now: pruning takes others first
         else:
             _LOG.warning(
                 "the runtime cache %s is damaged or not of this machine; kernels are compiled again", self.path
@@ -94,6 +98,7 @@ class RuntimeCache:
                 return
             try:
                 write_atomic(self.path, body + hashlib.sha256(body).digest())
+                keep_within_limit()
             except OSError as error:
                 _LOG.warning(
                     "the runtime cache %s cannot be written (%s); the next start compiles again", self.path, error

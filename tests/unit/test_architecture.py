@@ -25,7 +25,7 @@ LAYERS = [
     ["pipeline"],
     ["splitting"],
     ["predictor", "inspection"],
-    ["vision", "benchmark"],
+    ["vision", "benchmark", "comparison"],
     ["demo"],
     ["cli"],
 ]

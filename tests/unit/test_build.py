@@ -49,7 +49,7 @@ def test_external_data_is_found_beside_the_file(tmp_path: Path) -> None:
     )
     assert len(trtrun.build(path).read_bytes()) > 1000
     (tmp_path / "w.bin").unlink()
-    with pytest.raises(trtrun.OnnxError, match="cannot be parsed"):
+    with pytest.raises(trtrun.OnnxError, match=r"'W' is missing.*w\.bin"):
         trtrun.build(path)
 
 
@@ -111,7 +111,7 @@ def test_input_shapes_replace_those_of_the_file() -> None:
         (one_node("NoSuchOperator"), r"node 0 'culprit' \(NoSuchOperator\)"),
         (one_node("Foo", domain="com.example"), r"\(Foo\)"),
         (models.nonzero(), r"\(NonZero\)"),
-        (b"hello", "not a usable ONNX model"),
+        (b"hello", "cannot be parsed"),
         (b"", "not a usable ONNX model"),
         (models.affine()[:150], "cannot be parsed"),
     ],

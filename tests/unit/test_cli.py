@@ -25,7 +25,7 @@ def onnx_file(tmp_path: Path) -> Path:
 
 def test_help_and_version() -> None:
     assert trtrun.__version__ in cli.invoke(app, ["--version"]).output
-    for command in ("bench", "build", "demo", "inspect", "run"):
+    for command in ("bench", "build", "cache", "compare", "demo", "inspect", "run"):
         assert command in cli.invoke(app, ["--help"]).output
         assert cli.invoke(app, [command, "--help"]).exit_code == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from .builder import Progress, build_plan
@@ -18,11 +19,16 @@ def build(
     *,
     options: BuildOptions | None = None,
     progress: Progress | None = None,
+    check: Callable[[bytes], None] | None = None,
 ) -> Path:
     """Build an ONNX file into an engine file, by default beside it with the suffix ``.engine``; returns its path.
 
-    The file is written atomically. Raises what :func:`trtrun.building.builder.build_plan` raises.
+    The file is written atomically, and not at all when ``check``, which is given the engine first, raises; see
+    :func:`trtrun.comparison.build_verified`. Raises what :func:`trtrun.building.builder.build_plan` raises.
     """
     path = Path(output) if output is not None else Path(model).with_suffix(".engine")
-    write_atomic(path, build_plan(model, options, progress=progress))
+    plan = build_plan(model, options, progress=progress)
+    if check is not None:
+        check(plan)
+    write_atomic(path, plan)
     return path

@@ -9,8 +9,8 @@ from typing import Any
 
 from .. import flavor as flavors
 from ..errors import BuildError, NoGpuError, OnnxError
-from ..plan import model_file_error
 from ..tensor_spec import Shape, ShapeRange, to_shape
+from .onnx_check import check_model
 from .options import BuildOptions, Profile
 
 _LOG = logging.getLogger("trtrun")
@@ -32,9 +32,10 @@ def build_plan(
 
     Raises:
         ModelFileError: the path cannot be read.
-        OnnxError: the model does not parse; names each node, its operator and why.
+        OnnxError: the model is malformed or does not parse; names each node, its operator and why.
         BuildError: the options do not fit the model, or the builder refuses the network; with its log.
-        MissingPackageError: no builder is installed. NoGpuError: this builder needs a GPU and there is none.
+        MissingPackageError: no builder is installed, or no onnx.
+        NoGpuError: this builder needs a GPU and there is none.
     """
     options = options or BuildOptions()
     flavor = flavors.for_building(options.flavor)
@@ -47,6 +48,7 @@ def build_plan(
                 f"{flavor.title} builds engines only on a machine with a GPU, and {why_no_gpu()}. "
                 "Build there, or with TensorRT-RTX: pip install 'trtrun[rtx]'."
             )
+    check_model(model)
     flavor.initialize_plugins(options.plugins)
     trt = flavor.module
     with flavor.logger.capture() as lines:
@@ -58,8 +60,6 @@ def build_plan(
         parser = trt.OnnxParser(network, flavor.logger.handle)
         if not _parse(parser, model):
             raise OnnxError(_describe(parser, name), log=lines)
-        if network.num_outputs == 0:  # bytes that are no protobuf at all can pass for an empty model
-            raise OnnxError(f"{name} is not a usable ONNX model: no graph with outputs is in it.", log=lines)
         config = builder.create_builder_config()
         _configure(trt, config, network, options, name)
         profiles = _profiles(network, options, name)
@@ -81,11 +81,6 @@ def build_plan(
 def _parse(parser: Any, model: str | os.PathLike[str] | bytes) -> bool:
     if isinstance(model, bytes):
         return bool(parser.parse(model))
-    try:
-        with open(model, "rb"):
-            pass
-    except OSError as error:
-        raise model_file_error(model, error) from error
     return bool(parser.parse_from_file(os.fspath(model)))
 
 

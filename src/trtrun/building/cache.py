@@ -3,6 +3,9 @@
 An entry is named by a digest of everything the engine depends on: the model's content with its external data, the
 options, the flavour with its version, and the GPU where the engine is tied to one. It is written atomically, with
 its checksum beside it; an entry that does not match is built again.
+
+The cache is bounded: after each store, the entries that were used longest ago go until the rest fits. An entry's
+lock is held while it is built and while it is removed, so that no process removes what another is building.
 """
 
 from __future__ import annotations
@@ -12,16 +15,26 @@ import json
 import logging
 import os
 import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from .. import flavor as flavors
+from ..errors import BuildError
 from ..plan import read_model_file
 from .builder import Progress, build_plan
-from .options import BuildOptions
+from .onnx_check import check_model
+from .options import BuildOptions, parse_bytes
 
 _LOG = logging.getLogger("trtrun")
+
+DEFAULT_LIMIT = 20 * 10**9  # bytes of the whole cache
+_GRACE = 60.0  # seconds: pruning keeps what was used this recently, since its path may not have been opened yet
+_ABANDONED = 3600.0  # seconds after which a half-written file is that of a process that died
 
 
 def cache_dir() -> Path:
@@ -29,6 +42,134 @@ def cache_dir() -> Path:
     if chosen := os.environ.get("TRTRUN_CACHE_DIR"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtrun"
+
+
+def cache_limit() -> int:
+    """Bytes that the cache may hold: ``$TRTRUN_CACHE_SIZE``, like ``5GB``, else 20 GB. Raises BuildError."""
+    text = os.environ.get("TRTRUN_CACHE_SIZE")
+    if not text:
+        return DEFAULT_LIMIT
+    try:
+        return parse_bytes(text)
+    except BuildError as error:
+        raise BuildError(f"TRTRUN_CACHE_SIZE: {error.message}") from error
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One thing in the cache: an engine, or the kernels that TensorRT-RTX compiled for one on this GPU."""
+
+    name: str
+    kind: Literal["engine", "kernels"]
+    path: Path
+    bytes: int  # on disk, with what stands beside it
+    created: float  # seconds since 1970
+    used: float  # seconds since 1970, when it was last asked for
+    model: str | None = None  # the ONNX file it was built from, as it was named then
+    built_by: str | None = None  # flavour and version
+    options: str | None = None  # the build options, as JSON
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "path": str(self.path)}
+
+
+def entries() -> list[CacheEntry]:
+    """Everything in the cache, last used first. Entries that another process is building are not in it yet."""
+    found = [*(cache_dir() / "engines").glob("*.engine"), *(cache_dir() / "runtime").glob("*.cache")]
+    return sorted(filter(None, map(_entry, found)), key=lambda entry: entry.used, reverse=True)
+
+
+def _entry(path: Path) -> CacheEntry | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:  # removed by another process since it was listed
+        return None
+    if path.suffix == ".cache":
+        return CacheEntry(path.stem, "kernels", path, stat.st_size, stat.st_ctime, stat.st_mtime)
+    beside = path.with_suffix(".json")
+    try:
+        text = beside.read_bytes()
+        facts = json.loads(text)
+        written = beside.stat().st_mtime
+    except (OSError, ValueError):  # damaged: built again when asked for, and listed so that it can be removed
+        text, facts, written = b"", {}, stat.st_mtime
+    return CacheEntry(
+        path.stem,
+        "engine",
+        path,
+        stat.st_size + len(text),
+        written,
+        stat.st_mtime,
+        facts.get("model"),
+        facts.get("built_by"),
+        facts.get("options"),
+    )
+
+
+def prune(*, limit: int | None = None, unused_for: float | None = None) -> list[CacheEntry]:
+    """Remove what was used longest ago until the cache fits, and return what was removed.
+
+    What another process is building or used within the last minute stays, whatever the limit.
+
+    Args:
+        limit: bytes to keep at most; :func:`cache_limit` unless given.
+        unused_for: seconds; what was not used for longer goes even when the cache fits.
+    """
+    limit = cache_limit() if limit is None else limit
+    now = time.time()
+    found = entries()
+    total = sum(entry.bytes for entry in found)
+    removed = []
+    for entry in reversed(found):
+        old = unused_for is not None and now - entry.used > unused_for
+        if (total > limit or old) and now - entry.used > _GRACE and _remove(entry):
+            total -= entry.bytes
+            removed.append(entry)
+    _remove_abandoned(now)
+    return removed
+
+
+def clear() -> list[CacheEntry]:
+    """Remove all but what another process is building right now, and return what was removed."""
+    removed = [entry for entry in entries() if _remove(entry)]
+    _remove_abandoned(time.time())
+    return removed
+
+
+def _remove(entry: CacheEntry) -> bool:
+    """Remove an entry unless a process is building it again; a process that has opened the file keeps what it read."""
+    if entry.kind == "kernels":
+        entry.path.unlink(missing_ok=True)
+        return True
+    # The lock file itself stays: a process may be waiting on it, and another would lock a new one of the same name.
+    try:
+        with FileLock(entry.path.with_suffix(".lock"), timeout=0):
+            entry.path.unlink(missing_ok=True)
+            entry.path.with_suffix(".json").unlink(missing_ok=True)
+    except Timeout:
+        return False
+    return True
+
+
+def _remove_abandoned(now: float) -> None:
+    for folder in ("engines", "runtime"):
+        for path in (cache_dir() / folder).glob(".*"):
+            try:
+                if now - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
+            except FileNotFoundError:
+                pass
+
+
+def keep_within_limit() -> None:
+    """Prune after a store. A cache that cannot be pruned is only warned of: what was asked for is there."""
+    try:
+        removed = prune()
+    except (OSError, BuildError) as error:
+        _LOG.warning("the cache %s could not be pruned: %s", cache_dir(), error)
+        return
+    if removed:
+        _LOG.info("%d entries used longest ago were removed from the cache %s", len(removed), cache_dir())
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -51,38 +192,58 @@ def cached_engine(
 ) -> Path:
     """The path of an engine for this ONNX file, built when there is none yet. Raises what ``build_plan`` raises.
 
-    Processes that ask at once build once: the others wait for the first.
+    Processes that ask at once build once: the others wait for the first. The file may be gone by the time it is
+    opened if another process clears the cache; :func:`cached_plan` gives what cannot be taken away.
     """
+    return cached_plan(model, options, progress=progress)[0]
+
+
+def cached_plan(
+    model: str | os.PathLike[str], options: BuildOptions | None = None, *, progress: Progress | None = None
+) -> tuple[Path, bytes]:
+    """The path and the bytes of an engine for this ONNX file, as :func:`cached_engine` finds or builds it."""
     options = options or BuildOptions()
     flavor = flavors.for_building(options.flavor)
     path = cache_dir() / "engines" / f"{_digest(model, options, flavor)}.engine"
-    if _is_intact(path):
-        return path
+    if plan := _intact(path):
+        return path, plan
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
+        if plan := _intact(path):
+            return path, plan
         if path.exists():
-            if _is_intact(path):
-                return path
             _LOG.warning("the cached engine %s is damaged; it is built again", path)
         plan = build_plan(model, options, progress=progress)
-        facts = {"sha256": hashlib.sha256(plan).hexdigest(), "model": os.fspath(model), "built_by": flavor.title}
+        facts = {
+            "sha256": hashlib.sha256(plan).hexdigest(),
+            "model": os.path.abspath(model),
+            "built_by": flavor.title,
+            "options": options.key(),
+        }
         write_atomic(path.with_suffix(".json"), json.dumps(facts, indent=1).encode())
         write_atomic(path, plan)
-    return path
+        keep_within_limit()
+    return path, plan
 
 
-def _is_intact(path: Path) -> bool:
+def _intact(path: Path) -> bytes | None:
+    """The plan of an entry that matches its checksum, noted as used now; None when there is none, or a damaged one."""
     try:
         plan = path.read_bytes()
         facts = json.loads(path.with_suffix(".json").read_bytes())
     except (OSError, ValueError):
-        return False
-    return bool(hashlib.sha256(plan).hexdigest() == facts.get("sha256"))
+        return None
+    if hashlib.sha256(plan).hexdigest() != facts.get("sha256"):
+        return None
+    with suppress(OSError):  # removed since, or a cache that may only be read
+        os.utime(path)
+    return plan
 
 
 def _digest(model: str | os.PathLike[str], options: BuildOptions, flavor: flavors.Flavor) -> str:
+    external = check_model(model)  # checked before what it names is read
     digest = hashlib.sha256(read_model_file(model))
-    for path in _external_data(Path(model)):
+    for path in external:
         digest.update(b"\0" + read_model_file(path))
     target = "portable"
     if not flavor.capabilities.can_build_without_gpu:
@@ -93,22 +254,3 @@ def _digest(model: str | os.PathLike[str], options: BuildOptions, flavor: flavor
     for part in (options.key(), flavor.title, target):
         digest.update(b"\0" + part.encode())
     return digest.hexdigest()[:32]
-
-
-def _external_data(model: Path) -> list[Path]:
-    """The files beside the model that hold its large tensors."""
-    import onnx
-    from onnx.external_data_helper import uses_external_data
-
-    try:
-        graph = onnx.load(os.fspath(model), load_external_data=False).graph
-    except Exception:  # not ONNX: the parser says why, better than this could
-        return []
-    names = {
-        entry.value
-        for tensor in graph.initializer
-        if uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [model.parent / name for name in sorted(names)]

@@ -48,6 +48,16 @@ def command(
     detailed: Annotated[
         bool, typer.Option("--detailed", help="Keep layer details for trtrun inspect and trtrun profile.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Keep the engine only if it agrees with ONNX Runtime; needs a GPU.")
+    ] = False,
+    inputs: Annotated[
+        Path | None, typer.Option("--inputs", help="With --verify: FILE.npz with an array per input name.")
+    ] = None,
+    value_range: Annotated[
+        list[str] | None, typer.Option("--range", help="With --verify: NAME=LOW:HIGH of a random input.")
+    ] = None,
+    l2: Annotated[float, typer.Option(min=0, help="With --verify: largest relative L2 of an output.")] = 1e-2,
 ) -> None:
     """Build an ONNX model into an engine. Works without a GPU with TensorRT-RTX."""
     from rich.console import Console
@@ -55,6 +65,7 @@ def command(
     from ..building import build
     from ..building.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
     from ..plan import identify_file
+    from .compare import parse_ranges, read_npz
     from .progress import build_progress
 
     shapes = [text.rpartition("=") for text in input_shape or ()]
@@ -76,6 +87,20 @@ def command(
     console = Console(stderr=True)
     start = time.perf_counter()
     with build_progress(console) as progress:
-        path = build(model, output, options=options, progress=progress)
+        if verify:
+            from ..comparison import Tolerance, build_verified
+
+            path, result = build_verified(
+                model,
+                output,
+                options=options,
+                progress=progress,
+                tolerance=Tolerance(l2=l2),
+                inputs=read_npz(inputs),
+                ranges=parse_ranges(value_range or ()),
+            )
+            verdict = f", verified: {result.tolerance}"
+        else:
+            path, verdict = build(model, output, options=options, progress=progress), ""
     seconds = time.perf_counter() - start
-    console.print(f"[green]✓[/] {path}: {identify_file(path)}, built in {seconds:.1f} s", highlight=False)
+    console.print(f"[green]✓[/] {path}: {identify_file(path)}, built in {seconds:.1f} s{verdict}", highlight=False)

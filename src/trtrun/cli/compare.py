@@ -1,0 +1,165 @@
+"""``trtrun compare``: whether two models compute the same, and where they part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..comparison import Comparison
+
+
+def command(
+    a: Annotated[Path, typer.Argument(help="The reference: an ONNX file (ONNX Runtime, CPU) or an engine.")],
+    b: Annotated[Path | None, typer.Argument(help="What is compared; A built into an engine unless given.")] = None,
+    build: Annotated[bool, typer.Option("--build", help="Build B, an ONNX file, into an engine first.")] = False,
+    inputs: Annotated[Path | None, typer.Option(help="FILE.npz with an array per input name; others random.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="NAME=SHAPE of a random input, like images=8x3x224x224.")
+    ] = None,
+    value_range: Annotated[
+        list[str] | None, typer.Option("--range", help="NAME=LOW:HIGH of a random input, like images=0:255.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
+    l2: Annotated[
+        float | None, typer.Option(min=0, help="Largest relative L2 of an output; 0.01 unless a bound is given.")
+    ] = None,
+    cosine: Annotated[float | None, typer.Option(min=-1, max=1, help="Smallest cosine similarity.")] = None,
+    max_abs: Annotated[float | None, typer.Option(min=0, help="Largest absolute difference.")] = None,
+    max_rel: Annotated[float | None, typer.Option(min=0, help="Largest relative difference.")] = None,
+    atol: Annotated[
+        float, typer.Option(min=0, help="A tensor with no absolute difference above this always agrees.")
+    ] = 1e-6,
+    layers: Annotated[bool, typer.Option("--layers", help="Compare every layer also when outputs agree.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with the error of every layer here; implies --layers.")
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=SHAPE: replace the shape that an ONNX file declares, -1 where dynamic."),
+    ] = None,
+    tf32: Annotated[bool, typer.Option(help="Allow TF32 in engines that are built.")] = True,
+    device: Annotated[int, typer.Option(help="Ordinal of the GPU.")] = 0,
+    plugin: Annotated[list[Path] | None, typer.Option(help="Plugin library to load first.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare the outputs of two models for one request; where they differ, find the first layer that does.
+
+    Exit code 1 when an output misses the tolerance.
+    """
+    from rich.console import Console
+
+    from .. import comparison
+    from ..building.options import BuildOptions
+
+    bounds = (l2, cosine, max_abs, max_rel)
+    default = comparison.Tolerance().l2 if all(bound is None for bound in bounds) else None
+    progress = Console(stderr=True)
+    with progress.status("comparing"):
+        result = comparison.compare(
+            a,
+            b,
+            build=build,
+            inputs=read_npz(inputs),
+            shapes=parse_named_shapes(shape or (), "--shape"),
+            ranges=parse_ranges(value_range or ()),
+            seed=seed,
+            tolerance=comparison.Tolerance(default if l2 is None else l2, cosine, max_abs, max_rel, atol),
+            layers=layers or report is not None,
+            build_options=BuildOptions(
+                input_shapes=parse_named_shapes(input_shape or (), "--input-shape"),
+                tf32=tf32,
+                plugins=tuple(plugin or ()),
+            ),
+            device=device,
+            plugins=plugin or (),
+        )
+    if report is not None:
+        report.write_text(comparison.html(result), encoding="utf-8")
+        progress.print(f"wrote {report}", style="dim", highlight=False)
+    if as_json:
+        typer.echo(json.dumps(result.as_json(), indent=2))
+    else:
+        _print(result)
+    if not result.within:
+        raise typer.Exit(1)
+
+
+def _print(result: Comparison) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..comparison.report import COLUMNS, cells
+
+    console = Console()
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+    console.print(f"reference  {result.models[0]}: {result.backends[0]}", **plain)
+    console.print(f"compared   {result.models[1]}: {result.backends[1]}", **plain)
+    for name, (dtype, shape, source) in result.inputs.items():
+        console.print(f"input      {name}: {dtype} {'×'.join(map(str, shape)) or 'scalar'}, {source}", **plain)
+    console.print(f"tolerance  {result.tolerance}", **plain)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("output", overflow="fold")
+    for title in COLUMNS:
+        table.add_column(title, justify="right", no_wrap=not title.startswith("shape"))
+    for output in result.outputs:
+        table.add_row(output.name, *cells(output), style=None if output.within else "red")
+    console.print(table)
+    for index, sentence in enumerate(result.findings()):
+        console.print(sentence, style=("green" if result.within else "red") if index == 0 else None, **plain)
+
+
+def parse_named_shapes(texts: Sequence[str], option: str) -> dict[str, tuple[int, ...]]:
+    """``NAME=SHAPE`` texts as shapes by name. Raises ShapeError, showing the text."""
+    from ..building.options import parse_shape
+    from ..errors import ShapeError
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, equals, dims = text.rpartition("=")
+        if not name or not equals:
+            raise ShapeError(f"cannot read {option} {text!r}: write NAME=SHAPE, like images=8x3x224x224.")
+        shapes[name] = parse_shape(dims, text)
+    return shapes
+
+
+def parse_ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """``NAME=LOW:HIGH`` texts as bounds by name. Raises InputError, showing the text."""
+    from ..errors import InputError
+
+    ranges: dict[str, tuple[float, float]] = {}
+    for text in texts:
+        name, _, bounds = text.rpartition("=")
+        low, _, high = bounds.partition(":")
+        try:
+            if not name:
+                raise ValueError("no name")
+            ranges[name] = (float(low), float(high))
+        except ValueError as error:
+            raise InputError(f"cannot read --range {text!r}: write NAME=LOW:HIGH, like images=0:255.") from error
+    return ranges
+
+
+def read_npz(path: Path | None) -> dict[str, Any] | None:
+    """The arrays of a .npz file by name. Raises InputError when it cannot be read."""
+    import zipfile
+
+    import numpy as np
+
+    from ..errors import InputError
+
+    if path is None:
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    # AttributeError, TypeError: a single .npy array is no archive
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"cannot read {str(path)!r} as a .npz archive: {error}. Write one with numpy.savez(path, **inputs)."
+        ) from error

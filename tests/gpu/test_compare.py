@@ -1,0 +1,84 @@
+"""Engines compared with ONNX Runtime, on a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import trtrun
+from tests import models
+from trtrun.cli import app
+from trtrun.comparison import build_verified
+
+SHAPES = trtrun.BuildOptions(profiles=({"x": trtrun.ShapeRange((1, 8), (4, 8), (16, 8))},))
+
+
+@pytest.fixture
+def onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRTRUN_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "chain.onnx"
+    path.write_bytes(models.chain())
+    return path
+
+
+def test_an_onnx_file_agrees_with_the_engine_built_of_it_in_every_layer(onnx_file: Path) -> None:
+    result = trtrun.compare(onnx_file, build_options=SHAPES, layers=True)
+    assert result.within
+    assert result.inputs["x"][1] == (4, 8)  # what the engine was tuned for
+    assert "ONNX Runtime" in result.backends[0]
+    assert "TensorRT" in result.backends[1]
+    assert len(result.layers) + len(result.layer_failures) == 40
+    assert len(result.layers) >= 38
+    assert result.first_divergence is None
+
+
+def test_an_engine_of_another_model_differs_and_the_layers_say_what_they_are(onnx_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.onnx"
+    other.write_bytes(models.chain(perturbed=18))
+    engine = trtrun.build(other, options=SHAPES)
+    result = trtrun.compare(onnx_file, engine)
+    assert not result.within
+    assert "built from the ONNX file" in result.notes[0]
+    built = trtrun.compare(onnx_file, other, build=True, build_options=SHAPES)
+    assert not built.within
+    assert built.first_divergence is not None
+    assert built.first_divergence.layer.node == "layer18"
+
+
+def test_two_engines_are_compared_by_their_outputs(onnx_file: Path, tmp_path: Path) -> None:
+    engine = trtrun.build(onnx_file, options=SHAPES)
+    result = trtrun.compare(engine, engine, layers=True)
+    assert result.within
+    assert not result.layers
+    assert "neither model is an ONNX file" in result.notes[0]
+
+
+def test_verification_keeps_what_agrees_and_refuses_what_does_not(onnx_file: Path, tmp_path: Path) -> None:
+    kept, result = build_verified(onnx_file, options=SHAPES)
+    assert result.within
+    assert kept.exists()
+    conv = tmp_path / "conv.onnx"
+    conv.write_bytes(models.convolution())
+    shape = (1, 3, 64, 64)
+    options = trtrun.BuildOptions(profiles=({"x": trtrun.ShapeRange(shape, shape, shape)},))
+    impossible = trtrun.Tolerance(l2=0.0, atol=0.0)
+    with pytest.raises(trtrun.VerificationError, match="was not kept"):
+        build_verified(conv, options=options, tolerance=impossible, ranges={"x": (-1, 1)})
+    assert not conv.with_suffix(".engine").exists()
+
+
+def test_commands(onnx_file: Path, tmp_path: Path) -> None:
+    cli, shape = CliRunner(), ["--shape", "x=1x8:4x8:16x8"]
+    assert cli.invoke(app, ["build", str(onnx_file), *shape, "--verify"]).exit_code == 0
+    engine = onnx_file.with_suffix(".engine")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32))
+    result = cli.invoke(app, ["compare", str(onnx_file), str(engine), "--inputs", str(tmp_path / "x.npz"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["inputs"]["x"]["shape"] == [3, 8]
+    other = tmp_path / "other.onnx"
+    other.write_bytes(models.chain(perturbed=0))
+    assert cli.invoke(app, ["compare", str(other), str(engine)]).exit_code == 1
