@@ -13,6 +13,7 @@ import pytest
 
 import trtrun
 from trtrun.runner import Runner
+from trtrun.splitting import SplitRunner
 
 Open = Callable[[str], Runner]
 
@@ -151,3 +152,57 @@ class RunnerConformance:
             with pytest.raises(trtrun.ClosedError, match="closed"):
                 use()
         assert "closed" in repr(session)
+
+    def test_state_is_fed_back(self, runner: Open) -> None:
+        session = runner("recurrent")
+        rng = np.random.default_rng()
+        with session.state({"h": "h_out"}) as sequence:
+            assert list(sequence.inputs) == ["x"]
+            assert list(sequence.outputs) == ["y"]
+            h = np.zeros((2, 8), np.float32)
+            for turn in range(8):
+                if turn == 5:
+                    h = rng.standard_normal((2, 8)).astype(np.float32)
+                    sequence.reset({"h": h})
+                x = rng.standard_normal((2, 8)).astype(np.float32)
+                out = sequence(x) if turn % 2 else sequence.enqueue({"x": x}).result()
+                np.testing.assert_allclose(out["y"], x + h, rtol=1e-5, atol=1e-6)
+                h = (x + h) / 2
+                np.testing.assert_allclose(sequence.read_state()["h"], h, rtol=1e-5, atol=1e-6)
+            with pytest.raises(trtrun.ExecutionError, match="cannot be cloned"):
+                sequence.clone()
+            with pytest.raises(trtrun.InputNameError):
+                sequence.run({"x": x, "h": h})
+            sequence.reset()
+            np.testing.assert_array_equal(sequence.read_state()["h"], 0)
+        assert sequence.closed
+        np.testing.assert_allclose(session(x, h)["y"], x + h, rtol=1e-5)  # the runner below is as it was
+
+    def test_states_that_do_not_fit_are_refused(self, runner: Open) -> None:
+        session = runner("recurrent")
+        for pairs, initial, error in (
+            ({"h": "nothing"}, None, trtrun.InputNameError),
+            ({"nothing": "h_out"}, None, trtrun.InputNameError),
+            ({"h": "h_out", "x": "h_out"}, None, trtrun.InputNameError),
+            ({"h": "h_out"}, {"x": np.zeros((2, 8), np.float32)}, trtrun.InputNameError),
+            ({"h": "h_out"}, {"h": np.zeros((3, 8), np.float32)}, trtrun.ShapeError),
+            ({"h": "h_out"}, {"h": np.zeros((2, 8))}, trtrun.DtypeError),
+        ):
+            with pytest.raises(error):
+                session.state(pairs, initial=initial)
+
+    def test_batches_of_any_size_are_split(self, runner: Open) -> None:
+        with SplitRunner(runner("static")) as split:  # its batch is 3
+            rng = np.random.default_rng()
+            for batch in (1, 3, 5, 12, 13):
+                x = rng.standard_normal((batch, 12)).astype(np.float32)
+                rows = [split(np.repeat(row[None], 3, axis=0))["y"][:1] for row in x]
+                np.testing.assert_allclose(split(x)["y"], np.concatenate(rows), rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(
+                    split.enqueue({"x": x}).result()["y"], np.concatenate(rows), rtol=1e-5, atol=1e-6
+                )
+            for wrong in (np.zeros((0, 12), np.float32), np.zeros((5, 11), np.float32), np.float32(0)):
+                with pytest.raises(trtrun.ShapeError):
+                    split(wrong)
+            with pytest.raises(trtrun.InputNameError):
+                split.run({})

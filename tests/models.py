@@ -38,6 +38,11 @@ def affine(dtype: str = "float32", batch: int | str = "N") -> bytes:
     )
 
 
+def static() -> bytes:
+    """affine with a batch of 3 and nothing else."""
+    return affine(batch=3)
+
+
 def convolution(dtype: str = "float32") -> bytes:
     """x [N, 3, H, W] -> y [N, 8, H, W] and pooled [N, 8]: batch, height and width are dynamic."""
     rng = np.random.default_rng(2)
@@ -108,4 +113,14 @@ def chain(layers: int = 40, perturbed: int | None = None) -> bytes:
         [value("x", ["N", 8])],
         [value("y", ["N", 8])],
         {name: weight.astype(np.float32) for name, weight in weights.items()},
+    )
+
+
+def recurrent() -> bytes:
+    """x [2, 8], h [2, 8] -> y = x + h, h_out = y / 2: a state that decays."""
+    return _model(
+        [helper.make_node("Add", ["x", "h"], ["y"]), helper.make_node("Mul", ["y", "half"], ["h_out"])],
+        [value("x", [2, 8]), value("h", [2, 8])],
+        [value("y", [2, 8]), value("h_out", [2, 8])],
+        {"half": np.float32([0.5])},
     )

@@ -25,6 +25,7 @@ SHAPES = {
     "several": ["images=1x4:2x4:8x4", "size=1x4:2x4:8x4"],
     "topk": ["k=1:5:50"],
     "static": [],
+    "recurrent": [],
 }
 MODELS: dict[str, Callable[[], bytes]] = {
     "affine": models.affine,
@@ -33,7 +34,8 @@ MODELS: dict[str, Callable[[], bytes]] = {
     "convolution_fp16": lambda: models.convolution("float16"),
     "several": models.several,
     "topk": models.topk,
-    "static": lambda: models.affine(batch=3),
+    "static": models.static,
+    "recurrent": models.recurrent,
 }
 
 
