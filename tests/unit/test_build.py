@@ -204,6 +204,11 @@ def test_the_key_tells_all_options_apart() -> None:
         BuildOptions(weight_streaming=True),
         BuildOptions(debug_tensors=("h",)),
         BuildOptions(detailed=True),
+        BuildOptions(outputs=("h",)),
+        BuildOptions(simplify=True),
+        BuildOptions(fp16=True),
+        BuildOptions(fp16_keep_io=False),
+        BuildOptions(keep_fp32=("Add",)),
     ]
     assert len({options.key() for options in changed}) == len(changed) == len(BuildOptions.__dataclass_fields__) + 1
 

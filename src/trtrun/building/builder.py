@@ -10,6 +10,7 @@ from typing import Any
 from .. import flavor as flavors
 from ..errors import BuildError, NoGpuError, OnnxError
 from ..tensor_spec import Shape, ShapeRange, to_shape
+from .graph import prepare
 from .onnx_check import check_model
 from .options import BuildOptions, Profile
 
@@ -49,6 +50,9 @@ def build_plan(
                 "Build there, or with TensorRT-RTX: pip install 'trtrun[rtx]'."
             )
     check_model(model)
+    changed, changes = prepare(model, options)
+    for change in changes:
+        _LOG.warning("%s: %s.", name, change)
     flavor.initialize_plugins(options.plugins)
     trt = flavor.module
     with flavor.logger.capture() as lines:
@@ -58,7 +62,7 @@ def build_plan(
             flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = builder.create_network(flags)
         parser = trt.OnnxParser(network, flavor.logger.handle)
-        if not _parse(parser, model):
+        if not _parse(parser, model if changed is None else changed):
             raise OnnxError(_describe(parser, name), log=lines)
         config = builder.create_builder_config()
         _configure(trt, config, network, options, name)

@@ -32,6 +32,11 @@ class BuildOptions:
     refittable: bool = False  # the engine takes new weights by name; see Engine.refit
     weight_streaming: bool = False  # weights may stay on the host; see Engine's weight_streaming_budget
     debug_tensors: tuple[str, ...] = ()  # tensors inside the network that can be read; see debug_tensors
+    outputs: tuple[str, ...] = ()  # tensors of the graph to be the engine's outputs instead of the model's
+    simplify: bool = False  # fold constants and redundant nodes first
+    fp16: bool = False  # convert the graph to fp16 first; networks are strongly typed, so the graph decides
+    fp16_keep_io: bool = True  # inputs and outputs stay fp32 then
+    keep_fp32: tuple[str, ...] = ()  # operators or node names that fp16 leaves alone, besides those that are sensitive
     detailed: bool = False  # keep layer details for trtrun inspect and trtrun profile (ProfilingVerbosity.DETAILED)
 
     def key(self) -> str:
@@ -52,6 +57,11 @@ class BuildOptions:
             "weight_streaming": self.weight_streaming,
             "debug_tensors": self.debug_tensors,
             "detailed": self.detailed,
+            "outputs": self.outputs,
+            "simplify": self.simplify,
+            "fp16": self.fp16,
+            "fp16_keep_io": self.fp16_keep_io,
+            "keep_fp32": self.keep_fp32,
         }
         return json.dumps(data, sort_keys=True)
 

@@ -45,6 +45,18 @@ def command(
     debug_tensor: Annotated[
         list[str] | None, typer.Option(help="Tensor inside the network that can be read later; several allowed.")
     ] = None,
+    output_tensor: Annotated[
+        list[str] | None,
+        typer.Option("--outputs", help="Tensor of the graph as an output instead; several allowed."),
+    ] = None,
+    simplify: Annotated[bool, typer.Option("--simplify", help="Fold constants and redundant nodes first.")] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Convert the graph to fp16 first, sensitive operators left in fp32.")
+    ] = False,
+    fp16_io: Annotated[bool, typer.Option("--fp16-io", help="With --fp16: inputs and outputs too.")] = False,
+    keep_fp32: Annotated[
+        list[str] | None, typer.Option(help="With --fp16: operator or node to leave in fp32; several allowed.")
+    ] = None,
     detailed: Annotated[
         bool, typer.Option("--detailed", help="Keep layer details for trtrun inspect and trtrun profile.")
     ] = False,
@@ -82,6 +94,11 @@ def command(
         refittable=refittable,
         weight_streaming=weight_streaming,
         debug_tensors=tuple(debug_tensor or ()),
+        outputs=tuple(output_tensor or ()),
+        simplify=simplify,
+        fp16=fp16,
+        fp16_keep_io=not fp16_io,
+        keep_fp32=tuple(keep_fp32 or ()),
         detailed=detailed,
     )
     console = Console(stderr=True)

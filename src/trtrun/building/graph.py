@@ -1,0 +1,175 @@
+"""Changes to an ONNX graph before TensorRT parses it, each one reported: outputs, tied dimensions, folding, fp16."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+
+from ..errors import BuildError, MissingPackageError, OnnxError
+from .options import BuildOptions
+
+_PROTOBUF_LIMIT = 2**31 - 1  # bytes of one ONNX message
+# Names that exporters give to a dimension they know nothing of. The builder would tie all of one name together.
+_NAMELESS = ("?", "None", "unk", "unknown", "dynamic", "-1")
+# Kept in fp32: sums and powers leave fp16's range, exponentials and logarithms its precision. onnxconverter-common's
+# own list comes on top: operators that fp16 does not exist for.
+_SENSITIVE = (
+    "CumSum",
+    "Exp",
+    "Log",
+    "LogSoftmax",
+    "Pow",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+)
+
+
+def prepare(model: str | os.PathLike[str] | bytes, options: BuildOptions) -> tuple[bytes | None, list[str]]:
+    """The model as bytes with the changes that ``options`` ask for, and one line for each; None where nothing changed.
+
+    Dimensions without a real name are given one each in any case.
+
+    Raises:
+        BuildError: an output that does not exist, or a graph that cannot be changed as asked.
+        OnnxError: the model with its external data is larger than one ONNX message can be.
+        MissingPackageError: the package that makes a change is not installed.
+    """
+    import onnx  # check_model has been here and says what to install
+
+    name = "this model" if isinstance(model, bytes) else os.fspath(model)
+    graph_only = (
+        onnx.load_model_from_string(model)
+        if isinstance(model, bytes)
+        else onnx.load(os.fspath(model), load_external_data=False)
+    )
+    changes = _untie(graph_only)
+    if not (changes or options.outputs or options.simplify or options.fp16):
+        return None, []
+    proto: Any = graph_only
+    if not isinstance(model, bytes):
+        onnx.external_data_helper.load_external_data_for_model(proto, os.path.dirname(os.path.abspath(model)))
+    if options.outputs:
+        proto = _choose_outputs(proto, options.outputs, name, changes)
+    if options.simplify:
+        proto = _simplify(proto, name, changes)
+    if options.fp16:
+        proto = _to_fp16(proto, options, name, changes)
+    if proto.ByteSize() > _PROTOBUF_LIMIT:
+        raise OnnxError(
+            f"{name} holds {proto.ByteSize():,} bytes with its external data, more than one ONNX message can: it can "
+            "be built as it is, but not changed first. Change it with the exporter, and build it without "
+            "outputs, simplify and fp16."
+        )
+    data: bytes = proto.SerializeToString()
+    return data, changes
+
+
+def _untie(proto: Any) -> list[str]:
+    changes = []
+    seen: Counter[str] = Counter()
+    for value in proto.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            old = dim.dim_param
+            if old in _NAMELESS:
+                seen[old] += 1
+                dim.dim_param = f"{value.name}_{axis}"
+    for old, count in seen.items():
+        if count > 1:
+            changes.append(f"{count} dimensions called {old!r} are no longer taken for one")
+    return changes
+
+
+def _choose_outputs(proto: Any, outputs: tuple[str, ...], name: str, changes: list[str]) -> Any:
+    import onnx
+    from onnx.utils import Extractor
+
+    known = {output for node in proto.graph.node for output in node.output if output}
+    unknown = [output for output in outputs if output not in known]
+    if unknown:
+        raise BuildError(f"{name} computes no {unknown}, so it cannot be an output. It has {sorted(known)[:50]}.")
+    before = len(proto.graph.node)
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value.name for value in proto.graph.input if value.name not in initializers]
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        typed = {value.name for value in (*inferred.graph.value_info, *inferred.graph.output)}
+        missing = [output for output in outputs if output not in typed]
+        if missing:
+            raise BuildError(f"the type of {missing} in {name} cannot be inferred, so it cannot be an output.")
+        chosen = Extractor(inferred).extract_model(inputs, list(outputs))
+    except BuildError:
+        raise
+    except Exception as error:  # onnx's errors share no base
+        raise BuildError(f"the outputs {list(outputs)} cannot be taken from {name}: {error}") from error
+    used = {name for node in chosen.graph.node for name in node.input}
+    for value in [value for value in chosen.graph.input if value.name not in used]:
+        chosen.graph.input.remove(value)
+    changes.append(f"outputs {', '.join(outputs)}: {len(chosen.graph.node)} of {before} nodes are needed for them")
+    return chosen
+
+
+def _simplify(proto: Any, name: str, changes: list[str]) -> Any:
+    try:
+        import onnxslim
+    except ImportError as error:
+        raise MissingPackageError(
+            f"simplifying needs onnxslim ({error}). Run: pip install 'trtrun[convert]'"
+        ) from error
+    before = Counter(node.op_type for node in proto.graph.node)
+    try:
+        slim = onnxslim.slim(proto)
+    except Exception as error:
+        raise BuildError(f"{name} cannot be simplified: {error}. Build it without simplify.") from error
+    after = Counter(node.op_type for node in slim.graph.node)
+    gone = ", ".join(f"{count} {op}" for op, count in sorted((before - after).items()))
+    changes.append(f"simplified: {before.total()} nodes to {after.total()}" + (f", without {gone}" if gone else ""))
+    return slim
+
+
+def _to_fp16(proto: Any, options: BuildOptions, name: str, changes: list[str]) -> Any:
+    try:
+        from onnxconverter_common import float16
+    except ImportError as error:
+        raise MissingPackageError(
+            f"fp16 needs onnxconverter-common ({error}). Run: pip install 'trtrun[convert]'"
+        ) from error
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    largest = 0.0
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            array = numpy_helper.to_array(tensor)
+            largest = max(largest, float(np.abs(array).max(initial=0)))
+    blocked = sorted({*float16.DEFAULT_OP_BLOCK_LIST, *_SENSITIVE, *options.keep_fp32})
+    names = {node.name for node in proto.graph.node}
+    operators = {node.op_type for node in proto.graph.node}
+    unknown = [kept for kept in options.keep_fp32 if kept not in names | operators]
+    if unknown:
+        raise BuildError(f"keep_fp32 names {unknown}; {name} has neither such operators nor nodes of that name.")
+    for index, node in enumerate(proto.graph.node):
+        node.name = node.name or f"node_{index}"  # the converter tells nodes apart by name
+    try:
+        converted = float16.convert_float_to_float16(
+            proto,
+            keep_io_types=options.fp16_keep_io,
+            op_block_list=blocked,
+            node_block_list=[kept for kept in options.keep_fp32 if kept in names],
+            min_positive_val=0.0,  # rounded like any other number, not up to 1e-7
+            max_finite_val=float(np.finfo(np.float16).max),
+        )
+    except Exception as error:  # it raises ValueError, and whatever its shape inference does
+        raise BuildError(f"{name} cannot be converted to fp16: {error}. Build it without fp16.") from error
+    del converted.graph.value_info[:]  # it leaves types of before
+    kept = Counter(node.op_type for node in converted.graph.node if node.op_type in blocked)
+    text = ", ".join(f"{count} {op}" for op, count in sorted(kept.items())) or "none"
+    changes.append(f"fp16; kept in fp32: {text}; inputs and outputs {'stay fp32' if options.fp16_keep_io else 'fp16'}")
+    if largest > np.finfo(np.float16).max:
+        changes.append(f"the largest weight, {largest:.3g}, is beyond fp16 and was cut to {np.finfo(np.float16).max}")
+    return converted

@@ -1,0 +1,114 @@
+"""Changes to the graph: ONNX Runtime runs the changed model as judge, and the real builder takes it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import trtrun
+from tests import models
+from trtrun.building.builder import build_plan
+from trtrun.building.graph import prepare
+from trtrun.building.options import BuildOptions
+from trtrun.onnx_runtime import OnnxRuntimeSession
+
+RNG = np.random.default_rng()
+
+
+def changed(model: bytes, **options: object) -> tuple[OnnxRuntimeSession, list[str], bytes]:
+    data, changes = prepare(model, BuildOptions(**options))
+    assert data is not None
+    return OnnxRuntimeSession(data), changes, data
+
+
+def test_nothing_to_change_leaves_the_model_alone() -> None:
+    assert prepare(models.affine(), BuildOptions()) == (None, [])
+
+
+@pytest.mark.parametrize("keep_io", [True, False])
+def test_fp16(keep_io: bool) -> None:
+    session, changes, data = changed(models.convolution(), fp16=True, fp16_keep_io=keep_io)
+    dtype = np.float32 if keep_io else np.float16
+    assert session.inputs["x"].dtype == dtype
+    assert session.outputs["y"].dtype == dtype
+    x = RNG.standard_normal((2, 3, 16, 16)).astype(dtype)
+    wanted = OnnxRuntimeSession(models.convolution())(x.astype(np.float32))
+    for name, array in session(x).items():
+        error = np.linalg.norm(array.astype(np.float64) - wanted[name]) / np.linalg.norm(wanted[name])
+        assert 0 < error < 5e-3  # 0 would mean that nothing was converted
+    assert "fp16; kept in fp32" in changes[0]
+    assert build_plan(data, BuildOptions(profiles=_profile("x", (1, 3, 8, 8), (4, 3, 64, 64))))
+
+
+def test_sensitive_operators_stay_in_fp32() -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"], name="squared"),
+        helper.make_node("ReduceSum", ["square"], ["total"], keepdims=1),
+        helper.make_node("Div", ["x", "total"], ["y"], name="scaled"),
+    ]
+    model = models._model(nodes, [models.value("x", [1, 4096])], [models.value("y", [1, 4096])], {})
+    x = np.full((1, 4096), 6, np.float32)  # the squares add up to 147,456, beyond fp16
+    session, changes, data = changed(model, fp16=True)
+    assert "1 ReduceSum" in changes[0]
+    assert np.isfinite(session(x)["y"]).all()
+    by_name = onnx.load_from_string(changed(model, fp16=True, keep_fp32=("squared", "Div"))[2])
+    assert sum(node.op_type == "Cast" for node in by_name.graph.node) < sum(
+        node.op_type == "Cast" for node in onnx.load_from_string(data).graph.node
+    )
+    with pytest.raises(trtrun.BuildError, match="Sqrt"):
+        prepare(model, BuildOptions(fp16=True, keep_fp32=("Sqrt",)))
+
+
+def test_other_outputs() -> None:
+    session, changes, data = changed(models.affine(), outputs=("h", "s"))
+    assert list(session.outputs) == ["h", "s"]
+    x = RNG.standard_normal((4, 12)).astype(np.float32)
+    np.testing.assert_allclose(np.maximum(session(x)["s"], 0), OnnxRuntimeSession(models.affine())(x)["y"], rtol=1e-5)
+    assert changes == ["outputs h, s: 2 of 3 nodes are needed for them"]
+    assert build_plan(data, BuildOptions(profiles=_profile("x", (1, 12), (8, 12))))
+    only = changed(models.several(), outputs=("scaled",))[0]
+    assert list(only.inputs) == ["images"]  # what nothing needs is no input any more
+    with pytest.raises(trtrun.BuildError, match=r"computes no \['nothing'\]"):
+        prepare(models.affine(), BuildOptions(outputs=("nothing",)))
+
+
+def test_simplified() -> None:
+    nodes = [
+        helper.make_node("Identity", ["x"], ["a"]),
+        helper.make_node("Add", ["one", "two"], ["three"]),
+        helper.make_node("Mul", ["a", "three"], ["y"]),
+    ]
+    weights = {"one": np.float32([1]), "two": np.float32([2])}
+    model = models._model(nodes, [models.value("x", [2, 4])], [models.value("y", [2, 4])], weights)
+    session, changes, data = changed(model, simplify=True)
+    x = RNG.standard_normal((2, 4)).astype(np.float32)
+    np.testing.assert_allclose(session(x)["y"], 3 * x, rtol=1e-6)
+    assert [node.op_type for node in onnx.load_from_string(data).graph.node] == ["Mul"]
+    assert "3 nodes to 1" in changes[0]
+
+
+def test_dimensions_without_a_name_are_not_one() -> None:
+    value = [models.value("a", ["?", 4]), models.value("b", ["?", 4])]
+    nodes = [helper.make_node("Relu", ["a"], ["x"]), helper.make_node("Relu", ["b"], ["y"])]
+    model = models._model(nodes, value, [models.value("x", ["?", 4]), models.value("y", ["?", 4])], {})
+    profile = _profile("a", (1, 4), (8, 4))[0] | _profile("b", (2, 4), (16, 4))[0]
+    assert build_plan(model, BuildOptions(profiles=(profile,)))  # tied, the builder finds the profile inconsistent
+    assert "2 dimensions called '?'" in prepare(model, BuildOptions())[1][0]
+
+
+def test_external_data_is_taken_along(tmp_path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(
+        onnx.load_from_string(models.affine(batch=3)), path, save_as_external_data=True, location="w", size_threshold=0
+    )
+    data, _ = prepare(path, BuildOptions(fp16=True))
+    x = RNG.standard_normal((3, 12)).astype(np.float32)
+    wanted = OnnxRuntimeSession(path)(x)["y"]
+    assert data is not None
+    np.testing.assert_allclose(OnnxRuntimeSession(data)(x)["y"], wanted, rtol=2e-2, atol=2e-2)
+
+
+def _profile(name: str, low: tuple[int, ...], high: tuple[int, ...]):
+    return ({name: trtrun.ShapeRange(low, low, high)},)
