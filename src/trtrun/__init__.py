@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .errors import (
         BuildError,
+        BundleError,
         ClosedError,
         DeviceError,
         DtypeError,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 # Public name -> module, and the name there when it differs.
 _HOMES: dict[str, str] = {
     "BuildError": "errors",
+    "BundleError": "errors",
     "BuildOptions": "building.options",
     "ClosedError": "errors",
     "Comparison": "comparison",
@@ -93,6 +95,7 @@ _HOMES: dict[str, str] = {
 __all__ = [
     "BuildError",
     "BuildOptions",
+    "BundleError",
     "ClosedError",
     "Comparison",
     "DeviceArray",

@@ -5,6 +5,7 @@
     ├── ModelFileError (OSError)               the path does not exist or cannot be read
     ├── PlanError (ValueError)                 the bytes are not a plan, or not all of one
     │   └── PlanMismatchError                  a plan of another flavour, version or GPU
+    ├── BundleError (ValueError)               a bundle is damaged, changed or wrongly signed
     ├── OnnxError (ValueError)                 the ONNX model cannot be read or parsed
     ├── BuildError                             the builder refused the network or the options
     │   └── VerificationError                  the engine was built and misses the tolerance
@@ -70,6 +71,10 @@ class PlanError(TrtrunError, ValueError):
 
 class PlanMismatchError(PlanError):
     """The plan was made by another flavour or version of TensorRT, or for another GPU."""
+
+
+class BundleError(TrtrunError, ValueError):
+    """A bundle is damaged, was changed, or was signed with another key."""
 
 
 class OnnxError(TrtrunError, ValueError):

@@ -46,6 +46,7 @@ class OnnxRuntimeSession(Runner):
         model: the path of an ONNX file (external data beside it is found), or the bytes of a model.
         input_shapes: replace the shapes that the file declares for these inputs, -1 where dynamic; as the build
             option of the same name does for an engine.
+        metadata: more than the file itself says, like a bundle's.
 
     Raises:
         MissingPackageError: onnxruntime is not installed.
@@ -54,7 +55,11 @@ class OnnxRuntimeSession(Runner):
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] | bytes, *, input_shapes: Mapping[str, Shape] | None = None
+        self,
+        model: str | os.PathLike[str] | bytes,
+        *,
+        input_shapes: Mapping[str, Shape] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -82,7 +87,7 @@ class OnnxRuntimeSession(Runner):
         self._backend = f"ONNX Runtime {onnxruntime.__version__} on the CPU (reference)"
         self._inputs = TensorSpecs(_spec(value) for value in self._session.get_inputs())
         self._outputs = TensorSpecs(_spec(value) for value in self._session.get_outputs())
-        self._metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        self._metadata = {**self._session.get_modelmeta().custom_metadata_map, **(metadata or {})}
         self._lock = threading.Lock()
         self._in_flight: _InFlight | None = None
         self._executor: ThreadPoolExecutor | None = None

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .plan import is_onnx_file
+from .bundle import is_bundle, open_bundle
+from .errors import BundleError, TrtrunError
+from .flavor import for_plan
+from .plan import is_onnx_file, read_model_file
 from .runner import Runner
 
 if TYPE_CHECKING:
@@ -27,15 +33,17 @@ def load(
     split_batches: bool = False,
     engine_host_code_allowed: bool = False,
     weight_streaming_budget: int | None = None,
+    trusted_key: str | os.PathLike[str] | None = None,
 ) -> Runner:
     """Load a model and return what runs it; close it, or use it in a ``with`` block.
 
     A plan (``.engine``, ``.plan``, ``.trt``; recognised by its bytes) becomes a :class:`~trtrun.session.Session` on
     the GPU. An ONNX file is built into an engine once, cached, and then loaded like one. On a machine without a GPU
     an ONNX file runs through ONNX Runtime on the CPU instead, and a warning says so; a plan cannot run there.
+    A bundle (:mod:`trtrun.bundle`) gives the first of its engines that fits, or else the ONNX model inside.
 
     Args:
-        model: the path of a plan or an ONNX file, or the bytes of a plan.
+        model: the path of a plan, an ONNX file or a bundle, or the bytes of a plan.
         device: ordinal of the GPU.
         plugins: paths of plugin libraries that the engine needs.
         build_options: how to build the engine when ``model`` is an ONNX file.
@@ -44,11 +52,12 @@ def load(
         split_batches: run a batch that is larger than the engine takes in parts; see
             :class:`~trtrun.splitting.SplitRunner`. Off, it raises ShapeError, which names the range.
         engine_host_code_allowed: let the plan run code on the host; see :class:`~trtrun.engine.Engine`.
+        trusted_key: an Ed25519 public key (PEM file) that a bundle must be signed with.
         weight_streaming_budget: bytes of weights that stay on the GPU; see :class:`~trtrun.engine.Engine`.
 
     Raises:
         ModelFileError, PlanError, OnnxError, BuildError, MissingPackageError, NoGpuError, OutOfMemoryError,
-        PluginError: what each is raised for stands in :mod:`trtrun.errors`.
+        PluginError, BundleError: what each is raised for stands in :mod:`trtrun.errors`.
     """
     plan_options = {
         "device": device,
@@ -57,7 +66,10 @@ def load(
         "weight_streaming_budget": weight_streaming_budget,
     }
     session_options = {"cuda_graph": cuda_graph, "profile": profile}
-    runner = _load(model, build_options, plan_options, session_options)
+    if not isinstance(model, (bytes, bytearray, memoryview)) and is_bundle(model):
+        runner = _load_bundle(model, trusted_key, build_options, plan_options, session_options)
+    else:
+        runner = _load(model, build_options, plan_options, session_options)
     if not split_batches:
         return runner
     from .splitting import SplitRunner
@@ -94,8 +106,63 @@ def _load(
     return _load_plan(plan, plan_options, session_options, name=os.fspath(path))
 
 
+def _load_bundle(
+    path: str | os.PathLike[str],
+    trusted_key: str | os.PathLike[str] | None,
+    build_options: BuildOptions | None,
+    plan_options: dict[str, Any],
+    session_options: dict[str, Any],
+) -> Runner:
+    from .cuda.device import Device, gpu_count, why_no_gpu
+
+    bundle = open_bundle(path)
+    if trusted_key is not None:
+        bundle.check_signature(read_model_file(trusted_key))
+    reasons: list[str] = []
+    if gpu_count():
+        capability = ".".join(map(str, Device(plan_options["device"]).compute_capability))
+        # An engine for just this GPU before those that run on many.
+        for engine in sorted(bundle.engines, key=lambda engine: engine.compute_capability is None):
+            if engine.compute_capability not in (None, capability):
+                reasons.append(f"{engine.file} is for compute capability {engine.compute_capability}")
+                continue
+            try:
+                for_plan(engine.plan)
+            except TrtrunError as error:
+                reasons.append(f"{engine.file}: {error.message}")
+                continue
+            name = f"{os.fspath(path)}:{engine.file}"
+            return _load_plan(bundle.read(engine), plan_options, session_options, name, bundle.metadata)
+    else:
+        reasons.append(why_no_gpu())
+    if bundle.onnx is None:
+        raise BundleError(
+            f"no engine of {os.fspath(path)} can run here, and it holds no ONNX model to build one from: "
+            f"{'; '.join(reasons)}."
+        )
+    model = bundle.read(bundle.onnx)
+    _LOG.warning("%s: its ONNX model is used, because no engine fits: %s.", os.fspath(path), "; ".join(reasons))
+    if not gpu_count():
+        from .onnx_runtime import OnnxRuntimeSession
+
+        input_shapes = build_options.input_shapes if build_options else None
+        return OnnxRuntimeSession(model, input_shapes=input_shapes, metadata=bundle.metadata)
+    from .building.cache import cached_plan
+    from .building.options import BuildOptions
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "model.onnx")
+        Path(file).write_bytes(model)
+        _, plan = cached_plan(file, build_options or BuildOptions())
+    return _load_plan(plan, plan_options, session_options, f"{os.fspath(path)}:{bundle.onnx.file}", bundle.metadata)
+
+
 def _load_plan(
-    source: Any, plan_options: dict[str, Any], session_options: dict[str, Any], name: str | None = None
+    source: Any,
+    plan_options: dict[str, Any],
+    session_options: dict[str, Any],
+    name: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Runner:
     from .engine import Engine
     from .session import Session
@@ -103,6 +170,8 @@ def _load_plan(
     engine = Engine(source, **plan_options)
     engine.auto_close = True
     engine.name = name or engine.name
+    if metadata:
+        engine.plan = replace(engine.plan, metadata={**engine.plan.metadata, **metadata})
     try:
         return Session(engine, **session_options)
     except BaseException:

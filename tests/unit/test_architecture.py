@@ -24,6 +24,7 @@ LAYERS = [
     ["route", "session", "state", "debug_tensors", "onnx_runtime"],
     ["pipeline"],
     ["splitting"],
+    ["bundle"],
     ["predictor", "inspection"],
     ["vision", "benchmark", "comparison"],
     ["demo"],

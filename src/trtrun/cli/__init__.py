@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TrtrunError
-from . import bench, build, cache, compare, demo, inspect, profile, run
+from . import bench, build, bundle, cache, compare, demo, inspect, profile, run
 
 app = typer.Typer(
     name="trtrun",
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("bench")(bench.command)
 app.command("build")(build.command)
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(cache.app, name="cache")
 app.command("compare")(compare.command)
 app.command("demo")(demo.command)

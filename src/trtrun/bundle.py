@@ -1,0 +1,295 @@
+"""Bundles: engines for several GPUs and flavours, what belongs to them, and the ONNX model they came from, in one file.
+
+A bundle is a ZIP archive whose members are stored uncompressed. ``manifest.json`` comes first: metadata (labels,
+preprocessing, task), licence, accuracy, and for every other member its size and SHA-256. ``manifest.sig`` is an
+Ed25519 signature of the manifest's bytes where the bundle was signed. Every member is checked against the manifest
+before anything reads it. The hashes alone find damage; only a signature, checked against a key that came another way,
+finds an author who is not the expected one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .building.cache import write_atomic
+from .errors import BundleError, MissingPackageError
+from .plan import PlanInfo, identify, map_model_file, model_file_error, read_model_file
+
+FORMAT = "trtrun bundle 1"
+_MANIFEST, _SIGNATURE = "manifest.json", "manifest.sig"
+_MANIFEST_LIMIT = 16 << 20  # bytes; a larger one is not a manifest
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside a bundle."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EngineMember(Member):
+    """An engine inside a bundle, with what its bytes say and the one GPU it was built for, if it is not portable."""
+
+    family: str
+    version: str
+    compute_capability: str | None = None  # like "9.0"; None runs wherever its flavour does
+
+    @property
+    def plan(self) -> PlanInfo:
+        numbers = tuple(map(int, self.version.split("."))) if self.version != "unknown" else None
+        return PlanInfo(self.family, numbers, self.bytes)  # type: ignore[arg-type]  # as identify() wrote them
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; its manifest is read, its members are not.
+
+    Attributes:
+        path: the file.
+        name: the model's name.
+        metadata: what tasks and servers need: ``names``, ``task``, ``preprocess``, whatever the author put there.
+        licence, source, accuracy: for people; ``source`` names what the engines were built from.
+        engines: in the order in which the author prefers them.
+        onnx: the model to rebuild from; None without.
+        signature: the Ed25519 signature of the manifest; None if the bundle was not signed.
+    """
+
+    path: Path
+    name: str
+    engines: tuple[EngineMember, ...]
+    onnx: Member | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    licence: str | None = None
+    source: str | None = None
+    accuracy: Mapping[str, Any] | None = None
+    created: str | None = None
+    signature: bytes | None = None
+    _manifest: bytes = b""
+
+    def read(self, member: Member) -> bytes:
+        """The bytes of a member, checked. Raises BundleError when one of them has changed."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                info = archive.getinfo(member.file)
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size != member.bytes:
+                    raise BundleError(
+                        f"{self.path}: {member.file} has {info.file_size:,} bytes, the manifest says {member.bytes:,}. "
+                        "The bundle is damaged or was changed; get it again."
+                    )
+                data = archive.read(info)
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise BundleError(
+                f"{self.path}: {member.file} cannot be read ({error}). The bundle is damaged; get it again."
+            ) from error
+        if hashlib.sha256(data).hexdigest() != member.sha256:
+            raise BundleError(
+                f"{self.path}: {member.file} is not what the manifest says (SHA-256 differs). The bundle is damaged or "
+                "was changed; get it again."
+            )
+        return data
+
+    def check_signature(self, public_key: bytes) -> None:
+        """Raise BundleError unless the manifest was signed with the key of this PEM."""
+        if self.signature is None:
+            raise BundleError(
+                f"{self.path} is not signed, and a key to check it with was given. Sign it, or drop the key."
+            )
+        _, serialization, invalid = _cryptography()
+        try:
+            serialization.load_pem_public_key(public_key).verify(self.signature, self._manifest)
+        except invalid as error:
+            raise BundleError(f"{self.path} was signed with another key, or changed since. Do not use it.") from error
+        except (ValueError, AttributeError, TypeError) as error:
+            raise BundleError(
+                f"the key to check {self.path} with is not an Ed25519 public key in PEM: {error}"
+            ) from error
+
+    def check(self) -> None:
+        """Read and check every member. Raises BundleError."""
+        for member in (*self.engines, *([self.onnx] if self.onnx else [])):
+            self.read(member)
+
+    def as_json(self) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads(self._manifest)
+        return {"file": os.fspath(self.path), **manifest, "signed": self.signature is not None}
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """True for a ZIP archive that begins with a manifest. Raises ModelFileError."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(30 + len(_MANIFEST))
+    except OSError as error:
+        raise model_file_error(path, error) from error
+    return head[:4] == b"PK\x03\x04" and head[30:] == _MANIFEST.encode()
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle's manifest. Raises ModelFileError, and BundleError where it is not one or is damaged."""
+    if not is_bundle(path):
+        raise BundleError(f"{os.fspath(path)} is not a bundle. Make one: trtrun bundle create.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo(_MANIFEST).file_size > _MANIFEST_LIMIT:
+                raise BundleError(f"{os.fspath(path)}: the manifest is larger than {_MANIFEST_LIMIT:,} bytes.")
+            text = archive.read(_MANIFEST)
+            signature = archive.read(_SIGNATURE) if _SIGNATURE in archive.namelist() else None
+        manifest = json.loads(text)
+        if manifest.get("format") != FORMAT:
+            raise BundleError(
+                f"{os.fspath(path)} has the format {manifest.get('format')!r}, this trtrun reads {FORMAT!r}. Update it."
+            )
+        return Bundle(
+            Path(path),
+            str(manifest["name"]),
+            tuple(EngineMember(**engine) for engine in manifest["engines"]),
+            Member(**manifest["onnx"]) if manifest.get("onnx") else None,
+            dict(manifest.get("metadata") or {}),
+            manifest.get("licence"),
+            manifest.get("source"),
+            manifest.get("accuracy"),
+            manifest.get("created"),
+            signature,
+            text,
+        )
+    except BundleError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+        raise BundleError(
+            f"{os.fspath(path)} is a damaged bundle ({type(error).__name__}: {error}); get it again."
+        ) from error
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    *,
+    engines: Sequence[str | os.PathLike[str] | tuple[str | os.PathLike[str], str | None]] = (),
+    onnx: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    accuracy: Mapping[str, Any] | None = None,
+    private_key: bytes | None = None,
+) -> Bundle:
+    """Write a bundle, atomically.
+
+    Args:
+        engines: plans, best first; with a compute capability like ``"9.0"`` where one runs on that alone. Exporter
+            metadata in front of a plan (Ultralytics) joins ``metadata``.
+        onnx: the model that engines are rebuilt from where none fits. Its external data must be inside it.
+        name: of the model; the name of the file unless given.
+        metadata: JSON that ``runner.metadata`` shows: ``names``, ``task``, ``preprocess``.
+        accuracy: a report like that of :func:`trtrun.compare`.
+        private_key: an Ed25519 private key in PEM to sign with.
+
+    Raises:
+        BundleError: neither an engine nor a model, or metadata that is no JSON. ModelFileError, PlanError: an engine
+            that is none. MissingPackageError: signing needs cryptography.
+    """
+    if not engines and onnx is None:
+        raise BundleError("a bundle needs an engine or an ONNX model.")
+    facts: dict[str, Any] = {}
+    files: list[tuple[str, bytes]] = []
+    members: list[EngineMember] = []
+    for index, entry in enumerate(engines):
+        source, capability = entry if isinstance(entry, tuple) else (entry, None)
+        data = map_model_file(source)
+        plan = identify(data, source=os.fspath(source))
+        facts.update(plan.metadata)
+        body = bytes(data[plan.offset :])
+        file = f"engines/{index}-{plan.family}-{plan.version_text}.engine"
+        digest = hashlib.sha256(body).hexdigest()
+        members.append(EngineMember(file, len(body), digest, plan.family, plan.version_text, capability))
+        files.append((file, body))
+    model = None
+    if onnx is not None:
+        body = _whole_model(onnx)
+        model = Member("model.onnx", len(body), hashlib.sha256(body).hexdigest())
+        files.append((model.file, body))
+    first = onnx if onnx is not None else engines[0][0] if isinstance(engines[0], tuple) else engines[0]
+    manifest = {
+        "format": FORMAT,
+        "name": name or Path(path).stem,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "source": Path(first).name,
+        "licence": licence,
+        "metadata": {**facts, **(metadata or {})},
+        "accuracy": accuracy,
+        "engines": [member.__dict__ for member in members],
+        "onnx": model.__dict__ if model else None,
+    }
+    try:
+        text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"the metadata of {os.fspath(path)} is no JSON: {error}") from error
+    if private_key is not None:
+        files.insert(0, (_SIGNATURE, _sign(private_key, text)))
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w", zipfile.ZIP_STORED) as archive:
+        for file, body in [(_MANIFEST, text), *files]:
+            # A fixed date, so that equal contents make equal files.
+            archive.writestr(zipfile.ZipInfo(file, (1980, 1, 1, 0, 0, 0)), body)
+    write_atomic(Path(path), memory.getvalue())
+    return open_bundle(path)
+
+
+def with_ultralytics_header(plan: bytes, metadata: Mapping[str, Any]) -> bytes:
+    """A plan with exporter metadata in front, as Ultralytics writes and reads it."""
+    text = json.dumps(metadata).encode()
+    return len(text).to_bytes(4, "little") + text + plan
+
+
+def new_keys() -> tuple[bytes, bytes]:
+    """A new Ed25519 private key and its public key, both PEM; the private one is not encrypted."""
+    ed25519, serialization, _ = _cryptography()
+    private = ed25519.Ed25519PrivateKey.generate()
+    pem = serialization.Encoding.PEM
+    return (
+        private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+        private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo),
+    )
+
+
+def _sign(private_key: bytes, text: bytes) -> bytes:
+    _, serialization, _ = _cryptography()
+    try:
+        signature: bytes = serialization.load_pem_private_key(private_key, password=None).sign(text)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BundleError(f"the key to sign with is not an unencrypted Ed25519 private key in PEM: {error}") from error
+    return signature
+
+
+def _whole_model(path: str | os.PathLike[str]) -> bytes:
+    """An ONNX model with its external data inside."""
+    from .building.onnx_check import check_model
+
+    if not check_model(path):
+        return read_model_file(path)
+    import onnx
+
+    data: bytes = onnx.load(os.fspath(path)).SerializeToString()
+    return data
+
+
+def _cryptography() -> tuple[Any, Any, Any]:
+    try:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as error:
+        raise MissingPackageError(
+            f"signing bundles needs cryptography ({error}). Run: pip install 'trtrun[sign]'"
+        ) from error
+    return ed25519, serialization, InvalidSignature

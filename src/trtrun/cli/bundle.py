@@ -1,0 +1,136 @@
+"""``trtrun bundle``: engines, their model and what belongs to them in one file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Engines, their model and what belongs to them in one file.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    output: Annotated[Path, typer.Argument(help="The bundle to write, like detector.bundle.")],
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="An engine; FILE@9.0 where it runs on that compute capability alone. Best first."),
+    ] = None,
+    onnx: Annotated[Path | None, typer.Option(help="The model that engines are rebuilt from where none fits.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; the file's unless given.")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="JSON file: names, task, preprocess, …")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Text file with a label per line, as metadata 'names'.")] = None,
+    task: Annotated[str | None, typer.Option(help="Metadata 'task': detect, classify, segment, …")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the model, like MIT.")] = None,
+    accuracy: Annotated[Path | None, typer.Option(help="JSON file, like that of trtrun compare --json.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Ed25519 private key (PEM) to sign with.")] = None,
+) -> None:
+    """Write a bundle."""
+    from ..bundle import write_bundle
+
+    facts: dict[str, Any] = _json(metadata) if metadata else {}
+    if labels:
+        facts["names"] = {str(i): line for i, line in enumerate(labels.read_text(encoding="utf-8").splitlines())}
+    if task:
+        facts["task"] = task
+    engines = []
+    for text in engine or ():
+        file, _, capability = text.rpartition("@") if "@" in text and not Path(text).exists() else (text, "", "")
+        engines.append((file, capability or None))
+    bundle = write_bundle(
+        output,
+        engines=engines,
+        onnx=onnx,
+        name=name,
+        metadata=facts,
+        licence=licence,
+        accuracy=_json(accuracy) if accuracy else None,
+        private_key=key.read_bytes() if key else None,
+    )
+    _print(bundle)
+
+
+@app.command()
+def show(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is in a bundle."""
+    from ..bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    if as_json:
+        typer.echo(json.dumps(opened.as_json(), indent=2, ensure_ascii=False))
+    else:
+        _print(opened)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    key: Annotated[Path | None, typer.Option(help="Ed25519 public key (PEM) that it must be signed with.")] = None,
+) -> None:
+    """Check every byte of a bundle, and with a key who signed it."""
+    from ..bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    if key:
+        opened.check_signature(key.read_bytes())
+    opened.check()
+    typer.echo(f"{bundle}: intact" + (", signed with this key" if key else ""))
+
+
+@app.command()
+def keygen(
+    private: Annotated[Path, typer.Argument(help="Where to write the private key.")],
+    public: Annotated[Path, typer.Argument(help="Where to write the public key.")],
+) -> None:
+    """Make a pair of Ed25519 keys to sign bundles with."""
+    import os
+
+    from ..bundle import new_keys
+
+    secret, known = new_keys()
+    with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secret)
+    public.write_bytes(known)
+    typer.echo(f"wrote {private} (keep it secret) and {public}")
+
+
+def _json(path: Path) -> Any:
+    from ..errors import BundleError
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is no JSON: {error}") from error
+
+
+def _print(bundle: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    facts.add_column(style="bold")
+    for title, value in (
+        ("file", str(bundle.path)),
+        ("name", bundle.name),
+        ("source", bundle.source or "unknown"),
+        ("licence", bundle.licence or "not said"),
+        ("created", bundle.created or "unknown"),
+        ("signed", "yes" if bundle.signature else "no"),
+        ("metadata", ", ".join(bundle.metadata) or "none"),
+        ("accuracy", "reported" if bundle.accuracy else "not said"),
+    ):
+        facts.add_row(title, value)
+    console.print(facts)
+    table = Table("member", "built by", "runs on", "bytes")
+    for engine in bundle.engines:
+        where = f"compute capability {engine.compute_capability}" if engine.compute_capability else "any that it knows"
+        table.add_row(engine.file, f"{engine.family} {engine.version}", where, f"{engine.bytes:,}")
+    if bundle.onnx:
+        table.add_row(bundle.onnx.file, "", "rebuilt from where no engine fits", f"{bundle.onnx.bytes:,}")
+    console.print(table)

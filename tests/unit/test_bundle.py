@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import trtrun
+from tests import models
+from trtrun.building.builder import build_plan
+from trtrun.bundle import new_keys, open_bundle, with_ultralytics_header, write_bundle
+from trtrun.cli import app
+from trtrun.cuda.device import gpu_count
+from trtrun.plan import identify
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    path = tmp_path / "m.engine"
+    path.write_bytes(with_ultralytics_header(build_plan(models.static()), {"stride": 32}))
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(models.static())
+    return path
+
+
+def test_there_and_back(engine: Path, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.bundle"
+    written = write_bundle(
+        path, engines=[engine, (engine, "9.0")], onnx=model, metadata={"names": {"0": "猫"}}, licence="MIT"
+    )
+    bundle = open_bundle(path)
+    assert bundle == written
+    assert bundle.metadata == {"stride": 32, "names": {"0": "猫"}}
+    assert [e.compute_capability for e in bundle.engines] == [None, "9.0"]
+    assert bundle.engines[0].family == "tensorrt_rtx"
+    plan = bundle.read(bundle.engines[0])
+    assert plan == engine.read_bytes()[identify(engine.read_bytes()).offset :]
+    assert bundle.onnx is not None
+    assert bundle.read(bundle.onnx) == model.read_bytes()
+    bundle.check()
+
+
+@pytest.mark.skipif(gpu_count() > 0, reason="a GPU would run the engine")
+def test_load_runs_the_model_inside_where_no_engine_can(
+    engine: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "m.bundle"
+    write_bundle(path, engines=[engine], onnx=model, metadata={"task": "classify"})
+    x = np.ones((3, 12), np.float32)
+    with trtrun.load(path) as runner:
+        assert runner.metadata["task"] == "classify"
+        np.testing.assert_array_equal(runner(x)["y"], trtrun.OnnxRuntimeSession(model)(x)["y"])
+    assert "its ONNX model is used, because no engine fits" in caplog.text
+    write_bundle(path, engines=[engine])
+    with pytest.raises(trtrun.BundleError, match="holds no ONNX model"):
+        trtrun.load(path)
+
+
+def test_every_changed_byte_is_noticed(engine: Path, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.bundle"
+    write_bundle(path, engines=[engine], onnx=model)
+    data = path.read_bytes()
+    rng = np.random.default_rng(5)
+    missed = []
+    for position in rng.integers(0, len(data), 300):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        try:
+            open_bundle(path).check()
+        except trtrun.BundleError:
+            continue
+        missed.append(int(position))
+    # What is left are bytes of the archive's own records that say nothing of the contents: dates, attributes.
+    path.write_bytes(data)
+    with zipfile.ZipFile(path) as archive:
+        spans = [(i.header_offset + 30 + len(i.filename), i.file_size) for i in archive.infolist()]
+    assert not [p for p in missed for start, size in spans if start <= p < start + size]
+    for end in (0, 10, 200, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:end])
+        with pytest.raises(trtrun.BundleError):
+            open_bundle(path).check()
+
+
+def test_signatures(engine: Path, tmp_path: Path) -> None:
+    path, key, other = tmp_path / "m.bundle", new_keys(), new_keys()
+    write_bundle(path, engines=[engine], private_key=key[0])
+    bundle = open_bundle(path)
+    bundle.check_signature(key[1])
+    with pytest.raises(trtrun.BundleError, match="signed with another key"):
+        bundle.check_signature(other[1])
+    with pytest.raises(trtrun.BundleError, match="not an Ed25519 public key"):
+        bundle.check_signature(b"no key")
+    # Somebody who changes the manifest, hashes and all, cannot sign it.
+    with zipfile.ZipFile(path) as archive:
+        contents = {i.filename: archive.read(i) for i in archive.infolist()}
+    manifest = json.loads(contents["manifest.json"])
+    manifest["name"] = "other"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, body in {**contents, "manifest.json": json.dumps(manifest)}.items():
+            archive.writestr(name, body)
+    changed = open_bundle(path)
+    changed.check()
+    with pytest.raises(trtrun.BundleError, match="signed with another key"):
+        changed.check_signature(key[1])
+    public = tmp_path / "key.pem"
+    public.write_bytes(key[1])
+    with pytest.raises(trtrun.BundleError, match="signed with another key"):
+        trtrun.load(path, trusted_key=public)
+    with pytest.raises(trtrun.BundleError, match="Ed25519 private key"):
+        write_bundle(path, engines=[engine], private_key=b"no key")
+    write_bundle(path, engines=[engine])
+    with pytest.raises(trtrun.BundleError, match="not signed"):
+        open_bundle(path).check_signature(key[1])
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (b"[]", "damaged"),
+        (b"{}", "has the format None"),
+        (b'{"format": "trtrun bundle 9"}', "'trtrun bundle 9'"),
+        (b'{"format": "trtrun bundle 1"}', "damaged"),
+        (b'{"format": "trtrun bundle 1", "name": "x", "engines": [{"file": 1}]}', "damaged"),
+        (b"{" * 100_000, "damaged"),
+        (b"\xff", "damaged"),
+    ],
+)
+def test_manifests_that_make_no_sense(manifest: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.bundle"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("manifest.json", manifest)
+    with pytest.raises(trtrun.BundleError, match=said):
+        trtrun.load(path)
+
+
+def test_members_that_are_compressed_or_missing_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.bundle"
+    entry = {"file": "big", "bytes": 1 << 30, "sha256": "0" * 64, "family": "tensorrt_rtx", "version": "1.6.1.120"}
+    manifest = {"format": "trtrun bundle 1", "name": "x", "engines": [entry]}
+    for write in (lambda archive: archive.writestr("big", bytes(1 << 20)), lambda archive: None):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("manifest.json", json.dumps(manifest))
+            write(archive)
+        with pytest.raises(trtrun.BundleError):
+            open_bundle(path).check()
+
+
+def test_what_cannot_be_bundled(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(trtrun.BundleError, match="needs an engine"):
+        write_bundle(tmp_path / "m.bundle")
+    with pytest.raises(trtrun.PlanError):
+        write_bundle(tmp_path / "m.bundle", engines=[model])
+    with pytest.raises(trtrun.BundleError, match="no JSON"):
+        write_bundle(tmp_path / "m.bundle", onnx=model, metadata={"mean": np.float32(1)})
+    with pytest.raises(trtrun.ModelFileError):
+        trtrun.load(tmp_path / "missing.bundle")
+    assert not list(tmp_path.glob("*.bundle"))
+
+
+def test_the_commands(engine: Path, model: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    bundle, labels = str(tmp_path / "m.bundle"), tmp_path / "labels.txt"
+    labels.write_text("cat\ndog\n")
+    private, public = str(tmp_path / "private.pem"), str(tmp_path / "public.pem")
+    assert run(app, ["bundle", "keygen", private, public]).exit_code == 0
+    assert Path(private).stat().st_mode & 0o77 == 0
+    options = f"--engine {engine}@9.0 --onnx {model} --labels {labels} --task classify --licence MIT --key {private}"
+    done = run(app, ["bundle", "create", bundle, *options.split()])
+    assert done.exit_code == 0, done.output
+    shown = json.loads(run(app, ["bundle", "show", bundle, "--json"]).output)
+    assert shown["metadata"] == {"stride": 32, "names": {"0": "cat", "1": "dog"}, "task": "classify"}
+    assert shown["signed"]
+    assert shown["engines"][0]["compute_capability"] == "9.0"
+    assert "signed with this key" in run(app, ["bundle", "verify", bundle, "--key", public]).output
+    assert isinstance(run(app, ["bundle", "verify", str(model)]).exception, trtrun.BundleError)
