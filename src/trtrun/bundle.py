@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .building.cache import write_atomic
+from .building.files import write_atomic
 from .errors import BundleError, MissingPackageError
 from .plan import PlanInfo, identify, map_model_file, model_file_error, read_model_file
 

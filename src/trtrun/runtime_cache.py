@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .building.cache import cache_dir, keep_within_limit, write_atomic
+from .building.cache import cache_dir, keep_within_limit
+from .building.files import write_atomic
 from .cuda.device import Device
 from .flavor import Flavor
 

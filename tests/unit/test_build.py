@@ -204,6 +204,9 @@ def test_the_key_tells_all_options_apart() -> None:
         BuildOptions(weight_streaming=True),
         BuildOptions(debug_tensors=("h",)),
         BuildOptions(detailed=True),
+        BuildOptions(version_compatible=True),
+        BuildOptions(hardware_compatible="ampere_plus"),
+        BuildOptions(timing_cache="t"),
         BuildOptions(outputs=("h",)),
         BuildOptions(simplify=True),
         BuildOptions(fp16=True),
@@ -216,3 +219,16 @@ def test_the_key_tells_all_options_apart() -> None:
 def test_portable_engines_are_the_same_for_the_same_input() -> None:
     a, b = (np.frombuffer(build_plan(models.affine(batch=2)), np.uint8) for _ in range(2))
     assert a.size == b.size
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BuildOptions(version_compatible=True),
+        BuildOptions(hardware_compatible="ampere_plus"),
+        BuildOptions(timing_cache="timings"),
+    ],
+)
+def test_what_only_full_tensorrt_has_is_refused_by_rtx(options: BuildOptions) -> None:
+    with pytest.raises(trtrun.BuildError, match=r"TensorRT-RTX .* does not have this"):
+        build_plan(models.static(), options)

@@ -80,3 +80,21 @@ def test_errors_are_one_message_and_exit_code_1(
 
 def test_bad_usage_is_exit_code_2() -> None:
     assert cli.invoke(app, ["build"]).exit_code == 2
+
+
+def test_build_options_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.onnx").write_bytes(models.affine())
+    Path("trtrun.toml").write_text('[build]\nshape = ["x=1x12:2x12:7x12"]\noutput = "from_file.engine"\nfp16 = true\n')
+    assert CliRunner().invoke(app, ["build", "m.onnx"]).exit_code == 0
+    plain = Path("from_file.engine").stat().st_size
+    other = tmp_path / "other.toml"
+    other.write_text('[build]\nshape = ["x=1x12:2x12:7x12"]\noptimization-level = 0\n')
+    done = CliRunner().invoke(app, ["build", "m.onnx", "--config", str(other), "-o", "given.engine"])
+    assert done.exit_code == 0, done.output
+    assert Path("given.engine").stat().st_size != plain  # not fp16: the other file was read, and only that
+    for text, said in (("[build]\nshapes = 1\n", "does not know"), ("[build\n", "cannot be read")):
+        other.write_text(text)
+        failed = CliRunner().invoke(app, ["build", "m.onnx", "--config", str(other)])
+        assert isinstance(failed.exception, trtrun.BuildError)
+        assert said in str(failed.exception)

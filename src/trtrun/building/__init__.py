@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ..errors import BuildError
 from .builder import Progress, build_plan
-from .cache import write_atomic
+from .files import write_atomic
 from .options import BuildOptions
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["BuildOptions", "build", "build_plan"]
 
 
 def build(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | bytes | torch.nn.Module,
     output: str | os.PathLike[str] | None = None,
     *,
     options: BuildOptions | None = None,
     progress: Progress | None = None,
     check: Callable[[bytes], None] | None = None,
+    example_inputs: Sequence[Any] | None = None,
 ) -> Path:
-    """Build an ONNX file into an engine file, by default beside it with the suffix ``.engine``; returns its path.
+    """Build a model into an engine file and return its path.
+
+    Args:
+        model: an ONNX file, its bytes, or a ``torch.nn.Module``, which is exported with torch's exporter first.
+        output: the file to write; beside an ONNX file, with the suffix ``.engine``, unless given.
+        options: see :class:`BuildOptions`.
+        progress: called with the builder's phase, the steps done in it and its steps in all.
+        check: is given the engine before it is written, and may raise.
+        example_inputs: for a torch module: one tensor per argument of ``forward``, its batch larger than 1.
 
     The file is written atomically, and not at all when ``check``, which is given the engine first, raises; see
     :func:`trtrun.comparison.build_verified`. Raises what :func:`trtrun.building.builder.build_plan` raises.
     """
-    path = Path(output) if output is not None else Path(model).with_suffix(".engine")
+    if not isinstance(model, (str, os.PathLike, bytes)):
+        if example_inputs is None:
+            raise BuildError(
+                f"to build a {type(model).__name__}, give example_inputs: a tensor per argument of forward."
+            )
+        from .torch_export import export_module
+
+        model = export_module(model, example_inputs)
+    if output is None and isinstance(model, bytes):
+        raise BuildError("a model that is not a file needs the path of the engine: build(model, 'model.engine').")
+    path = Path(output) if output is not None else Path(os.fspath(model)).with_suffix(".engine")  # type: ignore[arg-type]
     plan = build_plan(model, options, progress=progress)
     if check is not None:
         check(plan)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .. import flavor as flavors
 from ..errors import BuildError, NoGpuError, OnnxError
 from ..tensor_spec import Shape, ShapeRange, to_shape
+from .files import write_atomic
 from .graph import prepare
 from .onnx_check import check_model
 from .options import BuildOptions, Profile
@@ -66,12 +68,15 @@ def build_plan(
             raise OnnxError(_describe(parser, name), log=lines)
         config = builder.create_builder_config()
         _configure(trt, config, network, options, name)
+        timings = _full_flavor_only(flavor, config, options)
         profiles = _profiles(network, options, name)
         for profile in (*_specialized(profiles, options, name), *profiles):
             _add_profile(builder, config, network, profile, name)
         if progress is not None and flavor.capabilities.has_progress_monitor:
             config.progress_monitor = _monitor(trt, progress)
         plan = builder.build_serialized_network(network, config)
+    if plan is not None and timings is not None:
+        _keep_timings(config, timings)
     if plan is None:
         if progress is not None and getattr(config.progress_monitor, "interrupted", False):
             raise KeyboardInterrupt
@@ -130,6 +135,42 @@ def _configure(trt: Any, config: Any, network: Any, options: BuildOptions, name:
                 )
                 raise BuildError(f"unknown compute capability {text!r}; this builder knows {known}.")
             config.set_compute_capability(capability, index)
+
+
+def _full_flavor_only(flavor: flavors.Flavor, config: Any, options: BuildOptions) -> Path | None:
+    """Set what only full TensorRT has; returns the file of the timing cache, if one is wanted."""
+    asked = {
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
+        "timing_cache": options.timing_cache,
+    }
+    wanted = [option for option, value in asked.items() if value]
+    if not wanted:
+        return None
+    if flavor.capabilities.name != "tensorrt":
+        raise BuildError(
+            f"{', '.join(wanted)}: {flavor.title} does not have this. Its plans run on the version that built them, on "
+            "every GPU that it knows unless compute_capabilities says otherwise, and it times no kernels. Build with "
+            'flavor="tensorrt", or without.'
+        )
+    trt = flavor.module
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        levels = trt.HardwareCompatibilityLevel.__members__
+        level = levels.get(options.hardware_compatible.upper())
+        if level is None:
+            raise BuildError(f"hardware_compatible={options.hardware_compatible!r}: choose of {sorted(levels)}.")
+        config.hardware_compatibility_level = level
+    if options.timing_cache is None:
+        return None
+    path = Path(options.timing_cache)
+    config.set_timing_cache(config.create_timing_cache(path.read_bytes() if path.exists() else b""), False)
+    return path
+
+
+def _keep_timings(config: Any, path: Path) -> None:
+    write_atomic(path, bytes(config.get_timing_cache().serialize()))
 
 
 def _mark_debug(network: Any, wanted: tuple[str, ...], name: str) -> None:

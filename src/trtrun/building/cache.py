@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from .. import flavor as flavors
 from ..errors import BuildError
 from ..plan import read_model_file
 from .builder import Progress, build_plan
+from .files import write_atomic
 from .onnx_check import check_model
 from .options import BuildOptions, parse_bytes
 
@@ -170,21 +170,6 @@ def keep_within_limit() -> None:
         return
     if removed:
         _LOG.info("%d entries used longest ago were removed from the cache %s", len(removed), cache_dir())
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that readers see all of it or none. Creates its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def cached_engine(

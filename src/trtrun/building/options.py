@@ -32,6 +32,9 @@ class BuildOptions:
     refittable: bool = False  # the engine takes new weights by name; see Engine.refit
     weight_streaming: bool = False  # weights may stay on the host; see Engine's weight_streaming_budget
     debug_tensors: tuple[str, ...] = ()  # tensors inside the network that can be read; see debug_tensors
+    version_compatible: bool = False  # full flavour: later versions load the plan, with the lean runtime inside it
+    hardware_compatible: str | None = None  # full flavour: "ampere_plus" or "same_compute_capability"
+    timing_cache: str | os.PathLike[str] | None = None  # full flavour: file of kernel timings, read and written
     outputs: tuple[str, ...] = ()  # tensors of the graph to be the engine's outputs instead of the model's
     simplify: bool = False  # fold constants and redundant nodes first
     fp16: bool = False  # convert the graph to fp16 first; networks are strongly typed, so the graph decides
@@ -57,6 +60,9 @@ class BuildOptions:
             "weight_streaming": self.weight_streaming,
             "debug_tensors": self.debug_tensors,
             "detailed": self.detailed,
+            "version_compatible": self.version_compatible,
+            "hardware_compatible": self.hardware_compatible,
+            "timing_cache": None if self.timing_cache is None else os.fspath(self.timing_cache),
             "outputs": self.outputs,
             "simplify": self.simplify,
             "fp16": self.fp16,

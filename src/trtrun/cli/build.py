@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import BuildError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the options of this command that were not given from the table [build] of a TOML file."""
+    if path is None:
+        default = Path("trtrun.toml")
+        if not default.is_file():
+            return None
+        path = default
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get("build", {})
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{path} cannot be read: {error}.") from error
+    known = {parameter.name: parameter for parameter in context.command.params}
+    options = {name.replace("-", "_"): value for name, value in table.items()}
+    unknown = sorted(options.keys() - known.keys())
+    if unknown:
+        raise BuildError(f"{path}: [build] has {unknown}, which trtrun build does not know. It knows {sorted(known)}.")
+    context.default_map = {**(context.default_map or {}), **options}
+    return path
+
 
 def command(
     model: Annotated[Path, typer.Argument(help="The ONNX file.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            is_eager=True,
+            callback=_read_config,
+            help="TOML file whose table [build] holds these options by name; ./trtrun.toml if it is there.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to write the engine; beside the model unless given.")
     ] = None,
@@ -57,6 +93,15 @@ def command(
     keep_fp32: Annotated[
         list[str] | None, typer.Option(help="With --fp16: operator or node to leave in fp32; several allowed.")
     ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Full TensorRT: the plan runs on later versions too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        str | None, typer.Option(help="Full TensorRT: ampere_plus or same_compute_capability.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="Full TensorRT: file of kernel timings, read and written.")
+    ] = None,
     detailed: Annotated[
         bool, typer.Option("--detailed", help="Keep layer details for trtrun inspect and trtrun profile.")
     ] = False,
@@ -99,6 +144,9 @@ def command(
         fp16=fp16,
         fp16_keep_io=not fp16_io,
         keep_fp32=tuple(keep_fp32 or ()),
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        timing_cache=timing_cache,
         detailed=detailed,
     )
     console = Console(stderr=True)
