@@ -23,7 +23,7 @@ from .cuda.check import translated
 from .cuda.device_array import DeviceArray, borrow, gpu_ordinal, result_pool
 from .cuda.memory import copy_async, host_view, is_pageable
 from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
-from .errors import DeviceError, DtypeError, ExecutionError, InputError, InputNameError, ShapeError
+from .errors import DeviceError, DtypeError, ExecutionError, InputError, InputNameError, OutOfMemoryError, ShapeError
 from .route import Host, Route, ShapeKey, Steps, batch_parts
 from .runner import OutputMode, Runner, StatefulRunner
 from .tensor_spec import Shape, TensorSpecs
@@ -130,6 +130,7 @@ class Session(Runner):
             # Where the request at hand runs: on this session's stream, or on the one that the caller named.
             self._at, self._at_handle = self._stream, self._handle
             self._caller: tuple[int, Stream] | None = None
+            self._caller_owner: Any = None
             self._buffers = Buffers(self._device)
             undo.callback(self._buffers.close)
             self._results = result_pool(self._device)
@@ -204,6 +205,7 @@ class Session(Runner):
         if self._caller is None or self._caller[0] != handle:
             self._caller = handle, borrowed_stream(self._device, handle)
         caller = self._caller[1]
+        self._caller_owner = stream  # what owns the handle must live as long as results that are freed in its order
         if handle in DEFAULT_STREAMS:
             # Work on a default stream makes TensorRT synchronize, so the request runs beside it and they wait in turn.
             self._move(self._stream, self._handle)
@@ -401,7 +403,7 @@ class Session(Runner):
             self._wait()
         rng = np.random.default_rng(0)
         rows = [
-            rng.integers(0, 2, shape) if spec.dtype.kind in "iub" else rng.uniform(-1, 1, shape)
+            rng.integers(0, 2, shape, np.int8) if spec.dtype.kind in "iub" else rng.random(shape, np.float32) * 2 - 1
             for spec, shape in zip(self._specs, key, strict=True)
         ]
         best: tuple[float, tuple[int, ...] | None] = (np.inf, None)
@@ -410,6 +412,10 @@ class Session(Runner):
             route = self._new_route(parts)
             try:
                 times, results = self._try(route, key, rows)
+            except (ExecutionError, OutOfMemoryError, ShapeError):
+                if parts is None:
+                    raise
+                continue  # what cannot be run so is not faster so
             finally:
                 self._close_route(route)
             if expected is None:
@@ -580,6 +586,8 @@ class Session(Runner):
                     caller.wait(self._done)
                     for result in results.values():
                         result.follow(caller)
+            for result in results.values():
+                result.keep_alive(self._caller_owner)
             # Kept alive until the GPU has read them: their memory may not be of the caller's stream.
             self._borrowed.append((self._done, borrowed))
             while self._borrowed and self._borrowed[0][0].is_done:

@@ -41,8 +41,10 @@ def _probe() -> tuple[int, str]:
 
     TensorRT itself must not be asked: without a usable driver its runtimes log an error and then crash.
     """
+    global _opened
     error, count = runtime.cudaGetDeviceCount()
     if error == runtime.cudaError_t.cudaSuccess and count > 0:
+        _opened = True  # asking initialized the driver, which is what a fork does not survive
         return count, ""
     if error == runtime.cudaError_t.cudaErrorInsufficientDriver:
         try:

@@ -105,6 +105,7 @@ class DeviceArray:
             self._buffer: Buffer = resource.allocate(max(self.nbytes, 1), stream=stream)
         self._address = int(self._buffer.handle)
         self._view: StridedMemoryView | None = None
+        self._owner: Any = None
 
     @property
     def address(self) -> int:
@@ -112,6 +113,10 @@ class DeviceArray:
         if self._buffer.is_closed:
             raise ClosedError("this DeviceArray is closed.")
         return self._address
+
+    def keep_alive(self, owner: Any) -> None:
+        """Hold the owner of the stream in whose order the memory is returned."""
+        self._owner = owner
 
     def follow(self, stream: Stream) -> None:
         """The array is used, and its memory returned, in the order of this stream, which waits for the computation."""
