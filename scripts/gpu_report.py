@@ -21,13 +21,17 @@ FOLDERS = ("src", "tests/gpu")
 
 
 def source_hash(root: Path = ROOT) -> str:
-    """SHA-256 over the paths and contents of the tracked files under src/ and tests/gpu/, the report excepted."""
-    listed = subprocess.run(["git", "ls-files", "-z", *FOLDERS], cwd=root, capture_output=True, text=True, check=False)
+    """SHA-256 over the paths and contents of the files under src/ and tests/gpu/, the report excepted.
+
+    Files that git does not know yet count too: in a copy of the working tree elsewhere, new ones are untracked.
+    """
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *FOLDERS]
+    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if listed.returncode == 0 and listed.stdout:
         paths = [root / name for name in listed.stdout.split("\0") if name]
     else:  # a copy without git, as on a GPU machine that was handed the files: the same files, walked
         paths = [path for folder in FOLDERS for path in (root / folder).rglob("*") if path.is_file()]
-        paths = [path for path in paths if not _is_by_product(path.relative_to(root))]
+    paths = [path for path in paths if not _is_by_product(path.relative_to(root))]
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix()):
         name = path.relative_to(root).as_posix()

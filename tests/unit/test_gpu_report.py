@@ -43,6 +43,11 @@ def test_hash_is_the_same_with_and_without_git(tree: Path) -> None:
     assert gpu_report.source_hash(tree) == walked
     subprocess.run("git init -q && git add src/trtrun/a.py tests README.md", shell=True, cwd=tree, check=True)
     assert gpu_report.source_hash(tree) == walked
+    (tree / "src/trtrun/new.py").write_text("not known to git yet")
+    with_new = gpu_report.source_hash(tree)
+    assert with_new != walked
+    subprocess.run("git add src/trtrun/new.py", shell=True, cwd=tree, check=True)
+    assert gpu_report.source_hash(tree) == with_new
 
 
 def test_check_notices_changes_and_failures(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
