@@ -160,8 +160,8 @@ class RunnerConformance:
             assert list(sequence.inputs) == ["x"]
             assert list(sequence.outputs) == ["y"]
             h = np.zeros((2, 8), np.float32)
-            for turn in range(8):
-                if turn == 5:
+            for turn in range(20):
+                if turn == 10:
                     h = rng.standard_normal((2, 8)).astype(np.float32)
                     sequence.reset({"h": h})
                 x = rng.standard_normal((2, 8)).astype(np.float32)
@@ -176,6 +176,9 @@ class RunnerConformance:
             sequence.reset()
             np.testing.assert_array_equal(sequence.read_state()["h"], 0)
         assert sequence.closed
+        for pairs, initial in (({"h": "nothing"}, None), ({"nothing": "h_out"}, None), ({"h": "h_out"}, {"x": h})):
+            with pytest.raises(trtrun.InputNameError):
+                session.state(pairs, initial=initial)
         np.testing.assert_allclose(session(x, h)["y"], x + h, rtol=1e-5)  # the runner below is as it was
 
     def test_states_that_do_not_fit_are_refused(self, runner: Open) -> None:

@@ -38,6 +38,10 @@ class Buffers:
         memory = self._host.get(name)
         return memory is not None and (array.base is memory or array is memory)
 
+    def holds(self, array: np.ndarray[Any, Any]) -> bool:
+        """True when ``array`` may lie in the page-locked memory of any tensor."""
+        return any(np.may_share_memory(array, memory) for memory in self._host.values())
+
     def on_gpu(self, name: str, nbytes: int) -> int:
         """The address of device memory of at least ``nbytes`` for this tensor."""
         memory = self._on_gpu.get(name)

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import as_host_array, nbytes_of
-from .buffers import Buffers
+from .arrays import Host, as_host_array, nbytes_of
 from .cuda.memory import copy_async
-from .cuda.stream import create_stream
 from .errors import ExecutionError, InputError
-from .route import Route, bind_inputs
+from .route import borrowed_route
 from .tensor_spec import to_shape
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-Host = np.ndarray[Any, np.dtype[Any]]
 
 
 def debug_tensors(engine: Engine, inputs: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Host]:
@@ -70,24 +65,21 @@ def debug_tensors(engine: Engine, inputs: Mapping[str, Any], names: Iterable[str
                 return False
             return True
 
-    with ExitStack() as undo, engine.device:
-        stream = create_stream(engine.device)
-        undo.callback(stream.close)
-        buffers = Buffers(engine.device)
-        undo.callback(buffers.close)
-        context = engine.create_context()
-        listener = Listener()
+    listener = Listener()
+
+    def listen(context: Any) -> None:
         if not context.set_debug_listener(listener) or not context.set_all_tensors_debug_state(True):
             raise ExecutionError(f"{engine.flavor.title} does not let tensors of {engine.name} be debugged.")
-        route = Route(engine, buffers, stream, [context])
-        undo.callback(route.close)
-        undo.callback(stream.sync)
-        bind_inputs(route, buffers, arrays)
-        route.copy_in(int(stream.handle))
-        route.execute(int(stream.handle))
-        stream.sync()
-    if failures:
-        raise ExecutionError(f"a debug tensor of {engine.name} could not be read: {failures[0]}") from failures[0]
+
+    with borrowed_route(engine, arrays, listen) as (route, stream):
+        try:
+            route.execute(int(stream.handle))
+            stream.sync()
+        finally:
+            if failures:  # TensorRT says only that it could not run
+                raise ExecutionError(f"a debug tensor of {engine.name} could not be read: {failures[0]}") from failures[
+                    0
+                ]
     if not found or (wanted or set()) - found.keys():
         silent = sorted((wanted or set()) - found.keys())
         raise ExecutionError(

@@ -6,8 +6,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,10 @@ class Engine:
         self.name = name
         self.auto_close = False  # set by load(): closed with the last session
         self.ways: dict[object, tuple[int, ...] | None] = {}  # per shape key, the batch sizes that ran it fastest
+        self._users = threading.Condition()  # guards the next three
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._occupants = 0  # uses outside a session, see occupied()
+        self._alone = False
         self._idle_contexts: list[IExecutionContext] = []
         self._idle_lock = threading.Lock()
         self.flavor.initialize_plugins(plugins)
@@ -241,8 +244,8 @@ class Engine:
         """
         from .refit import refit
 
-        sessions = sorted(self._sessions, key=id)
-        with ExitStack() as paused:
+        with self._without_users() as sessions, ExitStack() as paused:
+            self.check_open()
             for session in sessions:
                 paused.enter_context(session.paused())
             paused.enter_context(self.compile_lock)
@@ -322,13 +325,48 @@ class Engine:
             self._runtime_cache.save()
 
     def enter(self, session: Session) -> None:
-        self.check_open()
-        self._sessions.add(session)
+        """Count a session among the users; the caller may hold no lock that the session's requests take."""
+        with self._users:
+            self._users.wait_for(lambda: not self._alone)
+            self.check_open()
+            self._sessions.add(session)
 
     def leave(self, session: Session) -> None:
-        self._sessions.discard(session)
-        if self.auto_close and not self._sessions:
+        with self._users:
+            self._sessions.discard(session)
+            last = self.auto_close and not self._sessions
+        if last:
             self.close()
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """One use outside a session: the engine stays open and keeps its weights inside the block."""
+        with self._users:
+            self._users.wait_for(lambda: not self._alone)
+            self.check_open()
+            self._occupants += 1
+        try:
+            yield
+        finally:
+            with self._users:
+                self._occupants -= 1
+                self._users.notify_all()
+
+    @contextmanager
+    def _without_users(self) -> Iterator[list[Session]]:
+        """Nobody begins to use the engine inside the block; who uses it are the sessions that are yielded."""
+        with self._users:
+            self._users.wait_for(lambda: not self._alone)
+            self._alone = True
+        try:
+            with self._users:
+                self._users.wait_for(lambda: not self._occupants)
+                sessions = sorted(self._sessions, key=id)
+            yield sessions
+        finally:
+            with self._users:
+                self._alone = False
+                self._users.notify_all()
 
     @property
     def closed(self) -> bool:
@@ -340,18 +378,19 @@ class Engine:
     def close(self) -> None:
         """Close the sessions over this engine, then the engine and its runtime. Calling it again does nothing."""
         self.auto_close = False
-        # Before taking the lock: a session that is just running holds its own and may be waiting for this one.
-        for session in list(self._sessions):
-            session.close()
-        with self.compile_lock:
-            if self._engine is None:
-                return
-            with self.device:
-                # Dropped in reverse order of creation: each object must not outlive the one that made it.
-                with self._idle_lock:
-                    self._idle_contexts.clear()
-                self._engine = None
-                self._runtime = None
+        with self._without_users() as sessions:
+            # Before taking the lock: a session that is just running holds its own and may be waiting for this one.
+            for session in sessions:
+                session.close()
+            with self.compile_lock:
+                if self._engine is None:
+                    return
+                with self.device:
+                    # Dropped in reverse order of creation: each object must not outlive the one that made it.
+                    with self._idle_lock:
+                        self._idle_contexts.clear()
+                    self._engine = None
+                    self._runtime = None
 
     def __enter__(self) -> Engine:
         self.check_open()

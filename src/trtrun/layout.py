@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Host
 from .tensor_spec import Shape
 
-Host = np.ndarray[Any, np.dtype[Any]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 

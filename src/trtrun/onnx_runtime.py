@@ -20,7 +20,7 @@ from .errors import (
     UnsupportedTensorError,
 )
 from .plan import model_file_error
-from .runner import Done, OutputMode, Pending, Runner, StatefulRunner, check_pairs, initial_state
+from .runner import Done, OutputMode, Pending, Runner, RunnerAbove, StatefulRunner, check_pairs, initial_state
 from .tensor_spec import Shape, TensorSpec, TensorSpecs
 
 _DTYPES: dict[str, str] = {
@@ -207,33 +207,16 @@ def _with_input_shapes(model: str | os.PathLike[str] | bytes, name: str, input_s
     return serialized
 
 
-class _Stateful(StatefulRunner):
+class _Stateful(StatefulRunner, RunnerAbove):  # StatefulRunner first: its inputs and outputs leave out the state
     """The reference with a state, kept in NumPy arrays."""
 
     def __init__(self, runner: OnnxRuntimeSession, pairs: Mapping[str, str], initial: Mapping[str, Any] | None) -> None:
         check_pairs(runner.inputs, runner.outputs, pairs)
-        self._runner = runner.clone()
-        self._pairs = dict(pairs)
-        self._inputs = TensorSpecs(spec for name, spec in runner.inputs.items() if name not in pairs)
-        self._outputs = TensorSpecs(spec for name, spec in runner.outputs.items() if name not in pairs.values())
         self._values = initial_state(runner.inputs, pairs, initial)
+        super().__init__(runner.clone())
+        self._set_specs(runner.inputs, runner.outputs, pairs)
+        self._pairs = dict(pairs)
         self._lock = threading.Lock()
-
-    @property
-    def inputs(self) -> TensorSpecs:
-        return self._inputs
-
-    @property
-    def outputs(self) -> TensorSpecs:
-        return self._outputs
-
-    @property
-    def backend(self) -> str:
-        return self._runner.backend
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        return self._runner.metadata
 
     def run(
         self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
@@ -255,13 +238,6 @@ class _Stateful(StatefulRunner):
     def read_state(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
         with self._lock:
             return {name: value.copy() for name, value in self._values.items()}
-
-    @property
-    def closed(self) -> bool:
-        return self._runner.closed
-
-    def close(self) -> None:
-        self._runner.close()
 
 
 class _InFlight:

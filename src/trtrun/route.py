@@ -9,14 +9,17 @@ shapes may change memory that a captured graph still reads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import copy_out, nbytes_of
+from .arrays import Host, copy_out, nbytes_of
+from .buffers import Buffers
 from .cuda.graph import capture
 from .cuda.memory import fill_async, host_view
+from .cuda.stream import create_stream
 from .cuda.transfer import Copy, Transfers
 from .errors import ExecutionError, ShapeError, TrtrunError
 from .flavor import FOUR_BIT
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from cuda.core import Stream
     from cuda.core.graph import Graph
 
-    from .buffers import Buffers
     from .engine import Engine
     from .flavor import IExecutionContext
     from .output_allocator import OutputAllocator
@@ -35,10 +37,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("trtrun")
 
 _CAPTURE_ATTEMPTS = 5
-_MAX_PARTS = 4  # more launches of a small batch never beat fewer of a large one
 
 ShapeKey = tuple[Shape, ...]
-Host = np.ndarray[Any, np.dtype[Any]]
+
 # Which inputs the route itself copies to the device (bit i for input i), and whether it copies outputs to the host.
 Steps = tuple[int, bool]
 
@@ -75,56 +76,15 @@ def choose_profile(engine: Engine, key: ShapeKey, pinned: int | None = None) -> 
     return best
 
 
-def batch_parts(engine: Engine, key: ShapeKey) -> list[tuple[int, ...]]:
-    """Ways to run this batch in specialized batch sizes: padded up to one, or split into several.
-
-    A specialized batch size is an optimization profile of one shape that differs from the key in the batch alone.
-    Empty when there are none, when the batch has a profile of its own, and when an input or output has no batch.
-    """
-    inputs, outputs = engine.inputs.values(), engine.outputs.values()
-    batches = {shape[0] if shape else -1 for shape in key}
-    if (
-        len(batches) != 1
-        or any(spec.shape[:1] != (-1,) or spec.location == "host" or spec.format for spec in (*inputs, *outputs))
-        or any(-1 in spec.shape[1:] for spec in outputs)
-    ):
-        return []
-    (batch,) = batches
-    sizes = sorted(
-        low[0][0]
-        for profile in range(engine.num_profiles)
-        if (low := [spec.profiles[profile].min for spec in inputs]) == [spec.profiles[profile].max for spec in inputs]
-        and all(a[0] == low[0][0] and a[1:] == shape[1:] for a, shape in zip(low, key, strict=True))
-    )
-    if batch in sizes or batch < 1:
-        return []
-    ways: list[tuple[int, ...]] = []
-    larger = [size for size in sizes if size > batch]
-    if larger:
-        ways.append((larger[0],))
-    for size in (size for size in sizes if size < batch):
-        # Whole parts of one size, and the smallest that holds the rest behind them.
-        whole, rest = divmod(batch, size)
-        way = (size,) * whole + ((min(s for s in sizes if s >= rest),) if rest else ())
-        if len(way) <= _MAX_PARTS and _aligned(engine, key, way):
-            ways.append(way)
-    return ways
-
-
-def _aligned(engine: Engine, key: ShapeKey, parts: tuple[int, ...]) -> bool:
-    """True when each part's rows begin at an address that TensorRT accepts: a multiple of 256 bytes."""
-    rows = [nbytes_of(shape[1:], spec.dtype) for spec, shape in zip(engine.inputs.values(), key, strict=True)]
-    return all(sum(parts[:index]) * row % 256 == 0 for index in range(len(parts)) for row in rows)
-
-
 class Route:
     """One way of running one shape key, bound to memory.
 
     Args:
         contexts: the execution context; with ``parts`` one for each of them.
         profile: the optimization profile to stay with; None chooses the tightest for each key.
-        state: inputs that get the value of an output of the run before, with that output. Their memory is reserved
-            for their largest shape, so that it never moves.
+        state: inputs that get the value of an output of the run before, with that output. The memory of both is
+            reserved for the input's largest shape, so that it never moves. An output that has outgrown it is not
+            fed back: no request can follow.
         parts: batch sizes to run instead of the request's own, one after another, each over the next rows of the
             batch. The last may reach beyond it: those rows are computed and dropped. Without them the request runs
             in one part of exactly its shapes.
@@ -243,7 +203,7 @@ class Route:
         for spec, shape in zip(engine.inputs.values(), key, strict=True):
             nbytes = self._lay_out(spec, shape)
             if spec.name in self._state:
-                nbytes = max(nbytes, nbytes_of(spec.max_shape or shape, spec.dtype))
+                nbytes = most_bytes(spec)
             else:
                 buffers.host(spec.name, nbytes)
             if self.parts:
@@ -251,13 +211,26 @@ class Route:
             if spec.location == "device":
                 buffers.on_gpu(spec.name, nbytes)
         self.output_shapes = {}
+        fed = {output: engine.inputs[name] for name, output in self._state.items()}
         for name, spec in engine.outputs.items():
             shapes = [self._output_shape(context, name) for context in self._contexts]
             self.output_shapes[name] = (key[0][0], *shapes[0][1:]) if self.parts else shapes[0]
             if -1 in shapes[0]:
+                if name in fed:
+                    raise ShapeError(
+                        f"state {fed[name].name!r} <- {name!r}: the output's shape is known only after running, so it "
+                        "cannot stay on the GPU. Pass this input yourself."
+                    )
                 continue
+            if self.parts and any(shape[0] != size for shape, size in zip(shapes, self.parts, strict=True)):
+                raise ShapeError(
+                    f"the first dimension of output {name!r} is no batch: {shapes[0]} for {self.parts[0]}."
+                )
             nbytes = self._lay_out(spec, self.output_shapes[name])
-            buffers.host(name, nbytes)
+            if name in fed:
+                nbytes = max(nbytes, most_bytes(fed[name]))
+            else:
+                buffers.host(name, nbytes)
             if self.parts:
                 for index, shape in enumerate(shapes):
                     buffers.on_gpu(_part(name, index), nbytes_of(shape, spec.dtype))
@@ -316,7 +289,10 @@ class Route:
                 self._contexts[0].set_output_allocator(name, allocator.handle)
                 continue
             nbytes = self._nbytes(spec, shape)
-            view = self._view(spec, shape, buffers.host(name, nbytes))
+            if name in self._state.values():
+                view = np.empty(0, spec.dtype)
+            else:
+                view = self._view(spec, shape, buffers.host(name, nbytes))
             self.outputs[name] = view
             pieces = self.output_parts[name] = []
             for index, (context, start) in enumerate(zip(self._contexts, starts, strict=True)):
@@ -336,7 +312,14 @@ class Route:
                 context.set_tensor_address(name, address)
         self._transfers_out = Transfers(engine.device, copies_out)
         feedback = [(on_gpu[name], *self.output_parts[output][0]) for name, output in self._state.items()]
-        self._feedback = Transfers(engine.device, [copy for copy in feedback if copy[0] != copy[1] and copy[2]])
+        self._feedback = Transfers(
+            engine.device,
+            [
+                (target, source, nbytes)
+                for (target, source, nbytes), name in zip(feedback, self._state, strict=True)
+                if target != source and 0 < nbytes <= most_bytes(engine.inputs[name])
+            ],
+        )
         self.pad(0)
 
     def _output_shape(self, context: IExecutionContext, name: str) -> Shape:
@@ -475,9 +458,41 @@ class Route:
         return contexts
 
 
+def most_bytes(spec: TensorSpec) -> int:
+    """Bytes of the largest shape that an engine's input takes; every dynamic one has a profile."""
+    assert spec.max_shape is not None
+    return nbytes_of(spec.max_shape, spec.dtype)
+
+
 def _part(name: str, index: int) -> str:
     """The name of the buffer of an output's part; no tensor name holds a NUL."""
     return f"{name}\0{index}" if index else name
+
+
+@contextmanager
+def borrowed_route(
+    engine: Engine, arrays: Mapping[str, Host], prepare: Callable[[Any], None]
+) -> Iterator[tuple[Route, Stream]]:
+    """A route and its stream for one use outside a session, bound for these arrays, which are on the GPU already.
+
+    ``prepare`` is called with the execution context, which is not used again afterwards. The engine stays open and
+    keeps its weights meanwhile.
+    """
+    with ExitStack() as undo:
+        undo.enter_context(engine.occupied())
+        undo.enter_context(engine.device)
+        stream = create_stream(engine.device)
+        undo.callback(stream.close)
+        buffers = Buffers(engine.device)
+        undo.callback(buffers.close)
+        context = engine.create_context()
+        prepare(context)
+        route = Route(engine, buffers, stream, [context])
+        undo.callback(route.close)
+        undo.callback(stream.sync)  # first of all: nothing is freed under running work
+        bind_inputs(route, buffers, arrays)
+        route.copy_in(int(stream.handle))
+        yield route, stream
 
 
 def bind_inputs(route: Route, buffers: Buffers, arrays: Mapping[str, Host]) -> None:

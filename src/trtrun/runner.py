@@ -147,12 +147,58 @@ class Runner(ABC):
         return f"<{type(self).__name__} {self.backend}{state}: {self.inputs!r} -> {self.outputs!r}>"
 
 
+class RunnerAbove(Runner):
+    """A runner over another, which it closes with itself and whose properties are its own."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    @property
+    def inputs(self) -> TensorSpecs:
+        return self._runner.inputs
+
+    @property
+    def outputs(self) -> TensorSpecs:
+        return self._runner.outputs
+
+    @property
+    def backend(self) -> str:
+        return self._runner.backend
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self._runner.metadata
+
+    @property
+    def closed(self) -> bool:
+        return self._runner.closed
+
+    def close(self) -> None:
+        self._runner.close()
+
+
 class StatefulRunner(Runner):
     """A runner whose outputs of one request are inputs of the next: recurrent networks, KV caches.
 
     Requests are one sequence, in the order of the calls. It cannot be cloned; another sequence is another
     ``state()`` of the runner that it came from.
     """
+
+    _inputs: TensorSpecs
+    _outputs: TensorSpecs
+
+    def _set_specs(self, inputs: TensorSpecs, outputs: TensorSpecs, pairs: Mapping[str, str]) -> None:
+        """Leave out what the runner keeps to itself."""
+        self._inputs = TensorSpecs(spec for name, spec in inputs.items() if name not in pairs)
+        self._outputs = TensorSpecs(spec for name, spec in outputs.items() if name not in pairs.values())
+
+    @property
+    def inputs(self) -> TensorSpecs:
+        return self._inputs
+
+    @property
+    def outputs(self) -> TensorSpecs:
+        return self._outputs
 
     @abstractmethod
     def reset(self, initial: Mapping[str, Any] | None = None) -> None:
@@ -182,8 +228,10 @@ def check_pairs(inputs: TensorSpecs, outputs: TensorSpecs, pairs: Mapping[str, s
             raise DtypeError(
                 f"state {name!r} <- {output!r}: the input is {target.dtype.name}, the output {source.dtype.name}."
             )
-        if len(source.shape) != len(target.shape):
-            raise ShapeError(f"state {name!r} <- {output!r}: ranks differ, {target} and {source}.")
+        if len(source.shape) != len(target.shape) or any(
+            given != taken for given, taken in zip(source.shape, target.shape, strict=True) if -1 not in (given, taken)
+        ):
+            raise ShapeError(f"state {name!r} <- {output!r}: the shapes never fit, {target} and {source}.")
         if source.location != "device" or target.location != "device" or source.format or target.format:
             raise InputError(
                 f"state {name!r} <- {output!r} would not stay on the GPU: {target} and {source}. Pass it yourself."

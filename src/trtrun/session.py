@@ -11,20 +11,21 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import COPY_POOL, as_host_array, copy_out, nbytes_of
+from .arrays import COPY_POOL, Host, as_host_array, copy_out, nbytes_of
+from .batches import batch_parts, random_rows, rows_agree
 from .buffers import Buffers
 from .cuda.check import translated
 from .cuda.device_array import DeviceArray, borrow, gpu_ordinal, result_pool
 from .cuda.memory import copy_async, host_view, is_pageable
 from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
 from .errors import DeviceError, DtypeError, ExecutionError, InputError, InputNameError, OutOfMemoryError, ShapeError
-from .route import Host, Route, ShapeKey, Steps, batch_parts
+from .route import Route, ShapeKey, Steps
 from .runner import OutputMode, Runner, StatefulRunner
 from .tensor_spec import Shape, TensorSpecs
 
@@ -121,16 +122,15 @@ class Session(Runner):
         self._promote_at = 2
         self._borrowed: deque[tuple[Any, list[Any]]] = deque()
         self._closed = False
-        with ExitStack() as undo, self._device:
+        with ExitStack() as left, ExitStack() as undo, self._device:
             engine.enter(self)
-            undo.callback(engine.leave, self)
+            left.callback(engine.leave, self)
             self._stream: Stream = create_stream(self._device)
             undo.callback(self._stream.close)
             self._handle = int(self._stream.handle)
             # Where the request at hand runs: on this session's stream, or on the one that the caller named.
             self._at, self._at_handle = self._stream, self._handle
             self._caller: tuple[int, Stream] | None = None
-            self._caller_owner: Any = None
             self._buffers = Buffers(self._device)
             undo.callback(self._buffers.close)
             self._results = result_pool(self._device)
@@ -138,6 +138,7 @@ class Session(Runner):
             self._common = self._new_route()
             undo.callback(self._close_route, self._common)
             self._undo = undo.pop_all()
+            left.pop_all()
 
     # What it is
 
@@ -174,22 +175,26 @@ class Session(Runner):
     def run(
         self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
     ) -> dict[str, Any]:
-        with self._lock:
-            self._check_idle()
-            entered = self._device.enter()
-            try:
+        entered = self._device.enter()  # first: in a forked child the lock may be held by a thread that is not there
+        try:
+            with self._lock:
+                self._check_idle()
                 if outputs == "device":
                     self._check_device_outputs()
                 caller = None if stream is None else self._join(stream)
                 if caller is None:
                     self._move(self._stream, self._handle)
-                route, steps, borrowed = self._start(inputs, outputs != "device")
-                if outputs == "device":
-                    return self._device_outputs(route, steps, caller, borrowed)
-                self._finish(route, steps)
-                return self._host_outputs(route, outputs == "copy")
-            finally:
-                self._device.leave(entered)
+                try:
+                    route, steps, borrowed = self._start(inputs, outputs != "device")
+                    if outputs == "device":
+                        return self._device_outputs(route, steps, caller, borrowed)
+                    self._finish(route, steps)
+                    return self._host_outputs(route, outputs == "copy")
+                except BaseException:
+                    self._abandon()
+                    raise
+        finally:
+            self._device.leave(entered)
 
     def _check_device_outputs(self) -> None:
         for spec in self.outputs.values():
@@ -202,10 +207,10 @@ class Session(Runner):
     def _join(self, stream: Any) -> Stream:
         """Let this request take its place in the caller's stream, which is returned."""
         handle = stream_handle(stream)
-        if self._caller is None or self._caller[0] != handle:
-            self._caller = handle, borrowed_stream(self._device, handle)
+        named_by_number = type(stream) is int  # then nothing keeps it alive, and the number may mean another by now
+        if self._caller is None or self._caller[0] != handle or named_by_number:
+            self._caller = handle, borrowed_stream(self._device, handle, None if named_by_number else stream)
         caller = self._caller[1]
-        self._caller_owner = stream  # what owns the handle must live as long as results that are freed in its order
         if handle in DEFAULT_STREAMS:
             # Work on a default stream makes TensorRT synchronize, so the request runs beside it and they wait in turn.
             self._move(self._stream, self._handle)
@@ -217,36 +222,50 @@ class Session(Runner):
 
     def _move(self, stream: Stream, handle: int) -> None:
         """Run the next request on this stream, after what may still be using the buffers."""
-        if handle != self._at_handle:
+        if stream is not self._at:
             if self._done is not None:
                 with translated("wait for the last request"):
                     stream.wait(self._done)
             self._at, self._at_handle = stream, handle
 
     def enqueue(self, inputs: Mapping[str, Any]) -> _InFlight:
-        with self._lock:
-            self._check_idle()
-            entered = self._device.enter()
-            try:
+        entered = self._device.enter()
+        try:
+            with self._lock:
+                self._check_idle()
                 self._move(self._stream, self._handle)
-                route, steps, borrowed = self._start(inputs, True)
-            finally:
-                self._device.leave(entered)
-            self._in_flight = _InFlight(self, route, steps, borrowed)
-            return self._in_flight
+                try:
+                    request = _InFlight(self, *self._start(inputs, True))
+                    self._in_flight = request
+                except BaseException:
+                    self._abandon()
+                    raise
+                return request
+        finally:
+            self._device.leave(entered)
 
     def _collect(self, request: _InFlight) -> dict[str, Any]:
-        with self._lock:
-            self.check_open()
-            if self._in_flight is not request:
-                raise ExecutionError("this request was collected already.")
-            entered = self._device.enter()
-            try:
-                self._finish(request.route, request.steps)
-                return self._host_outputs(request.route, True)
-            finally:
-                self._device.leave(entered)
-                self._in_flight = None
+        entered = self._device.enter()
+        try:
+            with self._lock:
+                self.check_open()
+                if self._in_flight is not request:
+                    raise ExecutionError("this request was collected already.")
+                try:
+                    self._finish(request.route, request.steps)
+                    return self._host_outputs(request.route, True)
+                except BaseException:
+                    self._abandon()
+                    raise
+                finally:
+                    self._in_flight = None
+        finally:
+            self._device.leave(entered)
+
+    def _abandon(self) -> None:
+        """A request failed half way: what it has enqueued must not run on while its memory is used again."""
+        with suppress(Exception):  # the caller is about to get the first error
+            self._at.sync()
 
     def _check_idle(self) -> None:
         if self._closed:
@@ -331,7 +350,7 @@ class Session(Runner):
         if route is None:
             for spec, shape in zip(self._specs, key, strict=True):
                 spec.check_shape(shape)
-            route = self._promote(key)
+            route = self._promote(key, arrays)
         if route is not None:
             self._routes.move_to_end(key)
             self._bind(route, key)
@@ -349,7 +368,7 @@ class Session(Runner):
                 self._wait()
             route.bind(key, self._at_handle)
 
-    def _promote(self, key: ShapeKey) -> Route | None:
+    def _promote(self, key: ShapeKey, arrays: list[Any]) -> Route | None:
         """A route of its own for a shape that keeps coming back; None while it has not yet.
 
         The first request of a shape runs on the common context, which can be given other shapes; a context and a
@@ -373,7 +392,7 @@ class Session(Runner):
         parts = None
         if self._profile is None and not self._state:
             if key not in ways:
-                ways[key] = self._fastest_way(key)
+                ways[key] = self._fastest_way(key, arrays)
             parts = ways[key]
         route = self._routes[key] = self._new_route(parts)
         return route
@@ -390,21 +409,25 @@ class Session(Runner):
             parts=parts,
         )
 
-    def _fastest_way(self, key: ShapeKey) -> tuple[int, ...] | None:
+    def _fastest_way(self, key: ShapeKey, arrays: list[Any]) -> tuple[int, ...] | None:
         """The batch sizes to run this batch in: None for its own, else specialized ones that measured faster.
 
         Only for engines with specialized batch sizes, and only where rows turn out not to influence each other: the
-        parts must give what the whole batch gives, on random rows. Measured once per engine and shape.
+        parts must give what the whole batch gives, on random rows. Measured once per engine and shape, through the
+        page-locked memory; request ``arrays`` that lie there are replaced by copies.
         """
         candidates = batch_parts(self.engine, key)
         if not candidates:
             return None
         if self._done is not None:
             self._wait()
+        for index, array in enumerate(arrays):
+            if isinstance(array, np.ndarray) and self._buffers.holds(array):
+                arrays[index] = array.copy()
         rng = np.random.default_rng(0)
         rows = [
-            rng.integers(0, 2, shape, np.int8) if spec.dtype.kind in "iub" else rng.random(shape, np.float32) * 2 - 1
-            for spec, shape in zip(self._specs, key, strict=True)
+            random_rows(rng, spec.dtype, array, shape)
+            for spec, array, shape in zip(self._specs, arrays, key, strict=True)
         ]
         best: tuple[float, tuple[int, ...] | None] = (np.inf, None)
         expected: dict[str, Host] | None = None
@@ -417,10 +440,11 @@ class Session(Runner):
                     raise
                 continue  # what cannot be run so is not faster so
             finally:
+                self._abandon()  # waits for nothing unless it failed
                 self._close_route(route)
             if expected is None:
                 expected = results
-            elif not all(_agree(results[name], expected[name]) for name in expected):
+            elif not all(rows_agree(results[name], expected[name]) for name in expected):
                 return None  # rows influence each other, so a batch is more than its rows
             # A twentieth faster, or the difference is within what a measurement varies.
             if times < best[0] * (1.0 if parts is None else 0.95):
@@ -535,6 +559,11 @@ class Session(Runner):
             self._done = None
             self._borrowed.clear()
 
+    def _settle(self) -> None:
+        """Wait for the last request, by its event: the stream that it ran on may be gone if it was the caller's."""
+        self._move(self._stream, self._handle)
+        self._wait()
+
     def _read_dependent(self, route: Route) -> None:
         """Fetch outputs whose shape is known only now."""
         for name, allocator in route.allocators.items():
@@ -586,8 +615,6 @@ class Session(Runner):
                     caller.wait(self._done)
                     for result in results.values():
                         result.follow(caller)
-            for result in results.values():
-                result.keep_alive(self._caller_owner)
             # Kept alive until the GPU has read them: their memory may not be of the caller's stream.
             self._borrowed.append((self._done, borrowed))
             while self._borrowed and self._borrowed[0][0].is_done:
@@ -646,7 +673,7 @@ class Session(Runner):
                 yield
                 return
             with self._device:
-                self._at.sync()
+                self._settle()
             yield
             for route in (self._common, *self._routes.values()):
                 route.key = None
@@ -656,21 +683,24 @@ class Session(Runner):
         return self._closed
 
     def close(self) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            with self._device:
+        try:
+            with self._device, self._lock:
+                if self._closed:
+                    return
+                self._closed = True
                 try:
-                    self._stream.sync()
-                    if self._done is not None:
-                        self._done.sync()
+                    self._settle()
                 finally:
                     for route in self._routes.values():
                         if route is not self._common:
                             self._close_route(route)
                     self._routes.clear()
+                    self._done = self._caller = None
+                    self._borrowed.clear()
                     self._undo.close()
+        finally:
+            # Without the lock: refit() holds sessions back and may be waiting for it.
+            self.engine.leave(self)
 
 
 class _InFlight:
@@ -698,9 +728,3 @@ def _same_place(array: Host, view: Host) -> bool:
         and array.flags.c_contiguous
         and array.dtype == view.dtype
     )
-
-
-def _agree(actual: Host, expected: Host) -> bool:
-    """True when two ways of computing the same thing differ by no more than rounding does."""
-    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
-    return bool(np.linalg.norm(actual - expected) <= 2e-2 * np.linalg.norm(expected))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +10,12 @@ import numpy as np
 
 from .errors import InputError, ShapeError
 from .pipeline import Pipeline
-from .runner import Done, OutputMode, Pending, Runner
-from .tensor_spec import TensorSpecs
+from .runner import Done, OutputMode, Pending, Runner, RunnerAbove
 
 Host = np.ndarray[Any, np.dtype[Any]]
 
 
-class SplitRunner(Runner):
+class SplitRunner(RunnerAbove):
     """Runs a batch that is larger than the model takes in parts, two in flight.
 
     Rows must not influence each other, which is true of nearly every network that has a batch and cannot be known
@@ -30,7 +30,7 @@ class SplitRunner(Runner):
     """
 
     def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+        super().__init__(runner)
         # With a fixed batch the first dimension cannot be told from any other, so it is the one that all share.
         ranges = {
             name: (min(p.min[0] for p in spec.profiles), max(p.max[0] for p in spec.profiles))
@@ -50,22 +50,7 @@ class SplitRunner(Runner):
         self._low = max(ranges[name][0] for name in self._batched)
         self._high = min(ranges[name][1] for name in self._batched)
         self._pipeline: Pipeline | None = None
-
-    @property
-    def inputs(self) -> TensorSpecs:
-        return self._runner.inputs
-
-    @property
-    def outputs(self) -> TensorSpecs:
-        return self._runner.outputs
-
-    @property
-    def backend(self) -> str:
-        return self._runner.backend
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        return self._runner.metadata
+        self._lock = threading.Lock()  # while the pipeline is made or closed
 
     def run(
         self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
@@ -95,13 +80,15 @@ class SplitRunner(Runner):
         return size[0] if size and size[0] > 0 else None
 
     def _run_parts(self, inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
-        self.check_open()
         self.inputs.check_names(inputs)
-        if self._pipeline is None:
-            self._pipeline = Pipeline(self._runner, depth=2)
+        with self._lock:
+            self.check_open()
+            if self._pipeline is None:
+                self._pipeline = Pipeline(self._runner, depth=2)
+            pipeline = self._pipeline
         starts = range(0, batch, self._high)
         results: dict[str, Host] = {}
-        for start, part in zip(starts, self._pipeline.map(self._part(inputs, s, batch) for s in starts), strict=True):
+        for start, part in zip(starts, pipeline.map(self._part(inputs, s, batch) for s in starts), strict=True):
             rows = min(self._high, batch - start)
             for name, array in part.items():
                 if array.shape[:1] != (max(rows, self._low),):
@@ -127,11 +114,8 @@ class SplitRunner(Runner):
     def clone(self) -> Runner:
         return SplitRunner(self._runner.clone())
 
-    @property
-    def closed(self) -> bool:
-        return self._runner.closed
-
     def close(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline.close()
-        self._runner.close()
+        with self._lock:
+            if self._pipeline is not None:
+                self._pipeline.close()
+            super().close()

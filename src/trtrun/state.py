@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import nbytes_of
 from .cuda.check import translated
 from .cuda.memory import copy_async
-from .errors import ShapeError
+from .route import most_bytes
 from .runner import StatefulRunner, check_pairs, initial_state
 from .session import Held, Session
-from .tensor_spec import Shape, TensorSpecs
+from .tensor_spec import Shape
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -26,7 +25,8 @@ class StatefulSession(StatefulRunner, Session):  # StatefulRunner first: its clo
 
     An output that TensorRT writes into its input's own memory (a KV cache) costs nothing; any other is copied within
     the GPU, in the same CUDA graph as the request. Where the state grows (``present`` is longer than ``past``), memory
-    is reserved for the largest shape that the profiles allow, and a request beyond it raises ShapeError.
+    is reserved for the largest shape that the profiles allow. The request that outgrows it still gives its outputs;
+    the next raises ShapeError, as :meth:`read_state` does, until :meth:`reset`.
     """
 
     def __init__(
@@ -42,22 +42,13 @@ class StatefulSession(StatefulRunner, Session):  # StatefulRunner first: its clo
         first = initial_state(engine.inputs, pairs, initial)
         self._state = MappingProxyType(dict(pairs))
         self._held: dict[str, Held] = {}
-        self._inputs = TensorSpecs(spec for name, spec in engine.inputs.items() if name not in pairs)
-        self._outputs = TensorSpecs(spec for name, spec in engine.outputs.items() if name not in pairs.values())
+        self._set_specs(engine.inputs, engine.outputs, pairs)
         super().__init__(engine, cuda_graph=cuda_graph, profile=profile)
         try:
             self._set(first)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def inputs(self) -> TensorSpecs:
-        return self._inputs
-
-    @property
-    def outputs(self) -> TensorSpecs:
-        return self._outputs
 
     def reset(self, initial: Mapping[str, Any] | None = None) -> None:
         first = initial_state(self.engine.inputs, self._state, initial)
@@ -70,8 +61,9 @@ class StatefulSession(StatefulRunner, Session):  # StatefulRunner first: its clo
             self._check_idle()
             arrays = {}
             with self._device, translated("read the state"):
-                self._at.sync()
+                self._settle()
                 for name, held in self._held.items():
+                    self.engine.inputs[name].check_shape(held.shape)  # else it was not kept
                     array = arrays[name] = np.empty(held.shape, held.dtype)
                     if array.nbytes:
                         copy_async(array.ctypes.data, self._buffers.on_gpu(name, 0), array.nbytes, self._handle)
@@ -80,10 +72,9 @@ class StatefulSession(StatefulRunner, Session):  # StatefulRunner first: its clo
 
     def _set(self, values: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> None:
         with self._device, translated("set the state"):
-            self._at.sync()
+            self._settle()
             for name, array in values.items():
-                largest = self.engine.inputs[name].max_shape or array.shape
-                address = self._buffers.on_gpu(name, nbytes_of(largest, array.dtype))
+                address = self._buffers.on_gpu(name, most_bytes(self.engine.inputs[name]))
                 if array.nbytes:
                     copy_async(address, array.ctypes.data, array.nbytes, self._handle)
                 self._held[name] = Held(array.shape, array.dtype)
@@ -98,9 +89,6 @@ class StatefulSession(StatefulRunner, Session):  # StatefulRunner first: its clo
 
     def _advance(self, route: Route) -> None:
         for name, output in self._state.items():
-            shape = route.output_shapes[output]
-            if -1 in shape:
-                raise ShapeError(f"state {name!r} <- {output!r}: the output's shape depends on the data.")
-            held = self._held[name]
+            shape, held = route.output_shapes[output], self._held[name]
             if shape != held.shape:
                 self._held[name] = Held(shape, held.dtype)

@@ -9,6 +9,7 @@ import pytest
 
 import trtrun
 from tests.gpu.conftest import relative_error
+from trtrun.cuda.stream import create_stream
 from trtrun.session import Session
 
 torch = pytest.importorskip("torch")
@@ -139,3 +140,57 @@ def test_device_outputs_outlive_their_session(open_session: Open) -> None:
     out.close()
     with pytest.raises(trtrun.ClosedError):
         out.numpy()
+
+
+def test_a_request_that_fails_half_way_leaves_nothing_running(
+    open_session: Open, reference: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session("convolution")
+    x = random(4, 3, 64, 64)
+    stream = torch.cuda.Stream()
+    for outputs, name in (("device", "DeviceArray"), ("copy", "copy_out")):
+        for _ in range(3):
+            session.run({"x": x})
+        with torch.cuda.stream(stream):
+            big = torch.randn(8192, 8192, device="cuda")
+            for _ in range(10):
+                big = torch.tanh(big @ big / 90)  # the request is enqueued behind tens of milliseconds of this
+        with monkeypatch.context() as patched:
+            patched.setattr(f"trtrun.session.{name}", _out_of_memory)
+            with pytest.raises(MemoryError):
+                session.run({"x": x}, outputs=outputs, stream=stream)
+        assert stream.query()
+        for key, wanted in reference("convolution")(x).items():
+            assert relative_error(session.run({"x": x})[key], wanted) <= 1e-3
+
+
+def _out_of_memory(*_: object) -> None:
+    raise MemoryError("as if")
+
+
+def test_streams_that_are_gone(open_session: Open, reference: Callable) -> None:
+    """A caller's stream may be destroyed after its request, and another may get its number."""
+    session = open_session("static")
+    x = torch.from_numpy(random(3, 12)).cuda()
+    wanted = reference("static")(x.cpu().numpy())["y"]
+    device = session.engine.device
+    for by_number in (True, False):
+        for _ in range(20):
+            stream = create_stream(device)
+            named = int(stream.handle) if by_number else stream
+            results = [session.run({"x": x}, outputs="device", stream=named) for _ in range(3)]
+            tensor = torch.from_dlpack(results[2]["y"])
+            torch.cuda.synchronize()
+            if by_number:
+                del results
+                assert relative_error(tensor.cpu().numpy(), wanted) <= 1e-3
+                with session.paused():
+                    pass
+                stream.close()
+            else:
+                del results, stream, named  # what is left of the request keeps its stream
+            assert relative_error(tensor.cpu().numpy(), wanted) <= 1e-3
+            with session.paused():
+                pass
+            del tensor
+    assert relative_error(session.run({"x": x})["y"], wanted) <= 1e-3

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +121,22 @@ FORMATS = [
     (trt.float32, trt.TensorFormat.CHW32, (2, 40, 4, 5)),
     (trt.int8, trt.TensorFormat.CHW32, (2, 40, 4, 5)),
 ]
+
+
+def test_capsules_that_nobody_takes_and_exceptions_on_their_way(load) -> None:
+    torch = pytest.importorskip("torch")
+    session = load(networks.identity(trt.bfloat16))
+    x = torch.ones(4, 6, device="cuda", dtype=torch.bfloat16)
+    for _ in range(5):
+        out = session.run({"x": x}, outputs="device")["y"]
+
+        def fail(array: object) -> None:
+            capsule = array.__dlpack__()
+            raise KeyError(f"while {type(capsule).__name__} is held")
+
+        with pytest.raises(KeyError):
+            fail(out)
+        assert torch.equal(torch.from_dlpack(out), x)
 
 
 @pytest.mark.parametrize(("kind", "form", "shape"), FORMATS, ids=lambda value: getattr(value, "name", str(value)))
@@ -235,42 +253,56 @@ def test_shape_tensors_as_outputs(load) -> None:
 # State
 
 
-@pytest.mark.parametrize("cuda_graph", [True, False])
-def test_recurrent_state_stays_on_the_gpu(load, cuda_graph: bool) -> None:
-    session = load(networks.recurrent(), cuda_graph=cuda_graph)
-    with session.state({"h": "h_out"}) as sequence:
-        assert list(sequence.inputs) == ["x"]
-        assert list(sequence.outputs) == ["y"]
-        h = np.zeros((2, 8), np.float32)
-        for turn in range(20):
-            if turn == 10:
-                h = RNG.standard_normal((2, 8)).astype(np.float32)
-                sequence.reset({"h": h})
-            x = RNG.standard_normal((2, 8)).astype(np.float32)
-            out = sequence(x) if turn % 3 else sequence.enqueue({"x": x}).result()
-            np.testing.assert_allclose(out["y"], x + h, rtol=1e-5, atol=1e-6)
-            h = (x + h) / 2
-            np.testing.assert_allclose(sequence.read_state()["h"], h, rtol=1e-5, atol=1e-6)
-        with pytest.raises(trtrun.ExecutionError, match="cannot be cloned"):
-            Pipeline(sequence, depth=2)
-    with pytest.raises(trtrun.InputNameError):
-        session.state({"h": "nothing"})
-    with pytest.raises(trtrun.InputNameError):
-        session.state({"h": "h_out"}, initial={"x": h})
-
-
 def test_state_that_grows(load) -> None:
     session = load(networks.growing(16))
+    addresses = set()
     with session.state({"past": "present"}) as sequence:
         for _ in range(2):
             rows = np.zeros((0, 4), np.float32)
-            for _ in range(17):
+            for step in range(17):
+                if step:
+                    np.testing.assert_array_equal(sequence.read_state()["past"], rows)
                 new = RNG.standard_normal((1, 4)).astype(np.float32)
                 rows = np.concatenate([rows, new])
                 np.testing.assert_allclose(sequence(new)["total"][0], rows.sum(0), rtol=1e-4, atol=1e-5)
-            with pytest.raises(trtrun.ShapeError):  # past has 17 rows, and the profile ends at 16
-                sequence(new)
+                buffers = sequence._buffers
+                addresses.add((buffers.on_gpu("past", 0), buffers.on_gpu("present", 0) if step < 16 else 0))
+            assert not {"past", "present"} & buffers._host.keys()
+            # The 17 rows were summed up and not fed back: the memory of past ends at 16, as the profile does.
+            for use in (lambda new=new: sequence(new), sequence.read_state):
+                with pytest.raises(trtrun.ShapeError):
+                    use()
             sequence.reset()
+    assert len({past for past, _ in addresses}) == 1
+    assert len(addresses) <= 3  # present moved only for the 17th row
+
+
+def test_state_whose_shape_only_the_run_decides_is_refused(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = load(networks.recurrent())
+    monkeypatch.setattr(Route, "_output_shape", lambda *_: (-1, 8))  # no plan that runs here has such an output
+    with session.state({"h": "h_out"}) as sequence:
+        for _ in range(2):
+            with pytest.raises(trtrun.ShapeError, match="known only after"):
+                sequence(np.ones((2, 8), np.float32))
+
+
+def test_the_engine_waits_for_who_uses_it_outside_a_session(load) -> None:
+    session = load(networks.recurrent())
+    engine, order = session.engine, []
+    with engine._without_users():  # as refit does
+        thread = threading.Thread(target=lambda: (session.clone().close(), order.append("cloned")))
+        thread.start()
+        time.sleep(0.2)
+        order.append("changed")
+    thread.join()
+    with engine.occupied():  # as profile_layers does
+        thread = threading.Thread(target=lambda: (engine.close(), order.append("closed")))
+        thread.start()
+        time.sleep(0.2)
+        order.append("used")
+    thread.join()
+    assert order == ["changed", "cloned", "used", "closed"]
+    assert session.closed
 
 
 def test_cache_written_in_place(load) -> None:
@@ -488,21 +520,28 @@ def test_fork_is_refused_and_spawn_works(method: str, load) -> None:
         assert answer == 16
 
 
-def test_a_session_used_in_a_forked_child_is_refused(load) -> None:
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_session_used_in_a_forked_child_is_refused(busy: bool, load) -> None:
     session = load(networks.recurrent())
     zeros = np.zeros((2, 8), np.float32)
     session(zeros, zeros)
     read, write = os.pipe()
+    if busy:  # another thread is in the middle of a request, and it is not there in the child
+        session._lock.acquire()
     if (child := os.fork()) == 0:
         try:
+            signal.alarm(10)
             session(zeros, zeros)
             os.write(write, b"ran")
         except trtrun.DeviceError:
             os.write(write, b"refused")
         finally:
             os._exit(0)
+    if busy:
+        session._lock.release()
     os.waitpid(child, 0)
-    assert os.read(read, 100) == b"refused"
+    os.write(write, b".")
+    assert os.read(read, 100) == b"refused."
     session(zeros, zeros)
 
 

@@ -187,4 +187,4 @@ def test_what_a_process_was_given_cannot_be_cleared_away(tmp_path: Path, monkeyp
         assert user.exitcode == 0
     sizes = [found.get(timeout=10) for _ in users]
     assert min(set.union(*sizes)) > 1000
-    assert cleared > 1
+    assert cleared >= 1

@@ -42,6 +42,20 @@ def test_fp16(keep_io: bool) -> None:
     assert build_plan(data, BuildOptions(profiles=_profile("x", (1, 3, 8, 8), (4, 3, 64, 64))))
 
 
+def test_fp16_of_a_file_that_lists_its_weights_as_inputs() -> None:
+    proto = onnx.load_from_string(models.convolution())
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        for tensor in proto.graph.initializer
+    )
+    weights = len(proto.graph.initializer)
+    session, changes, _ = changed(proto.SerializeToString(), fp16=True)
+    assert list(session.inputs) == ["x"]
+    assert changes[0] == f"{weights} initializers are no longer inputs that could replace them"
+    x = RNG.standard_normal((2, 3, 16, 16)).astype(np.float32)
+    np.testing.assert_allclose(session(x)["y"], OnnxRuntimeSession(models.convolution())(x)["y"], rtol=0.05, atol=0.05)
+
+
 def test_sensitive_operators_stay_in_fp32() -> None:
     nodes = [
         helper.make_node("Mul", ["x", "x"], ["square"], name="squared"),

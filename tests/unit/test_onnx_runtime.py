@@ -10,6 +10,8 @@ import trtrun
 from tests import models
 from tests.conformance import RunnerConformance
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.runner import check_pairs
+from trtrun.tensor_spec import TensorSpec, TensorSpecs
 
 
 class TestConformance(RunnerConformance):
@@ -49,3 +51,14 @@ def test_failing_run_keeps_the_reason() -> None:
     session = OnnxRuntimeSession(models.several())
     with pytest.raises(trtrun.ExecutionError, match="ONNX Runtime failed"):
         session(np.ones((2, 4), np.float32), np.ones((3, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [((2, 8), (2, 4)), ((-1, 8), (-1, 4)), ((2, 8), (-1, 4)), ((2, 8, 1), (2, 8))]
+)
+def test_pairs_whose_shapes_never_fit_are_refused(given: tuple[int, ...], taken: tuple[int, ...]) -> None:
+    inputs = TensorSpecs([TensorSpec("h", np.dtype(np.float32), taken)])
+    outputs = TensorSpecs([TensorSpec("h_out", np.dtype(np.float32), given)])
+    with pytest.raises(trtrun.ShapeError, match="never fit"):
+        check_pairs(inputs, outputs, {"h": "h_out"})
+    check_pairs(inputs, TensorSpecs([TensorSpec("h_out", np.dtype(np.float32), (-1,) * len(taken))]), {"h": "h_out"})

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..buffers import Buffers
-from ..cuda.stream import create_stream
 from ..errors import ExecutionError
-from ..route import Route, bind_inputs
+from ..route import borrowed_route
 from ..tensor_spec import Shape
 from .measure import example_inputs
 from .report import STYLE
@@ -106,23 +103,16 @@ def profile_layers(
                 order.setdefault((layer_name, index))
                 times.setdefault(f"{layer_name}\0{index}", []).append(ms)
 
-    with ExitStack() as undo, engine.device:
-        stream = create_stream(engine.device)
-        undo.callback(stream.close)
-        buffers = Buffers(engine.device)
-        undo.callback(buffers.close)
-        context = engine.create_context()
-        profiler = Profiler()
+    profiler = Profiler()
+
+    def attach(context: Any) -> None:
         context.profiler = profiler
-        route = Route(engine, buffers, stream, [context])
-        undo.callback(route.close)
-        bind_inputs(route, buffers, arrays)
-        route.copy_in(int(stream.handle))
+
+    with borrowed_route(engine, arrays, attach) as (route, stream):
         for _ in range(_WARMUP + runs):
             turn.clear()
             route.execute(int(stream.handle))
             stream.sync()
-        undo.callback(stream.sync)
     medians = {key: float(np.median(values[-runs:])) for key, values in times.items()}
     total = sum(medians.values()) or 1.0
     layers = []

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Host
 from ..buffers import Buffers
 from ..cuda.event import Event
 from ..cuda.stream import create_stream
 from ..engine import Engine
 from ..errors import InputNameError, ShapeError
-from ..route import Host, Route, Steps, bind_inputs
+from ..route import Route, Steps, bind_inputs
 from ..tensor_spec import Shape, TensorSpec
 from .metrics import Metrics, Trace, evaluate, warnings
 
@@ -250,7 +251,7 @@ def measure(
     """
     options = options or BenchOptions()
     arrays = example_inputs(engine, shapes or {}, values or {})
-    with ExitStack() as open_streams, engine.device:
+    with ExitStack() as open_streams, engine.occupied(), engine.device:
         start = Event(engine.device, spin=options.spin)
         open_streams.callback(start.close)
         streams = []

@@ -132,6 +132,17 @@ def _simplify(proto: Any, name: str, changes: list[str]) -> Any:
     return slim
 
 
+def _drop_defaults(proto: Any, changes: list[str]) -> None:
+    """Weights that old exporters list among the inputs too: the converter would change one and leave the other."""
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    kept = [value for value in proto.graph.input if value.name not in initializers]
+    dropped = len(proto.graph.input) - len(kept)
+    if dropped:
+        del proto.graph.input[:]
+        proto.graph.input.extend(kept)
+        changes.append(f"{dropped} initializers are no longer inputs that could replace them")
+
+
 def _to_fp16(proto: Any, options: BuildOptions, name: str, changes: list[str]) -> Any:
     try:
         from onnxconverter_common import float16
@@ -142,6 +153,7 @@ def _to_fp16(proto: Any, options: BuildOptions, name: str, changes: list[str]) -
     import numpy as np
     from onnx import TensorProto, numpy_helper
 
+    _drop_defaults(proto, changes)
     largest = 0.0
     for tensor in proto.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import BuildError
+from .options import Plugins, parse_ranges, read_npz
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,7 +74,7 @@ def command(
     optimization_level: Annotated[int | None, typer.Option(min=0, max=5, help="Builder optimization level.")] = None,
     workspace: Annotated[str | None, typer.Option(help="Limit of scratch memory for layers, like 2GiB.")] = None,
     tf32: Annotated[bool, typer.Option(help="Allow TF32 in fp32 matrix products and convolutions.")] = True,
-    plugin: Annotated[list[Path] | None, typer.Option(help="Plugin library to load first.")] = None,
+    plugin: Plugins = None,
     refittable: Annotated[bool, typer.Option("--refittable", help="The engine takes new weights by name.")] = False,
     weight_streaming: Annotated[
         bool, typer.Option("--weight-streaming", help="Weights may stay on the host and be streamed to the GPU.")
@@ -122,7 +123,6 @@ def command(
     from ..building import build
     from ..building.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
     from ..plan import identify_file
-    from .compare import parse_ranges, read_npz
     from .progress import build_progress
 
     shapes = [text.rpartition("=") for text in input_shape or ()]

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import AsJson
+
 app = typer.Typer(help="Engines, their model and what belongs to them in one file.", no_args_is_help=True)
 
 
@@ -55,7 +57,7 @@ def create(
 @app.command()
 def show(
     bundle: Annotated[Path, typer.Argument(help="The bundle.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what is in a bundle."""
     from ..bundle import open_bundle

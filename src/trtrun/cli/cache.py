@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import AsJson
+
 if TYPE_CHECKING:
     from ..building.cache import CacheEntry
 
 app = typer.Typer(help="List, prune or clear the engines that load() built and kept.", no_args_is_help=True)
 
-_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @app.command("list")
-def list_command(as_json: _AsJson = False) -> None:
+def list_command(as_json: AsJson = False) -> None:
     """Show what is in the cache, last used first."""
     from ..building import cache
 
@@ -41,7 +42,7 @@ def prune_command(
     unused_for: Annotated[
         str | None, typer.Option(help="Also remove what was not used for this long, like 12h, 30d or 8w.")
     ] = None,
-    as_json: _AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove what was used longest ago until the cache fits. What other processes are using now stays."""
     from ..building import cache
@@ -54,7 +55,7 @@ def prune_command(
 
 
 @app.command("clear")
-def clear_command(as_json: _AsJson = False) -> None:
+def clear_command(as_json: AsJson = False) -> None:
     """Remove everything that no process is building right now."""
     from ..building import cache
 

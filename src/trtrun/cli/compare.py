@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .options import AsJson, Device, Plugins, parse_named_shapes, parse_ranges, read_npz, write_page
 
 if TYPE_CHECKING:
     from ..comparison import Comparison
@@ -43,9 +44,9 @@ def command(
         typer.Option(help="NAME=SHAPE: replace the shape that an ONNX file declares, -1 where dynamic."),
     ] = None,
     tf32: Annotated[bool, typer.Option(help="Allow TF32 in engines that are built.")] = True,
-    device: Annotated[int, typer.Option(help="Ordinal of the GPU.")] = 0,
-    plugin: Annotated[list[Path] | None, typer.Option(help="Plugin library to load first.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = 0,
+    plugin: Plugins = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the outputs of two models for one request; where they differ, find the first layer that does.
 
@@ -79,8 +80,7 @@ def command(
             plugins=plugin or (),
         )
     if report is not None:
-        report.write_text(comparison.html(result), encoding="utf-8")
-        progress.print(f"wrote {report}", style="dim", highlight=False)
+        write_page(report, comparison.html(result), progress)
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2))
     else:
@@ -112,54 +112,3 @@ def _print(result: Comparison) -> None:
     console.print(table)
     for index, sentence in enumerate(result.findings()):
         console.print(sentence, style=("green" if result.within else "red") if index == 0 else None, **plain)
-
-
-def parse_named_shapes(texts: Sequence[str], option: str) -> dict[str, tuple[int, ...]]:
-    """``NAME=SHAPE`` texts as shapes by name. Raises ShapeError, showing the text."""
-    from ..building.options import parse_shape
-    from ..errors import ShapeError
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        name, equals, dims = text.rpartition("=")
-        if not name or not equals:
-            raise ShapeError(f"cannot read {option} {text!r}: write NAME=SHAPE, like images=8x3x224x224.")
-        shapes[name] = parse_shape(dims, text)
-    return shapes
-
-
-def parse_ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """``NAME=LOW:HIGH`` texts as bounds by name. Raises InputError, showing the text."""
-    from ..errors import InputError
-
-    ranges: dict[str, tuple[float, float]] = {}
-    for text in texts:
-        name, _, bounds = text.rpartition("=")
-        low, _, high = bounds.partition(":")
-        try:
-            if not name:
-                raise ValueError("no name")
-            ranges[name] = (float(low), float(high))
-        except ValueError as error:
-            raise InputError(f"cannot read --range {text!r}: write NAME=LOW:HIGH, like images=0:255.") from error
-    return ranges
-
-
-def read_npz(path: Path | None) -> dict[str, Any] | None:
-    """The arrays of a .npz file by name. Raises InputError when it cannot be read."""
-    import zipfile
-
-    import numpy as np
-
-    from ..errors import InputError
-
-    if path is None:
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    # AttributeError, TypeError: a single .npy array is no archive
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"cannot read {str(path)!r} as a .npz archive: {error}. Write one with numpy.savez(path, **inputs)."
-        ) from error

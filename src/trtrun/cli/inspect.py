@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import AsJson
+
 
 def command(
     model: Annotated[Path, typer.Argument(help="A plan or an ONNX file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what is in a plan or an ONNX file. Needs neither a GPU nor TensorRT for what the file itself says."""
     from ..inspection import inspect

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import AsJson, Device, Plugins, read_arrays
+
 
 def command(
     model: Annotated[Path, typer.Argument(help="A plan, or an ONNX file.")],
@@ -18,9 +20,9 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME.npy of every output.")] = Path(
         "outputs"
     ),
-    device: Annotated[int, typer.Option(help="Ordinal of the GPU.")] = 0,
-    plugin: Annotated[list[Path] | None, typer.Option(help="Plugin library to load first.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = 0,
+    plugin: Plugins = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run one request: read .npy files, run the model, write a .npy file per output."""
     import numpy as np
@@ -52,25 +54,3 @@ def command(
     console = Console()
     console.print(table)
     console.print(f"{backend}: first request {seconds * 1e3:.2f} ms", highlight=False)
-
-
-def read_arrays(texts: list[str], names: list[str]) -> dict[str, Any]:
-    """The arrays of ``NAME=FILE.npy`` texts, or of ``FILE.npy`` where there is one name only."""
-    import numpy as np
-
-    from ..errors import InputError, InputNameError
-
-    arrays: dict[str, Any] = {}
-    for text in texts:
-        name, _, file = text.rpartition("=")
-        if not name:
-            if len(names) != 1:
-                raise InputNameError(f"the model has {len(names)} inputs {names}: write --input NAME={text}.")
-            name = names[0]
-        if name in arrays:
-            raise InputNameError(f"input {name!r} was given twice.")
-        try:
-            arrays[name] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {file!r} as a .npy array: {error}") from error
-    return arrays

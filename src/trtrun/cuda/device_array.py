@@ -85,7 +85,8 @@ class DeviceArray:
 
     ``torch.from_dlpack(array)``, ``cupy.from_dlpack(array)`` and ``jax.dlpack.from_dlpack(array)`` share its memory;
     ``array.numpy()`` copies it to the host. Each consumer is ordered after the request that computed it. The memory
-    goes back to CUDA's pool when the array and all its consumers are gone, after the work on the consumers' streams.
+    goes back to CUDA's pool when the array and all its consumers are gone, after the work on the stream of the
+    consumer that took it last: consumers on several streams wait for each other before the last of them lets go.
     """
 
     def __init__(
@@ -105,7 +106,6 @@ class DeviceArray:
             self._buffer: Buffer = resource.allocate(max(self.nbytes, 1), stream=stream)
         self._address = int(self._buffer.handle)
         self._view: StridedMemoryView | None = None
-        self._owner: Any = None
 
     @property
     def address(self) -> int:
@@ -113,10 +113,6 @@ class DeviceArray:
         if self._buffer.is_closed:
             raise ClosedError("this DeviceArray is closed.")
         return self._address
-
-    def keep_alive(self, owner: Any) -> None:
-        """Hold the owner of the stream in whose order the memory is returned."""
-        self._owner = owner
 
     def follow(self, stream: Stream) -> None:
         """The array is used, and its memory returned, in the order of this stream, which waits for the computation."""
@@ -153,11 +149,12 @@ class DeviceArray:
     def __dlpack__(self, *, stream: Any = None, **options: Any) -> Any:
         with self._device:
             self._hand_over(stream)
-            if dlpack.exports(self.dtype):
-                return dlpack.export(self._buffer, self.address, self.shape, self.dtype, self._device.ordinal)
             if self._view is None:
-                self._view = StridedMemoryView.from_buffer(self._buffer, self.shape, dtype=self.dtype)
-            return self._view.__dlpack__(stream=-1, **options)
+                carried = dlpack.carrier(self.dtype)
+                self._view = StridedMemoryView.from_buffer(self._buffer, self.shape, dtype=carried)
+            capsule = self._view.__dlpack__(stream=-1, **options)
+            dlpack.relabel(capsule, self.dtype)
+            return capsule
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -180,11 +177,12 @@ class DeviceArray:
             return
         handle = 1 if stream is None else int(stream)  # DLPack: None means the legacy default stream, 1
         if self._stream is not None and handle == int(self._stream.handle):
-            return
-        consumer = borrowed_stream(self._device, handle)
-        if self._stream is not None:
-            with translated("order a result after its computation"):
-                consumer.wait(self._stream)
+            consumer = self._stream
+        else:
+            consumer = borrowed_stream(self._device, handle)
+            if self._stream is not None:
+                with translated("order a result after its computation"):
+                    consumer.wait(self._stream)
         self._buffer.set_deallocation_stream(consumer)
 
     def close(self) -> None:

@@ -1,20 +1,19 @@
-"""DLPack capsules for the dtypes that cuda.core's ``StridedMemoryView`` does not exchange: bfloat16 and float8.
+"""DLPack capsules of dtypes that cuda.core's ``StridedMemoryView`` does not exchange: bfloat16 and float8.
 
-The structures are those of dlpack.h (v0.8, ``DLManagedTensor``), which every consumer of the protocol accepts.
+The structures are those of dlpack.h (v1.0): ``DLManagedTensor``, and ``DLManagedTensorVersioned`` where the consumer
+asks for it. A capsule out is cuda.core's own, of integers of the same size, in which the dtype is set right: so its
+memory is freed by cuda.core and no Python code runs in a destructor, where an exception may be on its way.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-CUDA = 2  # kDLCUDA
-_NAME = b"dltensor"
+_NAME, _VERSIONED_NAME = b"dltensor", b"dltensor_versioned"
 # DLDataTypeCode of the floating-point types that NumPy lacks
 _CODES = {"bfloat16": 4, "float8_e4m3fn": 10, "float8_e5m2": 12, "float8_e8m0fnu": 14}
 _KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}
@@ -37,29 +36,36 @@ class _Tensor(ctypes.Structure):
     )
 
 
-class _ManagedTensor(ctypes.Structure):
-    pass
+class _VersionedTensor(ctypes.Structure):
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", _Tensor),
+    )
 
 
-_Deleter = ctypes.CFUNCTYPE(None, ctypes.POINTER(_ManagedTensor))
-_ManagedTensor._fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
-
-_Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _api = ctypes.pythonapi
-_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, _Destructor)(("PyCapsule_New", _api))
 _get = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
-# By address: in a destructor the capsule must not be referred to as an object any more.
-_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
-_get_raw = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
 
-_exported: dict[int, tuple[Any, ...]] = {}  # what capsules that are in use keep alive, by the structure's address
+
+def _tensor(capsule: Any) -> _Tensor:
+    """The structure inside a capsule; it lives as long as the capsule, if nobody takes it out."""
+    if _is_valid(capsule, _VERSIONED_NAME):
+        versioned = _VersionedTensor.from_address(_get(capsule, _VERSIONED_NAME))
+        tensor: _Tensor = versioned.tensor
+        return tensor
+    return _Tensor.from_address(_get(capsule, _NAME))  # DLManagedTensor begins with it
 
 
 class BorrowedTensor:
     """A producer's tensor read from its capsule; it stays valid as long as this object lives."""
 
     def __init__(self, capsule: Any) -> None:
-        tensor = _ManagedTensor.from_address(_get(capsule, _NAME)).tensor
+        tensor = _tensor(capsule)
         self._capsule = capsule
         self.device_id = int(tensor.device_id)
         self.ptr = int(tensor.data or 0) + int(tensor.byte_offset)
@@ -79,39 +85,12 @@ def _to_dtype(dtype: _DataType) -> np.dtype[Any]:
     raise BufferError(f"no dtype for DLPack's code {dtype.code} with {dtype.bits} bits and {dtype.lanes} lanes")
 
 
-def exports(dtype: np.dtype[Any]) -> bool:
-    """True for the dtypes that :func:`export` is for."""
-    return dtype.name in _CODES
+def carrier(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that cuda.core exports in place of this one: itself where it knows it."""
+    return np.dtype(f"u{dtype.itemsize}") if dtype.name in _CODES else dtype
 
 
-def export(owner: Any, address: int, shape: Sequence[int], dtype: np.dtype[Any], ordinal: int) -> Any:
-    """A capsule for C-contiguous memory on a GPU, which keeps ``owner`` alive until its consumer is done."""
-    sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
-    strides = (ctypes.c_int64 * max(len(shape), 1))(*(math.prod(shape[axis + 1 :]) for axis in range(len(shape))))
-    managed = _ManagedTensor()
-    managed.tensor = _Tensor(
-        data=address,
-        device_type=CUDA,
-        device_id=ordinal,
-        ndim=len(shape),
-        dtype=_DataType(_CODES[dtype.name], 8 * dtype.itemsize, 1),
-        shape=sizes,
-        strides=strides,
-        byte_offset=0,
-    )
-    managed.deleter = _delete
-    where = ctypes.addressof(managed)
-    _exported[where] = (managed, sizes, strides, owner)
-    return _new(where, _NAME, _destroy)
-
-
-def _on_delete(managed: Any) -> None:
-    _exported.pop(ctypes.addressof(managed.contents), None)
-
-
-def _on_destroy(capsule: int) -> None:
-    if _is_valid(capsule, _NAME):  # nobody took the tensor: a consumer renames the capsule
-        _exported.pop(_get_raw(capsule, _NAME), None)
-
-
-_delete, _destroy = _Deleter(_on_delete), _Destructor(_on_destroy)
+def relabel(capsule: Any, dtype: np.dtype[Any]) -> None:
+    """Set the dtype in a capsule of :func:`carrier`'s, which nobody has taken yet."""
+    if dtype.name in _CODES:
+        _tensor(capsule).dtype.code = _CODES[dtype.name]

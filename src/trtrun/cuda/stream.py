@@ -39,8 +39,24 @@ def stream_handle(stream: Any) -> int:
     )
 
 
-def borrowed_stream(device: Device, handle: int) -> Stream:
-    """Somebody else's stream by its handle; trtrun never closes it."""
+def borrowed_stream(device: Device, handle: int, owner: Any = None) -> Stream:
+    """Somebody else's stream by its handle; trtrun never closes it.
+
+    ``owner`` lives as long as anything that needs the stream: memory that will be returned in its order, for one.
+    """
     with device, translated("use the caller's stream"):
-        stream: Stream = DEFAULT_STREAMS.get(handle) or Stream.from_handle(handle)
+        stream: Stream | None = DEFAULT_STREAMS.get(handle)
+        if stream is None:
+            stream = Stream.from_handle(handle) if owner is None else device.core.create_stream(_Owned(handle, owner))
         return stream
+
+
+class _Owned:
+    """A handle and the object that it belongs to, as ``cuda.core`` takes them together."""
+
+    def __init__(self, handle: int, owner: Any) -> None:
+        self._handle = handle
+        self._owner = owner
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle

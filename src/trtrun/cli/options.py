@@ -1,0 +1,106 @@
+"""What several commands have in common: their options, and what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[int, typer.Option("--device", help="Ordinal of the GPU.")]
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="Plugin library to load first.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        help="NAME=SHAPE of a dynamic input, like images=8x3x224x224; the shape tuned for unless given.",
+    ),
+]
+InputFiles = Annotated[
+    list[str] | None,
+    typer.Option("--input", "-i", help="NAME=FILE.npy: these values instead of random ones."),
+]
+
+
+def parse_named_shapes(texts: Sequence[str], option: str) -> dict[str, tuple[int, ...]]:
+    """``NAME=SHAPE`` texts as shapes by name. Raises ShapeError, showing the text."""
+    from ..building.options import parse_shape
+    from ..errors import ShapeError
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, equals, dims = text.rpartition("=")
+        if not name or not equals:
+            raise ShapeError(f"cannot read {option} {text!r}: write NAME=SHAPE, like images=8x3x224x224.")
+        shapes[name] = parse_shape(dims, text)
+    return shapes
+
+
+def parse_ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """``NAME=LOW:HIGH`` texts as bounds by name. Raises InputError, showing the text."""
+    from ..errors import InputError
+
+    ranges: dict[str, tuple[float, float]] = {}
+    for text in texts:
+        name, _, bounds = text.rpartition("=")
+        low, _, high = bounds.partition(":")
+        try:
+            if not name:
+                raise ValueError("no name")
+            ranges[name] = (float(low), float(high))
+        except ValueError as error:
+            raise InputError(f"cannot read --range {text!r}: write NAME=LOW:HIGH, like images=0:255.") from error
+    return ranges
+
+
+def read_npz(path: Path | None) -> dict[str, Any] | None:
+    """The arrays of a .npz file by name. Raises InputError when it cannot be read."""
+    import zipfile
+
+    import numpy as np
+
+    from ..errors import InputError
+
+    if path is None:
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    # AttributeError, TypeError: a single .npy array is no archive
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"cannot read {str(path)!r} as a .npz archive: {error}. Write one with numpy.savez(path, **inputs)."
+        ) from error
+
+
+def read_arrays(texts: list[str], names: list[str]) -> dict[str, Any]:
+    """The arrays of ``NAME=FILE.npy`` texts, or of ``FILE.npy`` where there is one name only."""
+    import numpy as np
+
+    from ..errors import InputError, InputNameError
+
+    arrays: dict[str, Any] = {}
+    for text in texts:
+        name, _, file = text.rpartition("=")
+        if not name:
+            if len(names) != 1:
+                raise InputNameError(f"the model has {len(names)} inputs {names}: write --input NAME={text}.")
+            name = names[0]
+        if name in arrays:
+            raise InputNameError(f"input {name!r} was given twice.")
+        try:
+            arrays[name] = np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {file!r} as a .npy array: {error}") from error
+    return arrays
+
+
+def write_page(path: Path, page: str, progress: Console) -> None:
+    """Write a report and say so beside the command's own output."""
+    path.write_text(page, encoding="utf-8")
+    progress.print(f"wrote {path}", style="dim", highlight=False)
