@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -32,11 +33,12 @@ def as_host_array(value: Any, name: str) -> Host:
 class CopyPool:
     """Copies large arrays with several threads.
 
-    One core copies about 13 GB/s, a quarter of what PCIe 5 carries, so a large input would spend more time on its way
+    One core copies 8 to 13 GB/s, a quarter of what PCIe 5 carries, so a large input would spend more time on its way
     into page-locked memory than on its way to the GPU. The calling thread starts at once; each helper takes chunks
-    from when it has woken up, which on an idle core takes longer than copying a megabyte, so nothing waits for a
-    helper that came too late. After each chunk ``done(start, stop)`` is called with its byte offsets, so that its
-    copy to the device runs while the next chunk is filled. NumPy releases the interpreter lock while it copies.
+    from when it has woken up, which on an idle core takes longer than copying half a megabyte, so nothing waits for a
+    helper that came too late. The calling thread reports what is there with ``done(start, stop)`` in bytes, so that its
+    copy to the device runs while the next chunk is filled: it alone, because several threads that call the driver at
+    once hold each other up for longer than the copies take. NumPy releases the interpreter lock while it copies.
     """
 
     CHUNK = 1 << 20
@@ -49,31 +51,19 @@ class CopyPool:
         self._start_lock = threading.Lock()
         self._started = 0
 
-    def copy(
-        self,
-        target: Host,
-        source: Host,
-        done: Callable[[int, int], None] | None = None,
-        *,
-        helpers: bool = True,
-    ) -> None:
-        """Copy ``source`` into the C-contiguous ``target`` of equal shape and dtype; ``done`` may run in any thread.
-
-        Without ``helpers`` the calling thread does it alone, still in chunks.
-        """
+    def copy(self, target: Host, source: Host, done: Callable[[int, int], None] | None = None) -> None:
+        """Copy ``source`` into the C-contiguous ``target`` of equal shape and dtype."""
         if target.nbytes < self.THRESHOLD or not source.flags.c_contiguous:
             np.copyto(target, source)
             if done is not None:
                 done(0, target.nbytes)
             return
-        job = _Job(target.reshape(-1).view(np.uint8), source.reshape(-1).view(np.uint8), self.CHUNK, done)
-        if helpers:
-            if self._started < self.threads - 1:
-                self._start_helpers()
-            for _ in range(min(self.threads, job.chunks) - 1):
-                self._jobs.put(job)
-        job.work()
-        job.wait()
+        job = _Job(target.reshape(-1).view(np.uint8), source.reshape(-1).view(np.uint8), self.CHUNK)
+        if self._started < self.threads - 1:
+            self._start_helpers()
+        for _ in range(min(self.threads, job.chunks) - 1):
+            self._jobs.put(job)
+        job.run(done)
 
     def _start_helpers(self) -> None:
         with self._start_lock:
@@ -84,46 +74,69 @@ class CopyPool:
 
     def _help(self) -> None:
         while True:
-            self._jobs.get().work()
+            self._jobs.get().help()
 
 
 class _Job:
     """One copy, cut into chunks that any thread may take."""
 
-    def __init__(self, target: Host, source: Host, chunk: int, done: Callable[[int, int], None] | None) -> None:
+    def __init__(self, target: Host, source: Host, chunk: int) -> None:
         self.chunks = -(-target.nbytes // chunk)
         self._arrays: tuple[Host, Host] | None = (target, source)
         self._chunk = chunk
-        self._done = done
         # next() on these iterators is one step under the interpreter lock, so they need none of their own.
         self._starts = iter(range(0, target.nbytes, chunk))
         self._finished = itertools.count(1)
         self._all_finished = threading.Lock()
         self._all_finished.acquire()
+        self._ready: deque[int] = deque()  # chunks that are there and have not been reported
         self._error: BaseException | None = None
 
-    def work(self) -> None:
+    def run(self, done: Callable[[int, int], None] | None) -> None:
+        """The calling thread's part, until everything is copied and reported."""
+        arrays = self._arrays
+        assert arrays is not None
+        try:
+            for start in self._starts:
+                self._copy(arrays, start)
+                if done is not None:
+                    self._report(arrays[0].nbytes, done)
+        except BaseException:
+            for _ in self._starts:  # nobody begins another chunk
+                if next(self._finished) == self.chunks:
+                    self._all_finished.release()
+            raise
+        finally:
+            self._all_finished.acquire()
+            # A helper that wakes up late must not keep the caller's arrays alive.
+            self._arrays = None
+        if self._error is not None:
+            raise self._error
+        if done is not None:
+            self._report(arrays[0].nbytes, done)
+
+    def help(self) -> None:
         arrays = self._arrays
         if arrays is None:
             return  # woken up after the others had finished
-        target, source = arrays
         for start in self._starts:
-            stop = min(start + self._chunk, target.nbytes)
-            try:
-                np.copyto(target[start:stop], source[start:stop])
-                if self._done is not None:
-                    self._done(start, stop)
-            except BaseException as error:  # raised by wait(), once nobody touches the arrays any more
-                self._error = error
-            if next(self._finished) == self.chunks:
-                self._all_finished.release()
+            self._copy(arrays, start)
 
-    def wait(self) -> None:
-        self._all_finished.acquire()
-        # A helper that wakes up late must not keep the caller's arrays alive.
-        self._arrays = self._done = None
-        if self._error is not None:
-            raise self._error
+    def _copy(self, arrays: tuple[Host, Host], start: int) -> None:
+        target, source = arrays
+        stop = start + self._chunk
+        try:
+            np.copyto(target[start:stop], source[start:stop])
+        except BaseException as error:  # raised by the calling thread, once nobody touches the arrays any more
+            self._error = error
+        self._ready.append(start)
+        if next(self._finished) == self.chunks:
+            self._all_finished.release()
+
+    def _report(self, nbytes: int, done: Callable[[int, int], None]) -> None:
+        while self._ready:
+            start = self._ready.popleft()
+            done(start, min(start + self._chunk, nbytes))
 
 
 COPY_POOL = CopyPool()

@@ -9,6 +9,7 @@ shapes may change memory that a captured graph still reads.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import numpy as np
 from .arrays import Host, copy_out, nbytes_of
 from .buffers import Buffers
 from .cuda.graph import capture
-from .cuda.memory import fill_async, host_view
+from .cuda.memory import copy_async, fill_async, host_view
 from .cuda.stream import create_stream
 from .cuda.transfer import Copy, Transfers
 from .errors import ExecutionError, ShapeError, TrtrunError
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("trtrun")
 
 _CAPTURE_ATTEMPTS = 5
+_MAX_BORROWING = 16  # graphs that read the caller's memory; one for each set of addresses that keeps coming back
+_MAX_SEEN = 64  # sets of addresses that are counted
 
 ShapeKey = tuple[Shape, ...]
 
-# Which inputs the route itself copies to the device (bit i for input i), and whether it copies outputs to the host.
-Steps = tuple[int, bool]
+# Which inputs the route itself copies to the device (bit i for input i), whether it copies outputs to the host, and the
+# copies from the caller's own memory on the GPU.
+Steps = tuple[int, bool, tuple[Copy, ...]]
 
 
 def choose_profile(engine: Engine, key: ShapeKey, pinned: int | None = None) -> int:
@@ -119,6 +123,8 @@ class Route:
         self._state = state or {}
         self._generation = -1
         self._graphs: dict[Steps, Graph] = {}
+        self._borrowing: OrderedDict[Steps, int] = OrderedDict()  # those that read the caller's memory: times launched
+        self._worth_a_graph = 2  # such launches
         self._failed_captures = 0
         self._warm = False
         self.key: ShapeKey | None = None
@@ -402,6 +408,12 @@ class Route:
     def launch(self, steps: Steps, stream: Stream) -> None:
         """Enqueue these steps on a stream: one graph launch where they were captured."""
         graph = self._graphs.get(steps)
+        if graph is None and steps[2]:
+            self._count(steps)
+            for copy in steps[2]:
+                copy_async(*copy, int(stream.handle))
+            steps = _without_borrowing(steps)
+            graph = self._graphs.get(steps)
         if graph is not None:
             graph.launch(stream)
         else:
@@ -409,21 +421,47 @@ class Route:
             self._warm = True
 
     def _enqueue(self, stream: int, steps: Steps) -> None:
-        which, to_host = steps
+        which, to_host, borrowed = steps
         if which:
             self.copy_in(stream, which)
+        if borrowed:
+            Transfers(self._engine.device, borrowed).enqueue(stream)
         self.execute(stream)
         self._feedback.enqueue(stream)
         if to_host:
             self.copy_out(stream)
 
-    def captured(self, steps: Steps) -> bool:
-        return steps in self._graphs
+    def _count(self, steps: Steps) -> None:
+        self._borrowing[steps] = self._borrowing.pop(steps, 0) + 1
+        if len(self._borrowing) > _MAX_SEEN:
+            self._borrowing.popitem(last=False)
+
+    def settled(self, steps: Steps) -> bool:
+        """True when :meth:`capture` has nothing to do for these steps, which were launched."""
+        if steps in self._graphs:
+            return True
+        return _without_borrowing(steps) in self._graphs and self._borrowing.get(steps, 0) < self._worth_a_graph
 
     def capture(self, steps: Steps) -> None:
-        """Capture these steps after they ran once. On failure ``graph_reason`` says why, and they stay enqueued."""
+        """Capture these steps after they ran once. On failure ``graph_reason`` says why, and they stay enqueued.
+
+        Steps that read the caller's memory are launched as copies and the graph of the rest until the same addresses
+        have come back: then they are captured too. When more sets of addresses take turns than graphs are kept, they
+        must come back twice as often.
+        """
         if self.graph_reason is not None or not self._warm:
             return
+        plain = _without_borrowing(steps)
+        if plain not in self._graphs:
+            self._capture(plain)
+        if steps[2] and plain in self._graphs and not self.settled(steps):
+            borrowing = [kept for kept in self._graphs if kept[2]]
+            if len(borrowing) >= _MAX_BORROWING:
+                self._graphs.pop(borrowing[0]).close()
+                self._worth_a_graph = min(2 * self._worth_a_graph, 1 << 20)
+            self._capture(steps)
+
+    def _capture(self, steps: Steps) -> None:
         capabilities = self._engine.flavor.capabilities
         try:
             context: Any  # is_stream_capturable is TensorRT-RTX's, and the stubs know the full API
@@ -444,6 +482,7 @@ class Route:
         for graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
+        self._borrowing.clear()
 
     def close(self) -> list[IExecutionContext]:
         """Let go of everything; the contexts that may serve another route are returned."""
@@ -462,6 +501,10 @@ def most_bytes(spec: TensorSpec) -> int:
     """Bytes of the largest shape that an engine's input takes; every dynamic one has a profile."""
     assert spec.max_shape is not None
     return nbytes_of(spec.max_shape, spec.dtype)
+
+
+def _without_borrowing(steps: Steps) -> Steps:
+    return steps[0], steps[1], ()
 
 
 def _part(name: str, index: int) -> str:

@@ -24,6 +24,7 @@ from .cuda.check import translated
 from .cuda.device_array import DeviceArray, borrow, gpu_ordinal, result_pool
 from .cuda.memory import copy_async, host_view, is_pageable
 from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
+from .cuda.transfer import Copy
 from .errors import DeviceError, DtypeError, ExecutionError, InputError, InputNameError, OutOfMemoryError, ShapeError
 from .route import Route, ShapeKey, Steps
 from .runner import OutputMode, Runner, StatefulRunner
@@ -297,8 +298,7 @@ class Session(Runner):
             self._add_state(arrays, shapes)
         key = tuple(shapes)
         route = self._route(key, arrays)
-        which = self._fill(route, arrays)
-        steps = (which, to_host)
+        steps = self._fill(route, arrays, to_host)
         try:
             route.launch(steps, self._at)
         except DeviceError:
@@ -453,7 +453,7 @@ class Session(Runner):
 
     def _try(self, route: Route, key: ShapeKey, rows: list[Host]) -> tuple[float, dict[str, Host]]:
         """Seconds of one request on this route, the least of several, and its outputs."""
-        steps = ((1 << len(key)) - 1, True)
+        steps = ((1 << len(key)) - 1, True, ())
         route.bind(key, self._at_handle)
         route.pad(0x7B)  # large numbers: a row that looks at others would show it
         times = []
@@ -486,13 +486,14 @@ class Session(Runner):
                 host_view(memory, spec.dtype, shape)[...] = array
         return found
 
-    def _fill(self, route: Route, arrays: list[Any]) -> int:
-        """Bring the inputs into place; returns the bit set of those that the route must copy to the device."""
+    def _fill(self, route: Route, arrays: list[Any], to_host: bool) -> Steps:
+        """Bring the inputs into place, or leave it to the steps that are returned."""
         which = 0
+        borrowed: tuple[Copy, ...] = ()
         for index, (spec, view, array) in enumerate(zip(self._specs, route.inputs, arrays, strict=True)):
             if type(array) is not np.ndarray and not isinstance(array, np.ndarray):  # the first test is the cheap one
                 if view.nbytes and not isinstance(array, Held):
-                    copy_async(route.input_addresses[index], array.ptr, view.nbytes, self._at_handle)
+                    borrowed = (*borrowed, (route.input_addresses[index], array.ptr, view.nbytes))
             elif spec.format:
                 route.fill(index, spec.name, array)
                 which |= 1 << index
@@ -509,7 +510,7 @@ class Session(Runner):
             else:
                 np.copyto(view, array)
                 which |= 1 << index
-        return which
+        return which, to_host, borrowed
 
     def _fill_large(self, address: int, view: Host, array: Host) -> bool:
         """Copy a large input to the device beside the graph, so that the transfer overlaps with filling.
@@ -518,27 +519,24 @@ class Session(Runner):
         still be reading when the call returns.
         """
         source, handle = view.ctypes.data, self._at_handle
-        device = self._device
+        if not self.copy_helpers:
+            np.copyto(view, array)
+            copy_async(address, source, view.nbytes, handle)
+            return True
         if view.nbytes < COPY_POOL.THRESHOLD:
             if not is_pageable(array.ctypes.data):
                 return False
             # Straight from the caller's memory: the driver stages it in pieces, and returns when all has been read.
             copy_async(address, array.ctypes.data, view.nbytes, handle)
             return True
-
-        def copy_chunk(start: int, stop: int) -> None:
-            entered = device.enter()
-            try:
-                copy_async(address + start, source + start, stop - start, handle)
-            finally:
-                device.leave(entered)
-
-        COPY_POOL.copy(view, array, copy_chunk, helpers=self.copy_helpers)
+        COPY_POOL.copy(
+            view, array, lambda start, stop: copy_async(address + start, source + start, stop - start, handle)
+        )
         return True
 
     def _finish(self, route: Route, steps: Steps) -> None:
         self._wait()
-        if not route.captured(steps):
+        if not route.settled(steps):
             self._after_uncaptured(route, steps)
 
     def _after_uncaptured(self, route: Route, steps: Steps) -> None:
@@ -606,7 +604,7 @@ class Session(Runner):
                     copy_async(target, source, nbytes, self._at_handle)
                     target += nbytes
             results[name] = result
-        settled = route.graph_reason is None and (route.captured(steps) or not self._cuda_graph)
+        settled = route.graph_reason is None and (route.settled(steps) or not self._cuda_graph)
         # With inputs on the host the call waits: it returns when their page-locked memory may be filled again.
         if caller is not None and settled and len(borrowed) == len(self._wanted):
             with translated("continue the caller's stream"):

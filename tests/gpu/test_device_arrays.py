@@ -194,3 +194,27 @@ def test_streams_that_are_gone(open_session: Open, reference: Callable) -> None:
                 pass
             del tensor
     assert relative_error(session.run({"x": x})["y"], wanted) <= 1e-3
+
+
+@pytest.mark.parametrize("name", ["static", "convolution"])
+@pytest.mark.parametrize("count", [3, 20])
+def test_addresses_that_come_back_are_part_of_the_graph(
+    name: str, count: int, open_session: Open, reference: Callable
+) -> None:
+    """Whatever is captured, a request reads the tensor that it was given, as it is then."""
+    session = open_session(name)
+    shape = (3, 12) if name == "static" else (2, 3, 32, 32)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        tensors = [torch.empty(shape, device="cuda") for _ in range(count)]
+        for turn in range(6 * count):
+            x = random(*shape)
+            tensor = tensors[turn % count if turn % 5 else 0]
+            tensor.copy_(torch.from_numpy(x))
+            options = {"outputs": "device", "stream": stream} if turn % 3 else {}
+            out = session.run({"x": tensor}, **options)
+            for key, wanted in reference(name)(x).items():
+                actual = out[key].numpy() if turn % 3 else out[key]
+                assert relative_error(actual, wanted) <= 2e-3
+    (route,) = session._routes.values()
+    assert 0 < sum(bool(steps[2]) for steps in route._graphs) <= 16

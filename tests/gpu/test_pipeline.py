@@ -123,10 +123,10 @@ def test_a_spoiled_capture_is_tried_again(open_session: Open, reference: Callabl
     route.drop_graphs()
     execute, route.execute = route.execute, lambda stream: (_ for _ in ()).throw(trtrun.ExecutionError("spoiled"))
     route._warm = True
-    route.capture((1, True))
+    route.capture((1, True, ()))
     route.execute = execute
-    assert not route.captured((1, True))
+    assert not route.settled((1, True, ()))
     for _ in range(2):
         check(x, session(x), reference)
-    assert route.captured((1, True))
+    assert route.settled((1, True, ()))
     assert session.graph_reason is None

@@ -72,7 +72,7 @@ def test_mixed_shapes_in_turn_stay_right(open_session: Open, reference: Referenc
         for output, wanted in expected(x).items():
             assert relative_error(session(x)[output], wanted) <= 1e-3
     assert session.graph_reason is None
-    assert sum(route.captured((1, True)) for route in session._routes.values()) == 3
+    assert sum(route.settled((1, True, ())) for route in session._routes.values()) == 3
 
 
 def test_more_shapes_than_graphs_are_kept(open_session: Open, reference: Reference) -> None:
@@ -91,7 +91,7 @@ def test_static_engine_is_captured_after_its_first_request(open_session: Open, r
     for _ in range(3):
         poison(session)
         assert relative_error(session(x)["y"], reference("static")(x)["y"]) <= 1e-3
-    assert session._common.captured((1, True))
+    assert session._common.settled((1, True, ()))
 
 
 def test_graphs_can_be_turned_off(open_session: Open) -> None:

@@ -27,7 +27,7 @@ from ..tensor_spec import Shape, TensorSpec
 from .metrics import Metrics, Trace, evaluate, warnings
 
 _DEPTH = 2
-_COMPUTE_ONLY: Steps = (0, False)
+_COMPUTE_ONLY: Steps = (0, False, ())
 
 
 @dataclass(frozen=True)
