@@ -42,7 +42,7 @@ class CopyPool:
     """
 
     CHUNK = 1 << 20
-    THRESHOLD = 4 << 20  # below it one thread is nearly done before another has woken up
+    THRESHOLD = 2 << 20  # below it one thread is done before another has woken up
 
     def __init__(self, threads: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -144,7 +144,7 @@ COPY_POOL = CopyPool()
 
 def copy_out(view: Host) -> Host:
     """A copy that belongs to the caller, made with several threads when it is large."""
-    if view.nbytes < CopyPool.THRESHOLD:
+    if view.nbytes < 2 * CopyPool.THRESHOLD:
         copy: Host = view.copy()
         return copy
     result: Host = np.empty(view.shape, view.dtype)

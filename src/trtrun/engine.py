@@ -30,6 +30,7 @@ from .runtime_cache import RuntimeCache
 from .tensor_spec import ShapeRange, TensorSpec, TensorSpecs, to_shape
 
 if TYPE_CHECKING:
+    from .filling import Choice
     from .flavor import ICudaEngine, IExecutionContext, Runtime
     from .session import Session
 
@@ -80,6 +81,7 @@ class Engine:
         self.name = name
         self.auto_close = False  # set by load(): closed with the last session
         self.ways: dict[object, tuple[int, ...] | None] = {}  # per shape key, the batch sizes that ran it fastest
+        self.choices: dict[object, Choice] = {}  # per shape key, how large inputs get to the GPU
         self._users = threading.Condition()  # guards the next three
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._occupants = 0  # uses outside a session, see occupied()

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import COPY_POOL, Host, as_host_array, copy_out, nbytes_of
+from .arrays import Host, as_host_array, copy_out, nbytes_of
 from .batches import batch_parts, random_rows, rows_agree
 from .buffers import Buffers
 from .cuda.check import translated
 from .cuda.device_array import DeviceArray, borrow, gpu_ordinal, result_pool
-from .cuda.memory import copy_async, host_view, is_pageable
+from .cuda.memory import copy_async, host_view
 from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
 from .cuda.transfer import Copy
 from .errors import DeviceError, DtypeError, ExecutionError, InputError, InputNameError, OutOfMemoryError, ShapeError
+from .filling import LARGE, Choice, Way, whole
 from .route import Route, ShapeKey, Steps
 from .runner import OutputMode, Runner, StatefulRunner
 from .tensor_spec import Shape, TensorSpecs
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 
     from .engine import Engine
 
-# Bytes from which an input is copied to the device beside the graph instead of inside it. Measured on an H200 (NumPy
-# to NumPy, batch of ResNet-50): 0.3 MB 411 µs inside; 2.4 MB 904 µs inside, 836 µs by the driver's own staging; 9.6 MB
-# 2700 µs inside, 2365 µs by the driver, 2159 µs by four threads.
-_LARGE = 1 << 20
 _MAX_ROUTES = 16  # shape keys with an execution context and graphs of their own; the least recently used goes first
 _MAX_SEEN = 256  # shape keys whose requests are counted
 _TRIALS = 5  # runs that are timed to choose between ways of running a batch
@@ -122,6 +119,7 @@ class Session(Runner):
         self._seen: OrderedDict[ShapeKey, int] = OrderedDict()
         self._promote_at = 2
         self._borrowed: deque[tuple[Any, list[Any]]] = deque()
+        self._trial: tuple[Choice, Way] | None = None  # the way of the request at hand, if it is being tried
         self._closed = False
         with ExitStack() as left, ExitStack() as undo, self._device:
             engine.enter(self)
@@ -186,10 +184,13 @@ class Session(Runner):
                 if caller is None:
                     self._move(self._stream, self._handle)
                 try:
-                    route, steps, borrowed = self._start(inputs, outputs != "device")
+                    start = time.perf_counter()
+                    route, steps, borrowed = self._start(inputs, outputs != "device", timed=caller is None)
                     if outputs == "device":
                         return self._device_outputs(route, steps, caller, borrowed)
-                    self._finish(route, steps)
+                    trial = self._trial if self._finish(route, steps) else None
+                    if trial is not None:
+                        trial[0].note(trial[1], time.perf_counter() - start)
                     return self._host_outputs(route, outputs == "copy")
                 except BaseException:
                     self._abandon()
@@ -236,7 +237,7 @@ class Session(Runner):
                 self._check_idle()
                 self._move(self._stream, self._handle)
                 try:
-                    request = _InFlight(self, *self._start(inputs, True))
+                    request = _InFlight(self, *self._start(inputs, True, timed=False))
                     self._in_flight = request
                 except BaseException:
                     self._abandon()
@@ -277,8 +278,11 @@ class Session(Runner):
                 "which keeps several sessions busy."
             )
 
-    def _start(self, inputs: Mapping[str, Any], to_host: bool) -> tuple[Route, Steps, list[Any]]:
-        """Fill the inputs and enqueue the request. Nothing has been enqueued when this raises InputError."""
+    def _start(self, inputs: Mapping[str, Any], to_host: bool, timed: bool) -> tuple[Route, Steps, list[Any]]:
+        """Fill the inputs and enqueue the request. Nothing has been enqueued when this raises InputError.
+
+        ``timed``: the caller measures the time of the whole request for the choice that may be under way.
+        """
         if inputs.keys() != self._names:
             self.inputs.check_names(inputs)
         arrays: list[Host | Any] = []
@@ -298,7 +302,7 @@ class Session(Runner):
             self._add_state(arrays, shapes)
         key = tuple(shapes)
         route = self._route(key, arrays)
-        steps = self._fill(route, arrays, to_host)
+        steps = self._fill(route, arrays, to_host, timed)
         try:
             route.launch(steps, self._at)
         except DeviceError:
@@ -486,9 +490,11 @@ class Session(Runner):
                 host_view(memory, spec.dtype, shape)[...] = array
         return found
 
-    def _fill(self, route: Route, arrays: list[Any], to_host: bool) -> Steps:
+    def _fill(self, route: Route, arrays: list[Any], to_host: bool, timed: bool) -> Steps:
         """Bring the inputs into place, or leave it to the steps that are returned."""
         which = 0
+        way: Way | None = None
+        self._trial = None
         borrowed: tuple[Copy, ...] = ()
         for index, (spec, view, array) in enumerate(zip(self._specs, route.inputs, arrays, strict=True)):
             if type(array) is not np.ndarray and not isinstance(array, np.ndarray):  # the first test is the cheap one
@@ -500,44 +506,46 @@ class Session(Runner):
             elif array.base is not None and self._buffers.owns(spec.name, array) and _same_place(array, view):
                 which |= 1 << index
             elif (
-                view.nbytes >= _LARGE
+                view.nbytes >= LARGE
                 and spec.location == "device"
                 and _is_plain(array, view)
                 and not self._buffers.owns(spec.name, array)  # overlapping memory must not be copied in pieces
-                and self._fill_large(route.input_addresses[index], view, array)
             ):
-                pass
+                if way is None:
+                    way = self._way(route, view.nbytes, timed)
+                if not way(route.input_addresses[index], view, array, self._at_handle):
+                    which |= 1 << index
             else:
                 np.copyto(view, array)
                 which |= 1 << index
         return which, to_host, borrowed
 
-    def _fill_large(self, address: int, view: Host, array: Host) -> bool:
-        """Copy a large input to the device beside the graph, so that the transfer overlaps with filling.
-
-        False when it was not done, because the caller's memory is page-locked: an asynchronous copy from it would
-        still be reading when the call returns.
-        """
-        source, handle = view.ctypes.data, self._at_handle
+    def _way(self, route: Route, nbytes: int, timed: bool) -> Way:
+        """How this request's large inputs get to the GPU. Found out once per engine and shape."""
         if not self.copy_helpers:
-            np.copyto(view, array)
-            copy_async(address, source, view.nbytes, handle)
-            return True
-        if view.nbytes < COPY_POOL.THRESHOLD:
-            if not is_pageable(array.ctypes.data):
-                return False
-            # Straight from the caller's memory: the driver stages it in pieces, and returns when all has been read.
-            copy_async(address, array.ctypes.data, view.nbytes, handle)
-            return True
-        COPY_POOL.copy(
-            view, array, lambda start, stop: copy_async(address + start, source + start, stop - start, handle)
-        )
-        return True
+            return whole
+        choices = self.engine.choices
+        choice = choices.get(route.key)
+        if choice is None:
+            choice = Choice(nbytes)
+            if route is self._common and self._dynamic:
+                return choice.best  # a shape that may never come back
+            if len(choices) >= _MAX_SEEN:
+                choices.pop(next(iter(choices)), None)
+            choices[route.key] = choice
+        if choice.settled or not timed:
+            return choice.best
+        way = choice.next()
+        self._trial = choice, way
+        return way
 
-    def _finish(self, route: Route, steps: Steps) -> None:
+    def _finish(self, route: Route, steps: Steps) -> bool:
+        """Wait for the request; False when it took longer than the next of its kind will."""
         self._wait()
-        if not route.settled(steps):
-            self._after_uncaptured(route, steps)
+        if route.settled(steps):
+            return True
+        self._after_uncaptured(route, steps)
+        return False
 
     def _after_uncaptured(self, route: Route, steps: Steps) -> None:
         """Capture what just ran for the first time, so that the next request of this kind is one launch."""

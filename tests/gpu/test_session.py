@@ -16,6 +16,7 @@ import pytest
 import trtrun
 from tests.conformance import RunnerConformance
 from tests.gpu.conftest import relative_error
+from trtrun import filling
 from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.session import Session
@@ -183,7 +184,7 @@ def test_page_locked_arrays_of_the_caller_may_be_changed_at_once(
     open_session: Open, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr("trtrun.session._LARGE", 1 << 10)
+    monkeypatch.setattr("trtrun.session.LARGE", 1 << 10)
     session, expected = open_session("convolution"), reference("convolution")
     pinned = torch.empty(4, 3, 64, 64, pin_memory=True).numpy()
     rng = np.random.default_rng()
@@ -194,15 +195,16 @@ def test_page_locked_arrays_of_the_caller_may_be_changed_at_once(
         assert relative_error(pending.result()["y"], expected(x)["y"]) <= 1e-3
 
 
-@pytest.mark.parametrize("threshold", [1 << 10, 1 << 30])
-def test_large_inputs_are_copied_beside_the_graph(
-    threshold: int, open_session: Open, reference: Reference, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", [filling.inside, filling.whole, filling.driver, filling.threads])
+def test_every_way_of_a_large_input(
+    way: filling.Way, open_session: Open, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In chunks by several threads, and by the driver's own staging; with sizes that a test can afford."""
-    monkeypatch.setattr("trtrun.session._LARGE", 1 << 10)
-    monkeypatch.setattr("trtrun.arrays.CopyPool.THRESHOLD", threshold)
+    """With sizes that a test can afford."""
+    monkeypatch.setattr("trtrun.session.LARGE", 1 << 10)
+    monkeypatch.setattr("trtrun.arrays.CopyPool.THRESHOLD", 1 << 10)
     monkeypatch.setattr("trtrun.arrays.CopyPool.CHUNK", 1000)
     session, expected = open_session("convolution"), reference("convolution")
+    monkeypatch.setattr(session, "_way", lambda *_: way)
     rng = np.random.default_rng()
     x = rng.standard_normal((4, 3, 64, 64)).astype(np.float32)
     for _ in range(8):
@@ -211,6 +213,26 @@ def test_large_inputs_are_copied_beside_the_graph(
         actual, wanted = session(x), expected(x)
         for output in wanted:
             assert relative_error(actual[output], wanted[output]) <= 1e-3
+
+
+def test_the_way_of_large_inputs_is_found_out_once(
+    open_session: Open, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trtrun.session.LARGE", 1 << 10)
+    session, expected = open_session("convolution"), reference("convolution")
+    x = np.random.default_rng().standard_normal((4, 3, 64, 64)).astype(np.float32)
+    pending = session.enqueue({"x": x})  # not timed
+    pending.result()
+    for _ in range(30):
+        assert relative_error(session(x)["y"], expected(x)["y"]) <= 1e-3
+    (choice,) = session.engine.choices.values()
+    assert choice.settled
+    before = {way: len(times) for way, times in choice._times.items()}
+    assert set(before.values()) == {filling._TURNS}
+    with session.clone() as other:
+        for _ in range(5):
+            assert relative_error(other(x)["y"], expected(x)["y"]) <= 1e-3
+    assert {way: len(times) for way, times in choice._times.items()} == before
 
 
 def test_used_from_another_thread_than_the_one_that_loaded(open_session: Open) -> None:

@@ -20,7 +20,7 @@ LAYERS = [
     ["cuda"],
     ["building"],
     ["runtime_cache", "buffers", "output_allocator", "refit"],
-    ["engine", "batches"],
+    ["engine", "batches", "filling"],
     ["route", "session", "state", "debug_tensors", "onnx_runtime"],
     ["pipeline"],
     ["splitting"],
