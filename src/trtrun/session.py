@@ -113,6 +113,7 @@ class Session(Runner):
         self._specs = tuple(engine.inputs.values())
         self._wanted = [(spec.name, spec.dtype) for spec in self._specs if spec.name not in self._state]
         self._names = dict(self._wanted).keys()  # a dict's own keys compare in C
+        self._formatted = {spec.name for spec in self._specs if spec.format}
         self._dynamic = any(spec.is_dynamic for spec in self._specs)
         self._host_located = any(spec.location == "host" for spec in self._specs)
         self._routes: OrderedDict[ShapeKey, Route] = OrderedDict()
@@ -294,7 +295,8 @@ class Session(Runner):
                 array = self._adopt(array, name)
                 if not isinstance(array, np.ndarray):
                     borrowed.append(array)
-            if array.dtype is not dtype and array.dtype != dtype:
+            given = array.dtype  # once: a GPU array works it out
+            if given is not dtype and given != dtype:
                 self._check_dtype(array, self.inputs[name])
             arrays.append(array)
             shapes.append(array.shape)
@@ -327,7 +329,7 @@ class Session(Runner):
         ordinal = gpu_ordinal(value)
         if ordinal is None:
             return as_host_array(value, name)
-        if self.inputs[name].format:
+        if name in self._formatted:
             raise InputError(
                 f"input {name!r} is on the GPU, and the engine wants it as {self.inputs[name].format}, which trtrun "
                 "converts on the host. Pass a NumPy array, or build the engine with row-major linear inputs."
@@ -337,7 +339,7 @@ class Session(Runner):
                 f"input {name!r} is on GPU {ordinal}, the engine on GPU {self._device.ordinal}. "
                 f"Move it there first, or load the engine with device={ordinal}."
             )
-        return borrow(value, name, self._at)
+        return borrow(value, name, self._at_handle)
 
     def _check_dtype(self, array: Host | Any, spec: Any) -> None:
         if isinstance(array, np.ndarray):

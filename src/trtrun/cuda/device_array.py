@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -33,8 +34,8 @@ def gpu_ordinal(array: Any) -> int | None:
     return int(ordinal) if not code else None
 
 
-def borrow(array: Any, name: str, stream: Stream) -> StridedMemoryView | dlpack.BorrowedTensor:
-    """A view of a caller's GPU array, its data ready for work enqueued on ``stream``. It keeps the array alive.
+def borrow(array: Any, name: str, stream: int) -> StridedMemoryView | dlpack.BorrowedTensor:
+    """A view of a caller's GPU array, its data ready for work on this stream handle. It keeps the array alive.
 
     Raises InputError for arrays that are not C-contiguous: a strided gather on the GPU would hide a slow copy.
     """
@@ -42,14 +43,14 @@ def borrow(array: Any, name: str, stream: Stream) -> StridedMemoryView | dlpack.
         array = _Announced(array)
     view: Any
     try:
-        view = StridedMemoryView.from_any_interface(array, int(stream.handle))
+        view = StridedMemoryView.from_any_interface(array, stream)
     except (BufferError, TypeError, ValueError, NotImplementedError) as error:
         try:  # a dtype that it does not know
-            view = dlpack.BorrowedTensor(array.__dlpack__(stream=int(stream.handle)))
+            view = dlpack.BorrowedTensor(array.__dlpack__(stream=stream))
         except Exception:  # a foreign producer may raise anything
             raise InputError(f"input {name!r}: the GPU array cannot be read through DLPack: {error}") from error
     shape, strides = view.shape, view.strides
-    if strides is not None and not _is_contiguous(shape, strides):
+    if strides is not None and not _is_contiguous(tuple(shape), tuple(strides)):
         raise InputError(
             f"input {name!r} is a GPU array with strides {strides} (in elements) for shape {shape}; an engine reads "
             "contiguous memory. Make it contiguous first: tensor.contiguous() or cupy.ascontiguousarray(array)."
@@ -68,6 +69,7 @@ class _Announced:
         self._array = array  # keeps the memory alive
 
 
+@functools.lru_cache(maxsize=256)  # the GPU waits for this
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
