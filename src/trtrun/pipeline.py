@@ -39,7 +39,7 @@ class Pipeline:
     Args:
         runner: what to run; the pipeline works on clones of it and leaves it alone.
         depth: how many requests are in flight at once. Without it the depth is measured with the first request:
-            the smallest whose throughput is within 1.5 % of the best of 1, 2, 3, 4, 6, 8, 12 and 16.
+            the smallest whose throughput is within 1.5 % of the best of 1, 2, 3, 4, 6, 8, 12 and 16 for each GPU.
 
     A request is a mapping from input name to array, or a single array for an engine with one input.
     """
@@ -54,9 +54,8 @@ class Pipeline:
         self._tuned = depth is not None
         self._tune_lock = threading.Lock()
         self._closed = False
-        self._completions: SimpleQueue[tuple[Future[Result], Pending, Runner] | None] = SimpleQueue()
-        self._completer: threading.Thread | None = None
-        self._completer_lock = threading.Lock()
+        # Futures are resolved in launch order on each GPU, by a thread for each, so that no GPU waits for another.
+        self._completers = [_Completer(self._slots) for _ in range(runner.parallel)]
         if depth is not None:
             self._grow(depth)
 
@@ -72,7 +71,7 @@ class Pipeline:
         Raises ClosedError when the pipeline is closed.
         """
         self._check_open()
-        if threading.current_thread() is self._completer:
+        if any(completer.is_this_thread() for completer in self._completers):
             raise ExecutionError(
                 "submit() was called from the callback of a future, in the thread that completes requests, which would "
                 "then wait for itself to free a slot. Submit from another thread, or use map()."
@@ -89,6 +88,7 @@ class Pipeline:
     def map(self, requests: Iterable[Request], *, return_exceptions: bool = False) -> Iterator[Any]:
         """Run requests as they come from ``requests`` and yield their results in order.
 
+        GPUs of unequal speed wait for each other here, because of the order; with :meth:`submit` they do not.
         At most ``depth`` requests are ahead of the caller. The first failing request ends the iteration with its
         error; with ``return_exceptions`` its error is yielded in its place and the rest goes on.
         """
@@ -197,30 +197,9 @@ class Pipeline:
                 raise
             future.set_exception(error)
             return future
-        self._start_completer()
-        self._completions.put((future, pending, runner))
+        # Clones are made on one GPU after the other.
+        self._completers[self._clones.index(runner) % len(self._completers)].put(future, pending, runner)
         return future
-
-    def _start_completer(self) -> None:
-        if self._completer is None:
-            with self._completer_lock:
-                if self._completer is None:
-                    thread = threading.Thread(target=self._complete, name="trtrun-pipeline", daemon=True)
-                    thread.start()
-                    self._completer = thread
-
-    def _complete(self) -> None:
-        """Wait for requests in launch order and resolve their futures."""
-        while (entry := self._completions.get()) is not None:
-            future, pending, runner = entry
-            try:
-                result = pending.result()
-            except BaseException as error:
-                self._slots.give(runner)
-                future.set_exception(error)
-            else:
-                self._slots.give(runner)
-                future.set_result(result)
 
     def _grow(self, depth: int) -> None:
         while len(self._clones) < depth:
@@ -236,7 +215,7 @@ class Pipeline:
         variants = _variants(inputs)
         rates: dict[int, tuple[float, float]] = {}  # without and with helpers
         best, idle = 0.0, 0
-        for depth in _DEPTHS:
+        for depth in (step * self._runner.parallel for step in _DEPTHS):
             try:
                 self._grow(depth)
                 alone = self._throughput(self._clones[:depth], variants, helpers=False)
@@ -302,9 +281,8 @@ class Pipeline:
                 return
             self._closed = True
         self._slots.close()
-        if self._completer is not None:
-            self._completions.put(None)
-            self._completer.join()
+        for completer in self._completers:
+            completer.close()
         for runner in reversed(self._clones):
             runner.close()
 
@@ -316,6 +294,46 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Completer:
+    """A thread that waits for requests in launch order and resolves their futures; started with the first."""
+
+    def __init__(self, slots: _Slots) -> None:
+        self._slots = slots
+        self._requests: SimpleQueue[tuple[Future[Result], Pending, Runner] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def is_this_thread(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    def put(self, future: Future[Result], pending: Pending, runner: Runner) -> None:
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._complete, name="trtrun-pipeline", daemon=True)
+                    thread.start()
+                    self._thread = thread
+        self._requests.put((future, pending, runner))
+
+    def _complete(self) -> None:
+        while (entry := self._requests.get()) is not None:
+            future, pending, runner = entry
+            try:
+                result = pending.result()
+            except BaseException as error:
+                self._slots.give(runner)
+                future.set_exception(error)
+            else:
+                self._slots.give(runner)
+                future.set_result(result)
+
+    def close(self) -> None:
+        """Wait for the requests that were put."""
+        if self._thread is not None:
+            self._requests.put(None)
+            self._thread.join()
 
 
 def _variants(inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:

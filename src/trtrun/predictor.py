@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .bundle import is_bundle, open_bundle
-from .errors import BundleError, TrtrunError
+from .errors import BundleError, NoGpuError, TrtrunError
 from .flavor import for_plan
 from .plan import is_onnx_file, read_model_file
 from .runner import Runner
@@ -26,6 +27,7 @@ def load(
     model: str | os.PathLike[str] | bytes,
     *,
     device: int = 0,
+    devices: Literal["all"] | Sequence[int] | None = None,
     plugins: Sequence[str | os.PathLike[str]] = (),
     build_options: BuildOptions | None = None,
     cuda_graph: bool = True,
@@ -45,6 +47,8 @@ def load(
     Args:
         model: the path of a plan, an ONNX file or a bundle, or the bytes of a plan.
         device: ordinal of the GPU.
+        devices: ordinals of several GPUs instead, or ``"all"`` of them: the model is loaded on each, and requests are
+            spread over them; see :class:`~trtrun.multi_gpu.MultiGpuRunner`. One that is named twice is loaded twice.
         plugins: paths of plugin libraries that the engine needs.
         build_options: how to build the engine when ``model`` is an ONNX file.
         cuda_graph: replay requests as CUDA graphs; see :class:`~trtrun.session.Session`.
@@ -60,16 +64,19 @@ def load(
         PluginError, BundleError: what each is raised for stands in :mod:`trtrun.errors`.
     """
     plan_options = {
-        "device": device,
         "plugins": plugins,
         "engine_host_code_allowed": engine_host_code_allowed,
         "weight_streaming_budget": weight_streaming_budget,
     }
     session_options = {"cuda_graph": cuda_graph, "profile": profile}
-    if not isinstance(model, (bytes, bytearray, memoryview)) and is_bundle(model):
-        runner = _load_bundle(model, trusted_key, build_options, plan_options, session_options)
-    else:
-        runner = _load(model, build_options, plan_options, session_options)
+
+    def load_on(device: int) -> Runner:
+        on_device = {**plan_options, "device": device}
+        if not isinstance(model, (bytes, bytearray, memoryview)) and is_bundle(model):
+            return _load_bundle(model, trusted_key, build_options, on_device, session_options)
+        return _load(model, build_options, on_device, session_options)
+
+    runner = load_on(device) if devices is None else _load_on_several(devices, load_on)
     if not split_batches:
         return runner
     from .splitting import SplitRunner
@@ -79,6 +86,25 @@ def load(
     except BaseException:
         runner.close()
         raise
+
+
+def _load_on_several(devices: Literal["all"] | Sequence[int], load_on: Callable[[int], Runner]) -> Runner:
+    from .cuda.device import gpu_count
+
+    ordinals = list(devices) if devices != "all" else list(range(gpu_count()))
+    if devices != "all" and not ordinals:
+        raise NoGpuError('devices= names no GPU: give ordinals, like devices=[0, 1], or devices="all".')
+    if gpu_count() == 0 or len(ordinals) == 1:
+        return load_on(ordinals[0] if ordinals else 0)
+    from .multi_gpu import MultiGpuRunner
+
+    with ExitStack() as undo:
+        runners = []
+        for ordinal in ordinals:
+            runners.append(load_on(ordinal))
+            undo.callback(runners[-1].close)
+        undo.pop_all()
+    return MultiGpuRunner(runners)
 
 
 def _load(

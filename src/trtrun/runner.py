@@ -50,6 +50,11 @@ class Runner(ABC):
     copy_helpers: bool = True
 
     @property
+    def parallel(self) -> int:
+        """How many GPUs the clones of this runner are spread over."""
+        return 1
+
+    @property
     @abstractmethod
     def inputs(self) -> TensorSpecs:
         """Specs of the inputs, by name in engine order."""
@@ -152,6 +157,18 @@ class RunnerAbove(Runner):
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+
+    @property
+    def copy_helpers(self) -> bool:
+        return self._runner.copy_helpers
+
+    @copy_helpers.setter
+    def copy_helpers(self, wanted: bool) -> None:
+        self._runner.copy_helpers = wanted
+
+    @property
+    def parallel(self) -> int:
+        return self._runner.parallel
 
     @property
     def inputs(self) -> TensorSpecs:

@@ -23,7 +23,7 @@ LAYERS = [
     ["engine", "batches", "filling"],
     ["route", "session", "state", "debug_tensors", "onnx_runtime"],
     ["pipeline"],
-    ["splitting"],
+    ["splitting", "multi_gpu"],
     ["bundle"],
     ["predictor", "inspection"],
     ["vision", "benchmark", "comparison"],
@@ -36,6 +36,7 @@ ABOVE_THE_CONTRACT = {
     "vision": {"errors", "runner", "tensor_spec", "arrays", "cuda"},
     "pipeline": {"errors", "runner"},
     "splitting": {"errors", "runner", "pipeline", "tensor_spec"},
+    "multi_gpu": {"errors", "runner", "tensor_spec"},
 }
 
 OURS = {"inspection.py": {"device_memory_size"}}
