@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -69,6 +70,24 @@ def test_verification_keeps_what_agrees_and_refuses_what_does_not(onnx_file: Pat
     with pytest.raises(trtrun.VerificationError, match="was not kept"):
         build_verified(conv, options=options, tolerance=impossible, ranges={"x": (-1, 1)})
     assert not conv.with_suffix(".engine").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("keep_io", [True, False])
+def test_lower_precision_is_as_exact_as_it_can_be(precision: str, keep_io: bool, tmp_path: Path) -> None:
+    path = tmp_path / "conv.onnx"
+    path.write_bytes(models.convolution())
+    shape = (1, 3, 64, 64)
+    profiles = ({"x": trtrun.ShapeRange(shape, shape, shape)},)
+    options = trtrun.BuildOptions(profiles=profiles, keep_io=keep_io, **{precision: True})
+    x = np.random.default_rng().standard_normal(shape).astype(np.float32)
+    wanted = trtrun.OnnxRuntimeSession(path)(x)
+    with trtrun.load(path, build_options=options) as session:
+        dtype = session.inputs["x"].dtype
+        assert dtype == (np.float32 if keep_io else np.float16 if precision == "fp16" else ml_dtypes.bfloat16)
+        for name, array in session(x.astype(dtype)).items():
+            error = np.linalg.norm(array.astype(np.float64) - wanted[name]) / np.linalg.norm(wanted[name])
+            assert 1e-5 < error < (2e-3 if precision == "fp16" else 2e-2)
 
 
 def test_commands(onnx_file: Path, tmp_path: Path) -> None:

@@ -210,7 +210,8 @@ def test_the_key_tells_all_options_apart() -> None:
         BuildOptions(outputs=("h",)),
         BuildOptions(simplify=True),
         BuildOptions(fp16=True),
-        BuildOptions(fp16_keep_io=False),
+        BuildOptions(bf16=True),
+        BuildOptions(keep_io=False),
         BuildOptions(keep_fp32=("Add",)),
     ]
     assert len({options.key() for options in changed}) == len(changed) == len(BuildOptions.__dataclass_fields__) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -29,7 +30,7 @@ def test_nothing_to_change_leaves_the_model_alone() -> None:
 
 @pytest.mark.parametrize("keep_io", [True, False])
 def test_fp16(keep_io: bool) -> None:
-    session, changes, data = changed(models.convolution(), fp16=True, fp16_keep_io=keep_io)
+    session, changes, data = changed(models.convolution(), fp16=True, keep_io=keep_io)
     dtype = np.float32 if keep_io else np.float16
     assert session.inputs["x"].dtype == dtype
     assert session.outputs["y"].dtype == dtype
@@ -54,6 +55,45 @@ def test_fp16_of_a_file_that_lists_its_weights_as_inputs() -> None:
     assert changes[0] == f"{weights} initializers are no longer inputs that could replace them"
     x = RNG.standard_normal((2, 3, 16, 16)).astype(np.float32)
     np.testing.assert_allclose(session(x)["y"], OnnxRuntimeSession(models.convolution())(x)["y"], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("keep_io", [True, False])
+def test_bf16(keep_io: bool) -> None:
+    """ONNX Runtime computes no bf16 on the CPU, so the graph itself is looked at."""
+    proto = onnx.load_from_string(models.convolution())
+    weights = next(tensor for tensor in proto.graph.initializer if len(tensor.dims) == 4)
+    scaled = onnx.numpy_helper.to_array(weights) * np.float32(1e6)  # beyond fp16
+    weights.CopyFrom(onnx.numpy_helper.from_array(scaled, weights.name))
+    data, changes = prepare(proto.SerializeToString(), BuildOptions(bf16=True, keep_io=keep_io))
+    assert data is not None
+    assert changes == [f"bf16; kept in fp32: none; inputs and outputs {'stay fp32' if keep_io else 'bf16'}"]
+    converted = onnx.load_from_string(data)
+    types = {tensor.data_type for tensor in converted.graph.initializer}
+    assert onnx.TensorProto.FLOAT16 not in types
+    assert onnx.TensorProto.BFLOAT16 in types
+    found = next(tensor for tensor in converted.graph.initializer if len(tensor.dims) == 4)
+    bits = np.frombuffer(found.raw_data, ml_dtypes.bfloat16).reshape(tuple(found.dims))
+    np.testing.assert_array_equal(bits, scaled.astype(ml_dtypes.bfloat16))
+    io = {value.type.tensor_type.elem_type for value in (*converted.graph.input, *converted.graph.output)}
+    assert io == {onnx.TensorProto.FLOAT if keep_io else onnx.TensorProto.BFLOAT16}
+    assert build_plan(data, BuildOptions(profiles=_profile("x", (1, 3, 8, 8), (4, 3, 64, 64))))
+
+
+def test_bf16_constants_inside_nodes_and_what_excludes_it() -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(np.float32([1e9]), "c")),
+        helper.make_node("Mul", ["x", "c"], ["y"]),
+    ]
+    model = models._model(nodes, [models.value("x", [1, 4])], [models.value("y", [1, 4])], {})
+    data, _ = prepare(model, BuildOptions(bf16=True))
+    assert data is not None
+    (constant,) = (node for node in onnx.load_from_string(data).graph.node if node.op_type == "Constant")
+    assert constant.attribute[0].t.data_type == onnx.TensorProto.BFLOAT16
+    assert np.frombuffer(constant.attribute[0].t.raw_data, ml_dtypes.bfloat16) == ml_dtypes.bfloat16(1e9)
+    with pytest.raises(trtrun.BuildError, match="exclude each other"):
+        prepare(model, BuildOptions(bf16=True, fp16=True))
+    with pytest.raises(trtrun.BuildError, match="fp16 tensors already"):
+        prepare(models.convolution("float16"), BuildOptions(bf16=True))
 
 
 def test_sensitive_operators_stay_in_fp32() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import BuildError, MissingPackageError, OnnxError
@@ -49,7 +51,9 @@ def prepare(model: str | os.PathLike[str] | bytes, options: BuildOptions) -> tup
         else onnx.load(os.fspath(model), load_external_data=False)
     )
     changes = _untie(graph_only)
-    if not (changes or options.outputs or options.simplify or options.fp16):
+    if options.fp16 and options.bf16:
+        raise BuildError("fp16 and bf16 exclude each other. Choose one.")
+    if not (changes or options.outputs or options.simplify or options.fp16 or options.bf16):
         return None, []
     proto: Any = graph_only
     if not isinstance(model, bytes):
@@ -58,8 +62,8 @@ def prepare(model: str | os.PathLike[str] | bytes, options: BuildOptions) -> tup
         proto = _choose_outputs(proto, options.outputs, name, changes)
     if options.simplify:
         proto = _simplify(proto, name, changes)
-    if options.fp16:
-        proto = _to_fp16(proto, options, name, changes)
+    if options.fp16 or options.bf16:
+        proto = _to_half(proto, options, name, changes)
     if proto.ByteSize() > _PROTOBUF_LIMIT:
         raise OnnxError(
             f"{name} holds {proto.ByteSize():,} bytes with its external data, more than one ONNX message can: it can "
@@ -132,6 +136,67 @@ def _simplify(proto: Any, name: str, changes: list[str]) -> Any:
     return slim
 
 
+def _graphs(graph: Any) -> Iterator[Any]:
+    """A graph and those inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _tensors(graph: Any) -> Iterator[tuple[str, Any]]:
+    """The constants of a graph by the names of their values."""
+    for tensor in graph.initializer:
+        yield tensor.name, tensor
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield f"{node.output[0]} {attribute.name}", attribute.t
+
+
+def _full_precision(proto: Any, name: str) -> dict[str, Any]:
+    """The fp32 constants before the conversion, which goes by way of fp16 and would cut them to its range."""
+    from onnx import TensorProto, numpy_helper
+
+    types = {tensor.data_type for graph in _graphs(proto.graph) for _, tensor in _tensors(graph)}
+    types |= {a.i for graph in _graphs(proto.graph) for node in graph.node for a in node.attribute if a.name == "to"}
+    types |= {value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)}
+    if TensorProto.FLOAT16 in types:
+        raise BuildError(f"{name} holds fp16 tensors already, so it cannot be converted to bf16. Build it as it is.")
+    return {
+        key: numpy_helper.to_array(tensor)
+        for graph in _graphs(proto.graph)
+        for key, tensor in _tensors(graph)
+        if tensor.data_type == TensorProto.FLOAT
+    }
+
+
+def _fp16_to_bf16(proto: Any, full: dict[str, Any]) -> None:
+    """Turn everything that is fp16 into bf16, constants from their fp32 values."""
+    import ml_dtypes
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    half, bfloat = TensorProto.FLOAT16, TensorProto.BFLOAT16
+    for graph in _graphs(proto.graph):
+        for key, tensor in _tensors(graph):
+            if tensor.data_type == half:
+                array = full.get(key, numpy_helper.to_array(tensor)).astype(ml_dtypes.bfloat16)
+                tensor.CopyFrom(
+                    TensorProto(
+                        name=tensor.name, data_type=bfloat, dims=tensor.dims, raw_data=array.view(np.uint16).tobytes()
+                    )
+                )
+        for node in graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Cast" and attribute.name == "to" and attribute.i == half:
+                    attribute.i = bfloat
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type == half:
+                value.type.tensor_type.elem_type = bfloat
+
+
 def _drop_defaults(proto: Any, changes: list[str]) -> None:
     """Weights that old exporters list among the inputs too: the converter would change one and leave the other."""
     initializers = {tensor.name for tensor in proto.graph.initializer}
@@ -143,17 +208,19 @@ def _drop_defaults(proto: Any, changes: list[str]) -> None:
         changes.append(f"{dropped} initializers are no longer inputs that could replace them")
 
 
-def _to_fp16(proto: Any, options: BuildOptions, name: str, changes: list[str]) -> Any:
+def _to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) -> Any:
     try:
         from onnxconverter_common import float16
     except ImportError as error:
         raise MissingPackageError(
-            f"fp16 needs onnxconverter-common ({error}). Run: pip install 'trtrun[convert]'"
+            f"fp16 and bf16 need onnxconverter-common ({error}). Run: pip install 'trtrun[convert]'"
         ) from error
     import numpy as np
     from onnx import TensorProto, numpy_helper
 
     _drop_defaults(proto, changes)
+    label = "bf16" if options.bf16 else "fp16"
+    full = _full_precision(proto, name) if options.bf16 else {}
     largest = 0.0
     for tensor in proto.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
@@ -168,20 +235,24 @@ def _to_fp16(proto: Any, options: BuildOptions, name: str, changes: list[str]) -
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"node_{index}"  # the converter tells nodes apart by name
     try:
-        converted = float16.convert_float_to_float16(
-            proto,
-            keep_io_types=options.fp16_keep_io,
-            op_block_list=blocked,
-            node_block_list=[kept for kept in options.keep_fp32 if kept in names],
-            min_positive_val=0.0,  # rounded like any other number, not up to 1e-7
-            max_finite_val=float(np.finfo(np.float16).max),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights beyond fp16, which are reported below, and bf16 holds them
+            converted = float16.convert_float_to_float16(
+                proto,
+                keep_io_types=options.keep_io,
+                op_block_list=blocked,
+                node_block_list=[kept for kept in options.keep_fp32 if kept in names],
+                min_positive_val=0.0,  # rounded like any other number, not up to 1e-7
+                max_finite_val=float(np.finfo(np.float16).max),
+            )
     except Exception as error:  # it raises ValueError, and whatever its shape inference does
-        raise BuildError(f"{name} cannot be converted to fp16: {error}. Build it without fp16.") from error
+        raise BuildError(f"{name} cannot be converted to {label}: {error}. Build it without {label}.") from error
     del converted.graph.value_info[:]  # it leaves types of before
+    if options.bf16:
+        _fp16_to_bf16(converted, full)
     kept = Counter(node.op_type for node in converted.graph.node if node.op_type in blocked)
     text = ", ".join(f"{count} {op}" for op, count in sorted(kept.items())) or "none"
-    changes.append(f"fp16; kept in fp32: {text}; inputs and outputs {'stay fp32' if options.fp16_keep_io else 'fp16'}")
-    if largest > np.finfo(np.float16).max:
+    changes.append(f"{label}; kept in fp32: {text}; inputs and outputs {'stay fp32' if options.keep_io else label}")
+    if options.fp16 and largest > np.finfo(np.float16).max:
         changes.append(f"the largest weight, {largest:.3g}, is beyond fp16 and was cut to {np.finfo(np.float16).max}")
     return converted

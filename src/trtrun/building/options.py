@@ -38,8 +38,9 @@ class BuildOptions:
     outputs: tuple[str, ...] = ()  # tensors of the graph to be the engine's outputs instead of the model's
     simplify: bool = False  # fold constants and redundant nodes first
     fp16: bool = False  # convert the graph to fp16 first; networks are strongly typed, so the graph decides
-    fp16_keep_io: bool = True  # inputs and outputs stay fp32 then
-    keep_fp32: tuple[str, ...] = ()  # operators or node names that fp16 leaves alone, besides those that are sensitive
+    bf16: bool = False  # the same in bf16
+    keep_io: bool = True  # inputs and outputs stay fp32 then
+    keep_fp32: tuple[str, ...] = ()  # operators or node names to leave alone then, besides those that are sensitive
     detailed: bool = False  # keep layer details for trtrun inspect and trtrun profile (ProfilingVerbosity.DETAILED)
 
     def key(self) -> str:
@@ -66,7 +67,8 @@ class BuildOptions:
             "outputs": self.outputs,
             "simplify": self.simplify,
             "fp16": self.fp16,
-            "fp16_keep_io": self.fp16_keep_io,
+            "bf16": self.bf16,
+            "keep_io": self.keep_io,
             "keep_fp32": self.keep_fp32,
         }
         return json.dumps(data, sort_keys=True)

@@ -90,9 +90,15 @@ def command(
     fp16: Annotated[
         bool, typer.Option("--fp16", help="Convert the graph to fp16 first, sensitive operators left in fp32.")
     ] = False,
-    fp16_io: Annotated[bool, typer.Option("--fp16-io", help="With --fp16: inputs and outputs too.")] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="The same in bf16, which has the range of fp32 and eight bits of it.")
+    ] = False,
+    convert_io: Annotated[
+        bool, typer.Option("--convert-io", help="With --fp16 and --bf16: inputs and outputs too.")
+    ] = False,
     keep_fp32: Annotated[
-        list[str] | None, typer.Option(help="With --fp16: operator or node to leave in fp32; several allowed.")
+        list[str] | None,
+        typer.Option(help="With --fp16, --bf16: operator or node to leave in fp32; several allowed."),
     ] = None,
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="Full TensorRT: the plan runs on later versions too.")
@@ -142,7 +148,8 @@ def command(
         outputs=tuple(output_tensor or ()),
         simplify=simplify,
         fp16=fp16,
-        fp16_keep_io=not fp16_io,
+        bf16=bf16,
+        keep_io=not convert_io,
         keep_fp32=tuple(keep_fp32 or ()),
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
