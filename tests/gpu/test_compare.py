@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import trtrun
 from tests import models
+from trtrun.building.quantization import quantize
 from trtrun.cli import app
 from trtrun.comparison import build_verified
 
@@ -88,6 +89,23 @@ def test_lower_precision_is_as_exact_as_it_can_be(precision: str, keep_io: bool,
         for name, array in session(x.astype(dtype)).items():
             error = np.linalg.norm(array.astype(np.float64) - wanted[name]) / np.linalg.norm(wanted[name])
             assert 1e-5 < error < (2e-3 if precision == "fp16" else 2e-2)
+
+
+def test_fp8_computes_what_its_graph_says(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    shape = (2, 3, 32, 32)
+    requests = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(8)]
+    quantized = quantize(models.convolution(), requests, precision="fp8")
+    path = tmp_path / "conv.fp8.onnx"
+    path.write_bytes(quantized)
+    options = trtrun.BuildOptions(profiles=({"x": trtrun.ShapeRange(shape, shape, shape)},))
+    reference, full = trtrun.OnnxRuntimeSession(path), trtrun.OnnxRuntimeSession(models.convolution())
+    with trtrun.load(path, build_options=options) as session:
+        for request in requests:
+            actual, wanted, exact = session.run(request), reference.run(request), full.run(request)
+            for name, array in actual.items():
+                assert np.linalg.norm(array - wanted[name]) <= 0.02 * np.linalg.norm(wanted[name])
+                assert 1e-4 < np.linalg.norm(array - exact[name]) / np.linalg.norm(exact[name]) < 0.1
 
 
 def test_commands(onnx_file: Path, tmp_path: Path) -> None:

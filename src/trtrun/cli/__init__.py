@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TrtrunError
-from . import bench, build, bundle, cache, compare, demo, inspect, profile, run
+from . import bench, build, bundle, cache, compare, demo, inspect, profile, quantize, run
 
 app = typer.Typer(
     name="trtrun",
@@ -26,6 +26,7 @@ app.command("compare")(compare.command)
 app.command("demo")(demo.command)
 app.command("inspect")(inspect.command)
 app.command("profile")(profile.command)
+app.command("quantize")(quantize.command)
 app.command("run")(run.command)
 
 

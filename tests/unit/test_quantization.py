@@ -1,0 +1,93 @@
+"""Q/DQ models: ONNX Runtime judges their exactness, the real builder takes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from typer.testing import CliRunner
+
+import trtrun
+from tests import models
+from trtrun.building.builder import build_plan
+from trtrun.building.options import BuildOptions, parse_shapes
+from trtrun.building.quantization import quantize
+from trtrun.cli import app
+from trtrun.onnx_runtime import OnnxRuntimeSession
+
+RNG = np.random.default_rng()
+CASES = {
+    "convolution": ((2, 3, 16, 16), "x=1x3x8x8:2x3x32x32:4x3x64x64"),
+    "affine": ((4, 12), "x=1x12:4x12:64x12"),
+}
+
+
+def requests(name: str, count: int = 8) -> list[dict[str, np.ndarray]]:
+    return [{"x": RNG.standard_normal(CASES[name][0]).astype(np.float32)} for _ in range(count)]
+
+
+def operators(data: bytes) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load_from_string(data).graph.node)
+
+
+# TensorRT-RTX computes no convolution in int8.
+@pytest.mark.parametrize(("name", "precision"), [("convolution", "fp8"), ("affine", "fp8"), ("affine", "int8")])
+def test_quantized_models_stay_close_and_build(name: str, precision: str) -> None:
+    model = getattr(models, name)()
+    data = quantize(model, requests(name), precision=precision)
+    assert operators(data)["QuantizeLinear"] >= 1
+    assert operators(data)["DequantizeLinear"] >= 2  # of the input, and of the weights
+    reference = OnnxRuntimeSession(model)
+    quantized = OnnxRuntimeSession(data)
+    for request in requests(name, 3):
+        for output, wanted in reference.run(request).items():
+            error = np.linalg.norm(quantized.run(request)[output] - wanted) / np.linalg.norm(wanted)
+            assert 1e-6 < error < 0.1
+    assert build_plan(data, BuildOptions(profiles=parse_shapes([CASES[name][1]])))
+
+
+def test_nodes_can_be_left_in_fp32() -> None:
+    weights = {name: RNG.standard_normal((8, 8)).astype(np.float32) for name in ("v", "w")}
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["h"], name="first"),
+        helper.make_node("MatMul", ["h", "w"], ["y"], name="second"),
+    ]
+    model = models._model(nodes, [models.value("x", ["N", 8])], [models.value("y", ["N", 8])], weights)
+    data = [{"x": RNG.standard_normal((2, 8)).astype(np.float32)} for _ in range(4)]
+    assert operators(quantize(model, data))["QuantizeLinear"] == 2
+    assert operators(quantize(model, data, keep=["first"]))["QuantizeLinear"] == 1
+    with pytest.raises(trtrun.BuildError, match="nothing"):
+        quantize(model, data, keep=["nothing"])
+    with pytest.raises(trtrun.BuildError, match="none of Conv"):
+        quantize(model, data, keep=["first", "second"])
+
+
+def test_what_cannot_be_calibrated_with() -> None:
+    with pytest.raises(trtrun.InputError, match="no request"):
+        quantize(models.affine(), [])
+    with pytest.raises(trtrun.InputError, match=r"\['z'\].*takes \['x'\]"):
+        quantize(models.affine(), [{"z": np.zeros((1, 12), np.float32)}])
+    with pytest.raises(trtrun.BuildError, match="could not be quantized"):
+        quantize(models.affine(), [{"x": np.zeros((1, 12), np.float32)}, {"x": np.zeros((1, 13), np.float32)}])
+    with pytest.raises(trtrun.OnnxError):
+        quantize(b"no model", [])
+
+
+def test_command(tmp_path: Path) -> None:
+    model, data = tmp_path / "affine.onnx", tmp_path / "data"
+    model.write_bytes(models.affine())
+    data.mkdir()
+    for index, request in enumerate(requests("affine")):
+        np.savez(data / f"{index}.npz", **request) if index % 2 else np.save(data / f"{index}.npy", request["x"])
+    result = CliRunner().invoke(app, ["quantize", str(model), "--data", str(data)])
+    assert result.exit_code == 0, result.output
+    assert "fp8, calibrated with 8 requests" in result.stdout
+    assert operators((tmp_path / "affine.fp8.onnx").read_bytes())["QuantizeLinear"]
+    for arguments, said in ((["--data", str(tmp_path / "none")], "no .npz"), (["--precision", "int4"], "fp8 or int8")):
+        result = CliRunner().invoke(app, ["quantize", str(model), "--data", str(data), *arguments])
+        assert result.exit_code == 1
+        assert said in str(result.exception)
