@@ -20,6 +20,9 @@
     ├── DeviceError                            CUDA failed
     │   ├── NoGpuError                         no driver, no GPU, or a driver that is too old
     │   └── OutOfMemoryError (MemoryError)     not enough device or page-locked memory
+    ├── ServerBusyError                        a served model's queue is full
+    ├── RequestTimeoutError                    a request to a served model waited too long
+    ├── ModelNotFoundError                     the server has no such model, or not in this version
     └── ClosedError                            the object was used after close()
 
 A message says what conflicts, what follows from it, and what to do. Where TensorRT logged something that
@@ -131,6 +134,18 @@ class NoGpuError(DeviceError):
 
 class OutOfMemoryError(DeviceError, MemoryError):
     """There is not enough device memory or page-locked host memory."""
+
+
+class ServerBusyError(TrtrunError):
+    """The queue of a served model is full: come back later."""
+
+
+class RequestTimeoutError(TrtrunError):
+    """A request to a served model was not begun in the time it was given."""
+
+
+class ModelNotFoundError(TrtrunError):
+    """The server has no such model, or not in this version, or it is not ready."""
 
 
 class ClosedError(TrtrunError):

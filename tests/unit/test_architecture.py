@@ -26,7 +26,7 @@ LAYERS = [
     ["splitting", "multi_gpu"],
     ["bundle"],
     ["predictor", "inspection"],
-    ["vision", "benchmark", "comparison"],
+    ["vision", "benchmark", "comparison", "serve"],
     ["demo"],
     ["cli"],
 ]
@@ -35,6 +35,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 ABOVE_THE_CONTRACT = {
     "vision": {"errors", "runner", "tensor_spec", "arrays", "cuda"},
     "pipeline": {"errors", "runner"},
+    "serve": {"errors", "runner", "tensor_spec"},
     "splitting": {"errors", "runner", "pipeline", "tensor_spec"},
     "multi_gpu": {"errors", "runner", "tensor_spec"},
 }

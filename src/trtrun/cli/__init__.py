@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TrtrunError
-from . import bench, build, bundle, cache, compare, demo, inspect, profile, quantize, run
+from . import bench, build, bundle, cache, compare, demo, inspect, profile, quantize, run, serve
 
 app = typer.Typer(
     name="trtrun",
@@ -28,6 +28,7 @@ app.command("inspect")(inspect.command)
 app.command("profile")(profile.command)
 app.command("quantize")(quantize.command)
 app.command("run")(run.command)
+app.command("serve")(serve.command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,88 @@
+"""``trtrun serve``: models behind the Open Inference Protocol."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+from .options import Device, Plugins
+
+
+def command(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="PATH or NAME=PATH of engines, ONNX files, bundles.")
+    ] = None,
+    repository: Annotated[
+        Path | None,
+        typer.Option(help="Folder of models: NAME/VERSION/model.{engine,plan,onnx}, as Triton has it, or plain files."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the HTTP protocol.")] = 8000,
+    max_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rows of several requests that run together; what the profiles take unless given. 1: off.",
+        ),
+    ] = None,
+    max_queue_delay: Annotated[
+        float, typer.Option(min=0, help="Milliseconds that a request waits for others to fill its batch.")
+    ] = 0.0,
+    queue_size: Annotated[
+        int, typer.Option(min=1, help="Requests to a model that may wait; more are turned away.")
+    ] = 1024,
+    instances: Annotated[int, typer.Option(min=1, help="Batches of a model in progress at once.")] = 2,
+    max_body: Annotated[int, typer.Option(min=1, help="Mebibytes of a request at most.")] = 256,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with a secret; requests need Authorization: Bearer SECRET then.")
+    ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
+    device: Device = 0,
+    all_devices: Annotated[bool, typer.Option("--all-devices", help="Serve on every GPU of this machine.")] = False,
+    plugin: Plugins = None,
+    json_logs: Annotated[bool, typer.Option("--json-logs", help="Log one JSON object a line.")] = False,
+) -> None:
+    """Serve models over HTTP; clients of Triton and KServe work unchanged."""
+    try:
+        from ..serve.batcher import BatchOptions
+        from ..serve.http_api import HttpOptions
+        from ..serve.repository import Repository, named
+        from ..serve.server import JsonFormatter, ServerOptions, serve
+    except ImportError as error:
+        from ..errors import MissingPackageError
+
+        raise MissingPackageError(f"serving needs more packages ({error}). Run: pip install 'trtrun[serve]'") from error
+    from ..predictor import load
+
+    if not models and repository is None:
+        raise InputError("there is nothing to serve: name models, or --repository FOLDER.")
+    if (tls_certificate is None) != (tls_key is None):
+        raise InputError("--tls-certificate and --tls-key belong together.")
+    if repository is not None and not repository.is_dir():
+        raise InputError(f"{str(repository)!r} is no folder.")
+    token = None
+    if token_file is not None:
+        token = token_file.read_text(encoding="utf-8").strip()
+        if not token:
+            raise InputError(f"{str(token_file)!r} holds no secret.")
+    log = logging.getLogger("trtrun.serve")
+    log.setLevel(logging.INFO)
+    if json_logs:
+        stream = logging.StreamHandler()
+        stream.setFormatter(JsonFormatter())
+        logging.getLogger().handlers[:] = [stream]
+    served = Repository(
+        lambda path: load(path, device=device, devices="all" if all_devices else None, plugins=plugin or ()),
+        named(models or ()),
+        folder=repository,
+        options=BatchOptions(max_batch_size, max_queue_delay / 1e3, queue_size, instances),
+    )
+    log.info("listening on http%s://%s:%d", "s" if tls_key else "", host, port)
+    failed = serve(served, ServerOptions(host, port, HttpOptions(max_body << 20, token), tls_certificate, tls_key))
+    if failed:
+        raise typer.Exit(1)

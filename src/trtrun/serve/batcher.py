@@ -1,0 +1,282 @@
+"""Dynamic batching: requests that wait together run together."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import ClosedError, DeviceError, InputError, RequestTimeoutError, ServerBusyError
+from ..runner import Runner
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Results = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How requests to one model are batched.
+
+    Attributes:
+        max_batch_size: rows that run together at most. None: what the engine's optimization profiles take; a model
+            that sets no limit of its own, like an ONNX file, is not batched then.
+        max_queue_delay: seconds that the oldest request waits for others to fill its batch. At 0 a batch is what has
+            come while the instances were busy.
+        queue_size: requests that may wait. More are turned away with ServerBusyError.
+        instances: requests or batches in progress at once, so that copies overlap with compute.
+    """
+
+    max_batch_size: int | None = None
+    max_queue_delay: float = 0.0
+    queue_size: int = 1024
+    instances: int = 2
+
+    def __post_init__(self) -> None:
+        rows = 1 if self.max_batch_size is None else self.max_batch_size
+        if rows < 1 or self.max_queue_delay < 0 or self.queue_size < 1 or self.instances < 1:
+            raise InputError(f"these are no sizes and times to batch with: {self}.")
+
+
+@dataclass
+class Outcome:
+    """What became of one request, for the statistics. Times in seconds."""
+
+    queued: float
+    computed: float
+    batch: int  # rows that ran together, this request's among them
+    error: BaseException | None = None
+
+
+@dataclass(order=True)
+class _Request:
+    rank: tuple[int, int]  # the higher priority first, then the older
+    key: tuple[Any, ...] = field(compare=False)  # requests of one key can be one batch
+    rows: int = field(compare=False)
+    inputs: Mapping[str, Array] = field(compare=False)
+    future: Future[Results] = field(compare=False)
+    arrived: float = field(compare=False)
+    deadline: float | None = field(compare=False)
+
+
+class Batcher:
+    """Runs requests from any number of threads on clones of a runner, those that fit together as one batch.
+
+    Args:
+        runner: what runs them; left alone, and open until :meth:`close`.
+        options: see :class:`BatchOptions`.
+        report: called with the outcome of every request, in the thread that ran it.
+    """
+
+    def __init__(
+        self, runner: Runner, options: BatchOptions | None = None, report: Callable[[Outcome], None] | None = None
+    ) -> None:
+        self.options = options or BatchOptions()
+        self.max_batch_size = _most_rows(runner, self.options.max_batch_size)
+        self._runner = runner
+        self._report = report or (lambda outcome: None)
+        self._queue: list[_Request] = []
+        self._numbers = itertools.count()
+        self._condition = threading.Condition()
+        self._idle = 0  # workers that wait for the first request of a batch
+        self._closing = False
+        self._clones = [runner.clone() for _ in range(self.options.instances)]
+        self._workers = [
+            threading.Thread(target=self._work, args=(clone,), name=f"trtrun-batch-{index}", daemon=True)
+            for index, clone in enumerate(self._clones)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that the instances hold, ``{"device": …, "host": …}``; empty where they do not say."""
+        held: dict[str, int] = {}
+        for clone in self._clones:
+            for location, nbytes in getattr(clone, "memory", {}).items():
+                held[location] = held.get(location, 0) + nbytes
+        return held
+
+    def submit(
+        self, inputs: Mapping[str, Array], *, priority: int = 0, timeout: float | None = None
+    ) -> Future[Results]:
+        """Put a request into the queue.
+
+        Args:
+            inputs: an array per input; they must not change until the future is done.
+            priority: higher is served first.
+            timeout: seconds in which it must be begun, else the future raises RequestTimeoutError.
+
+        Raises InputError for inputs that do not fit, ServerBusyError when the queue is full, ClosedError after close().
+        """
+        specs = self._runner.inputs
+        specs.check_names(inputs)
+        for name, array in inputs.items():
+            specs[name].check_shape(array.shape)
+            specs[name].check_dtype(array.dtype)
+        rows, key = 1, tuple((name, inputs[name].shape, inputs[name].dtype) for name in specs)
+        if self.max_batch_size > 1:
+            batches = {array.shape[0] for array in inputs.values()}
+            if len(batches) == 1:
+                (rows,) = batches
+                key = tuple((name, shape[1:], dtype) for name, shape, dtype in key)
+        now = time.perf_counter()
+        request = _Request(
+            (-priority, next(self._numbers)),
+            key,
+            rows,
+            inputs,
+            Future(),
+            now,
+            None if timeout is None else now + timeout,
+        )
+        with self._condition:
+            if self._closing:
+                raise ClosedError("the model is being unloaded.")
+            if len(self._queue) >= self.options.queue_size:
+                raise ServerBusyError(
+                    f"{len(self._queue)} requests wait already, which is all the queue holds. Come back later."
+                )
+            bisect.insort(self._queue, request)
+            if self._idle or sum(other.rows for other in self._queue) >= self.max_batch_size:
+                self._condition.notify()
+        return request.future
+
+    def _work(self, runner: Runner) -> None:
+        while batch := self._next():
+            self._run(runner, batch)
+
+    def _next(self) -> list[_Request]:
+        """The requests that run next; empty when there will be none."""
+        with self._condition:
+            while True:
+                while not self._queue and not self._closing:
+                    self._idle += 1
+                    self._condition.wait()
+                    self._idle -= 1
+                self._expire()
+                if not self._queue:
+                    if self._closing:
+                        return []
+                    continue
+                batch, full = self._fitting()
+                oldest = min(request.arrived for request in batch)
+                left = oldest + self.options.max_queue_delay - time.perf_counter()
+                if full or left <= 0 or self._closing:
+                    for request in batch:
+                        self._queue.remove(request)
+                    if self._queue and self._idle:
+                        self._condition.notify()
+                    return batch
+                self._condition.wait(left)
+
+    def _expire(self) -> None:
+        now = time.perf_counter()
+        for request in [r for r in self._queue if r.deadline is not None and r.deadline < now]:
+            self._queue.remove(request)
+            error = RequestTimeoutError(f"the request was not begun within {request.deadline - request.arrived:.3g} s.")  # type: ignore[operator]
+            self._fail(request, error, now - request.arrived, 0.0, 0)
+
+    def _fitting(self) -> tuple[list[_Request], bool]:
+        """The first request and those that fit into a batch with it; and whether no other could join them."""
+        first = self._queue[0]
+        batch, rows = [first], first.rows
+        for request in self._queue[1:]:
+            if rows >= self.max_batch_size:
+                break
+            if request.key == first.key and rows + request.rows <= self.max_batch_size:
+                batch.append(request)
+                rows += request.rows
+        return batch, rows >= self.max_batch_size
+
+    def _run(self, runner: Runner, batch: list[_Request]) -> None:
+        batch = [request for request in batch if request.future.set_running_or_notify_cancel()]
+        if not batch:
+            return
+        start = time.perf_counter()
+        rows = sum(request.rows for request in batch)
+        try:
+            results = runner.run(self._joined(runner, batch, rows) if len(batch) > 1 else batch[0].inputs)
+            if len(batch) > 1 and any(array.shape[:1] != (rows,) for array in results.values()):
+                raise InputError("an output has no row for each of the batch's")
+        except BaseException as error:
+            if len(batch) > 1 and not isinstance(error, DeviceError):
+                for request in batch:  # the one at fault fails alone
+                    self._run_alone(runner, request)
+                return
+            for request in batch:
+                self._fail(request, error, start - request.arrived, time.perf_counter() - start, rows)
+            return
+        computed = time.perf_counter() - start
+        first = 0
+        for request in batch:
+            part = results
+            if len(batch) > 1:
+                part = {name: array[first : first + request.rows] for name, array in results.items()}
+                first += request.rows
+            self._report(Outcome(start - request.arrived, computed, rows))
+            request.future.set_result(part)
+
+    def _run_alone(self, runner: Runner, request: _Request) -> None:
+        start = time.perf_counter()
+        try:
+            results = runner.run(request.inputs)
+        except BaseException as error:
+            self._fail(request, error, start - request.arrived, time.perf_counter() - start, request.rows)
+            return
+        self._report(Outcome(start - request.arrived, time.perf_counter() - start, request.rows))
+        request.future.set_result(results)
+
+    def _fail(self, request: _Request, error: BaseException, queued: float, computed: float, rows: int) -> None:
+        self._report(Outcome(queued, computed, rows, error))
+        if not request.future.running() and not request.future.set_running_or_notify_cancel():
+            return  # the client has gone
+        request.future.set_exception(error)
+
+    @staticmethod
+    def _joined(runner: Runner, batch: list[_Request], rows: int) -> dict[str, Array]:
+        """The batch's inputs, one below the other: in the page-locked memory of a session, which saves a copy."""
+        joined = {}
+        staging = getattr(runner, "staging", None)
+        for name, spec in runner.inputs.items():
+            parts = [request.inputs[name] for request in batch]
+            if staging is None:
+                joined[name] = np.concatenate(parts)
+            else:
+                joined[name] = staging.view(name, (rows, *parts[0].shape[1:]))
+                np.concatenate(parts, out=joined[name].view(spec.dtype), casting="unsafe")
+        return joined
+
+    def close(self) -> None:
+        """Refuse new requests, run those that wait, and end. Calling it again does nothing."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify_all()
+        for worker in self._workers:
+            worker.join()
+        for clone in self._clones:
+            clone.close()
+
+
+def _most_rows(runner: Runner, wanted: int | None) -> int:
+    """How many rows can run together; 1 where the model has no batch."""
+    inputs, outputs = runner.inputs.values(), runner.outputs.values()
+    if any(spec.shape[:1] != (-1,) or spec.location == "host" or spec.format for spec in inputs) or any(
+        spec.shape[:1] != (-1,) or spec.data_dependent for spec in outputs
+    ):
+        return 1
+    limits = [max(profile.max[0] for profile in spec.profiles) for spec in inputs if spec.profiles]
+    if limits:
+        return min([*limits, *([wanted] if wanted else [])])
+    return wanted or 1

@@ -1,0 +1,344 @@
+"""The protocol over HTTP: health, metadata, inference, repository, shared memory, statistics, metrics.
+
+Plain Starlette: the bodies are tensors, of which FastAPI's models and validation would make copies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from .. import __version__
+from ..errors import (
+    ClosedError,
+    InputError,
+    ModelNotFoundError,
+    RequestTimeoutError,
+    ServerBusyError,
+    TrtrunError,
+)
+from . import protocol
+from .metrics import exposition
+from .repository import Model, Repository, describe
+from .shared_memory import SharedMemory
+
+_LOG = logging.getLogger("trtrun.serve")
+HEADER_LENGTH = "inference-header-content-length"
+EXTENSIONS = ["binary_tensor_data", "model_repository", "parameters", "statistics", "system_shared_memory"]
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """Limits and access.
+
+    Attributes:
+        max_body: bytes of a request at most.
+        token: a secret that requests must carry as ``Authorization: Bearer TOKEN``; None for none. Health is open.
+    """
+
+    max_body: int = 256 << 20
+    token: str | None = None
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status that says what kind of error it was."""
+    if isinstance(error, ModelNotFoundError):
+        return 404
+    if isinstance(error, (ServerBusyError, ClosedError)):
+        return 503
+    if isinstance(error, RequestTimeoutError):
+        return 504
+    return 400 if isinstance(error, InputError) else 500
+
+
+def application(repository: Repository, options: HttpOptions | None = None, memory: SharedMemory | None = None) -> Any:
+    """The ASGI application over a repository."""
+    options, memory = options or HttpOptions(), memory or SharedMemory()
+    api = _Api(repository, options, memory)
+    model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+    shm = "/v2/systemsharedmemory"
+
+    def route(path: str, method: str, handler: Handler) -> Route:
+        return Route(path, api.guarded(handler), methods=[method])
+
+    routes = [
+        Route("/v2/health/live", api.live, methods=["GET"]),
+        Route("/v2/health/ready", api.ready, methods=["GET"]),
+        route("/", "GET", api.page),
+        route("/openapi.json", "GET", api.openapi),
+        route("/metrics", "GET", api.metrics),
+        route("/v2", "GET", api.server),
+        route("/v2/models/stats", "GET", api.all_stats),
+        *(
+            route(prefix + path, method, handler)
+            for prefix in (model, version)
+            for path, method, handler in (
+                ("", "GET", api.metadata),
+                ("/ready", "GET", api.model_ready),
+                ("/config", "GET", api.config),
+                ("/stats", "GET", api.stats),
+                ("/infer", "POST", api.infer),
+            )
+        ),
+        route("/v2/repository/index", "POST", api.index),
+        route("/v2/repository/models/{model}/load", "POST", api.load),
+        route("/v2/repository/models/{model}/unload", "POST", api.unload),
+        *(
+            route(shm + path, method, handler)
+            for path, method, handler in (
+                ("/status", "GET", api.shm_status),
+                ("/region/{region}/status", "GET", api.shm_status),
+                ("/region/{region}/register", "POST", api.shm_register),
+                ("/region/{region}/unregister", "POST", api.shm_unregister),
+                ("/unregister", "POST", api.shm_unregister),
+            )
+        ),
+        # Triton's CUDA shared memory is not served yet, and clients ask for its status.
+        route("/v2/cudasharedmemory/{rest:path}", "GET", api.no_cuda_memory),
+        route("/v2/cudasharedmemory/{rest:path}", "POST", api.no_cuda_memory),
+    ]
+    return Starlette(routes=routes)
+
+
+class _Api:
+    def __init__(self, repository: Repository, options: HttpOptions, memory: SharedMemory) -> None:
+        self._repository = repository
+        self._options = options
+        self._memory = memory
+
+    def guarded(self, handler: Handler) -> Handler:
+        """The handler behind the token, its errors as the protocol's, one line in the log."""
+
+        async def guard(request: Request) -> Response:
+            start = time.perf_counter()
+            identity = request.headers.get("x-request-id", "")[:100] or uuid.uuid4().hex
+            problem = ""
+            try:
+                response = await handler(request) if self._allowed(request) else _error(401, "a bearer token is needed")
+            except _TooLarge:
+                problem = f"the body is larger than {self._options.max_body} bytes"
+                response = _error(413, problem)
+            except ClientDisconnect:
+                problem, response = "the client has gone", Response(status_code=499)
+            except TrtrunError as error:
+                problem = str(error)
+                response = _error(status_of(error), problem)
+                if response.status_code == 503:
+                    response.headers["Retry-After"] = "1"
+            except Exception as error:  # a bug must not end the connection without a word
+                _LOG.exception("request %s failed", identity)
+                problem = f"{type(error).__name__}: {error}"
+                response = _error(500, problem)
+            response.headers["X-Request-Id"] = identity
+            milliseconds = 1e3 * (time.perf_counter() - start)
+            level = logging.WARNING if response.status_code >= 500 else logging.INFO
+            _LOG.log(
+                level,
+                "%s %s %d %.1f ms %s",
+                request.method,
+                request.url.path,
+                response.status_code,
+                milliseconds,
+                problem,
+                extra={"request_id": identity, "status": response.status_code, "milliseconds": round(milliseconds, 3)},
+            )
+            return response
+
+        return guard
+
+    def _allowed(self, request: Request) -> bool:
+        if self._options.token is None:
+            return True
+        given = request.headers.get("authorization", "")
+        return hmac.compare_digest(given.encode(), f"Bearer {self._options.token}".encode())
+
+    async def _body(self, request: Request) -> bytes | bytearray:
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._options.max_body:
+            raise _TooLarge
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self._options.max_body:
+                raise _TooLarge
+        return body
+
+    async def _json(self, request: Request) -> Mapping[str, Any]:
+        body = await self._body(request)
+        try:
+            value = json.loads(body) if body else {}
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the request is not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise InputError("the request must be a JSON object.")
+        return value
+
+    def _model(self, request: Request) -> Model:
+        return self._repository.get(request.path_params["model"], request.path_params.get("version", ""))
+
+    # Health and metadata
+
+    async def live(self, request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        ready = self._repository.ready
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+    async def server(self, request: Request) -> Response:
+        return JSONResponse({"name": "trtrun", "version": __version__, "extensions": EXTENSIONS})
+
+    async def metadata(self, request: Request) -> Response:
+        return JSONResponse(describe(self._model(request)))
+
+    async def model_ready(self, request: Request) -> Response:
+        self._model(request)
+        return JSONResponse({"ready": True})
+
+    async def config(self, request: Request) -> Response:
+        model = self._model(request)
+        described = describe(model)
+
+        def dims(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            batched = model.batcher.max_batch_size > 1
+            return [
+                {"name": t["name"], "data_type": f"TYPE_{t['datatype']}", "dims": t["shape"][1 if batched else 0 :]}
+                for t in tensors
+            ]
+
+        batching = model.batcher.options
+        return JSONResponse(
+            {
+                "name": model.name,
+                "platform": described["platform"],
+                "max_batch_size": model.batcher.max_batch_size if model.batcher.max_batch_size > 1 else 0,
+                "input": dims(described["inputs"]),
+                "output": dims(described["outputs"]),
+                "dynamic_batching": {"max_queue_delay_microseconds": int(1e6 * batching.max_queue_delay)},
+                "instance_group": [{"count": batching.instances}],
+            }
+        )
+
+    async def stats(self, request: Request) -> Response:
+        model = self._model(request)
+        return JSONResponse({"model_stats": [self._stats(model)]})
+
+    async def all_stats(self, request: Request) -> Response:
+        return JSONResponse({"model_stats": [self._stats(model) for model, _ in self._repository.loaded()]})
+
+    def _stats(self, model: Model) -> dict[str, Any]:
+        found = self._repository.statistics(model.name)
+
+        def duration(count: int, seconds: float) -> dict[str, int]:
+            return {"count": count, "ns": int(1e9 * seconds)}
+
+        good = found.requests - found.failures
+        return {
+            "name": model.name,
+            "version": model.version,
+            "last_inference": int(1e3 * found.last),
+            "inference_count": good,
+            "execution_count": round(sum(count / max(rows, 1) for rows, count in found.batches.items())),
+            "inference_stats": {
+                "success": duration(good, found.queued + found.computed),
+                "fail": duration(found.failures, 0.0),
+                "queue": duration(good, found.queued),
+                "compute_infer": duration(good, found.computed),
+            },
+            "recent": found.recent(),
+            "waiting": model.batcher.waiting,
+        }
+
+    async def metrics(self, request: Request) -> Response:
+        text, kind = exposition(self._repository)
+        return Response(text, media_type=kind)
+
+    # Inference
+
+    async def infer(self, request: Request) -> Response:
+        model = self._model(request)
+        length = request.headers.get(HEADER_LENGTH)
+        if length is not None and not length.isdecimal():
+            raise InputError(f"Inference-Header-Content-Length must be a number, got {length!r:.50}.")
+        body = await self._body(request)
+        parsed = protocol.parse(memoryview(body), None if length is None else int(length), self._memory)
+        future = model.batcher.submit(parsed.inputs, priority=parsed.priority, timeout=parsed.timeout)
+        results = await asyncio.wrap_future(future)
+        pieces, header = protocol.render(model.name, model.version, parsed, results, self._memory)
+        if header is None:
+            return Response(bytes(pieces[0]), media_type="application/json")
+        return Response(b"".join(pieces), media_type="application/octet-stream", headers={HEADER_LENGTH: str(header)})
+
+    # Repository and shared memory
+
+    async def index(self, request: Request) -> Response:
+        only_ready = (await self._json(request)).get("ready", False)
+        rows = await asyncio.to_thread(self._repository.index)
+        return JSONResponse([row for row in rows if not only_ready or row["state"] == "READY"])
+
+    async def load(self, request: Request) -> Response:
+        if (await self._json(request)).get("parameters"):
+            raise InputError("models are loaded from the repository as they are; parameters are not taken.")
+        await asyncio.to_thread(self._repository.load, request.path_params["model"])
+        return JSONResponse({})
+
+    async def unload(self, request: Request) -> Response:
+        await self._json(request)
+        await asyncio.to_thread(self._repository.unload, request.path_params["model"])
+        return JSONResponse({})
+
+    async def shm_status(self, request: Request) -> Response:
+        return JSONResponse(
+            [
+                {"name": r.name, "key": r.key, "offset": r.offset, "byte_size": r.nbytes}
+                for r in self._memory.status(request.path_params.get("region"))
+            ]
+        )
+
+    async def shm_register(self, request: Request) -> Response:
+        wanted = await self._json(request)
+        key, nbytes, offset = wanted.get("key"), wanted.get("byte_size"), wanted.get("offset", 0)
+        if not isinstance(key, str) or not isinstance(nbytes, int) or not isinstance(offset, int):
+            raise InputError("registering shared memory takes key, byte_size and offset.")
+        self._memory.register(request.path_params["region"], key, nbytes, offset)
+        return JSONResponse({})
+
+    async def shm_unregister(self, request: Request) -> Response:
+        self._memory.unregister(request.path_params.get("region"))
+        return JSONResponse({})
+
+    async def no_cuda_memory(self, request: Request) -> Response:
+        raise InputError("CUDA shared memory is not served; use system shared memory.")
+
+    # For people
+
+    async def page(self, request: Request) -> Response:
+        return HTMLResponse((files(__package__) / "page.html").read_text(encoding="utf-8"))
+
+    async def openapi(self, request: Request) -> Response:
+        return PlainTextResponse(
+            (files(__package__) / "openapi.json").read_text(encoding="utf-8"), media_type="application/json"
+        )
+
+
+def _error(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status)

@@ -1,0 +1,338 @@
+"""The models that are served: by name and version, loaded, replaced and unloaded while requests run."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelFileError, ModelNotFoundError, TrtrunError
+from ..runner import Runner
+from .batcher import Batcher, BatchOptions, Outcome
+
+_LOG = logging.getLogger("trtrun.serve")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+SUFFIXES = (".engine", ".plan", ".trt", ".onnx", ".bundle")
+
+Load = Callable[[Path], Runner]
+
+
+@dataclass
+class Statistics:
+    """What one model has done since it was loaded first; times in seconds."""
+
+    requests: int = 0
+    failures: int = 0
+    executions: int = 0
+    queued: float = 0.0
+    computed: float = 0.0
+    batches: dict[int, int] = field(default_factory=dict)  # rows -> requests that ran in a batch of so many
+    latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=2048))  # when, seconds
+    last: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, outcome: Outcome) -> None:
+        with self._lock:
+            self.requests += 1
+            self.failures += outcome.error is not None
+            self.queued += outcome.queued
+            self.computed += outcome.computed
+            self.batches[outcome.batch] = self.batches.get(outcome.batch, 0) + 1
+            self.last = time.time()
+            self.latencies.append((self.last, outcome.queued + outcome.computed))
+
+    def recent(self, seconds: float = 10.0) -> dict[str, float]:
+        """Requests per second and latency percentiles (seconds) of the last moments."""
+        with self._lock:
+            since = time.time() - seconds
+            latencies = [latency for when, latency in self.latencies if when >= since]
+        if not latencies:
+            return {"rate": 0.0, "p50": 0.0, "p99": 0.0}
+        p50, p99 = np.percentile(latencies, (50, 99))
+        return {"rate": len(latencies) / seconds, "p50": float(p50), "p99": float(p99)}
+
+
+class Model:
+    """A loaded version of a model: its runner and its batcher."""
+
+    def __init__(self, name: str, version: str, path: Path, runner: Runner, batcher: Batcher) -> None:
+        self.name = name
+        self.version = version
+        self.path = path
+        self.runner = runner
+        self.batcher = batcher
+        self.stamp = _stamp(path)
+
+    def close(self) -> None:
+        """After the requests that wait and run."""
+        self.batcher.close()
+        self.runner.close()
+
+
+@dataclass
+class _Entry:
+    """A name: what is served under it, if anything, and why not."""
+
+    path: Path | None = None  # of a model that was named on the command line
+    model: Model | None = None
+    reason: str = ""
+    statistics: Statistics = field(default_factory=Statistics)
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while it is loaded or unloaded
+
+
+class Repository:
+    """The models by name.
+
+    Args:
+        load: opens a model file.
+        files: models by name.
+        folder: a model repository as Triton has it, ``folder/NAME/VERSION/model.{engine,plan,onnx,…}``, of which the
+            highest version is served; or plain files ``folder/NAME.{engine,plan,onnx,…}``.
+        options: how requests are batched.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        files: Mapping[str, Path] | None = None,
+        *,
+        folder: Path | None = None,
+        options: BatchOptions | None = None,
+    ) -> None:
+        self._load = load
+        self._folder = None if folder is None else folder.resolve()
+        self._options = options or BatchOptions()
+        self._entries: dict[str, _Entry] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        for name, path in (files or {}).items():
+            check_name(name)
+            self._entries[name] = _Entry(path)
+
+    def names(self) -> list[str]:
+        """All models there are, loaded or not."""
+        found = set(self._entries)
+        if self._folder is not None:
+            with suppress(OSError):
+                for path in self._folder.iterdir():
+                    name = path.stem if path.suffix in SUFFIXES else path.name
+                    if _NAME.fullmatch(name) and self._newest(name) is not None:
+                        found.add(name)
+        return sorted(found)
+
+    def load_all(self) -> list[TrtrunError]:
+        """Load every model; what failed is returned, and the rest is served."""
+        errors = []
+        for name in self.names():
+            try:
+                self.load(name)
+            except TrtrunError as error:
+                _LOG.error("%s was not loaded: %s", name, error, extra={"model": name})
+                errors.append(error)
+        return errors
+
+    def load(self, name: str) -> Model:
+        """Load a model, or load it anew: requests go to the old one until the new one has run once.
+
+        Raises ModelNotFoundError for a name that the repository does not have, and what loading raises; the old one
+        stays then.
+        """
+        entry = self._entry(name)
+        with entry.lock:
+            found = self._newest(name)
+            if found is None:
+                raise ModelNotFoundError(f"there is no model {name!r} in the repository; it has {self.names()}.")
+            version, path = found
+            start = time.perf_counter()
+            try:
+                model = self._open(name, version, path, entry.statistics)
+            except Exception as error:
+                if entry.model is None:
+                    entry.reason = str(error)
+                raise
+            old, entry.model, entry.reason = entry.model, model, ""
+            _LOG.info(
+                "%s version %s is ready after %.2f s: %s",
+                name,
+                version,
+                time.perf_counter() - start,
+                model.runner.backend,
+                extra={"model": name},
+            )
+            if old is not None:
+                old.close()
+            return model
+
+    def _open(self, name: str, version: str, path: Path, statistics: Statistics) -> Model:
+        runner = self._load(path)
+        try:
+            batcher = Batcher(runner, self._options, statistics.note)
+        except BaseException:
+            runner.close()
+            raise
+        model = Model(name, version, path, runner, batcher)
+        try:
+            self._warm_up(model)
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+    @staticmethod
+    def _warm_up(model: Model) -> None:
+        """Run a request of zeros on every instance, so that kernels are compiled before the first client comes."""
+        inputs = {}
+        for name, spec in model.runner.inputs.items():
+            if spec.location == "host" or (spec.is_dynamic and not spec.profiles and -1 in spec.shape[1:]):
+                return  # nobody knows values or shapes that would do
+            shape = spec.profiles[0].opt if spec.profiles else tuple(max(size, 1) for size in spec.shape)
+            inputs[name] = np.zeros(shape, spec.dtype)
+        futures = [model.batcher.submit(inputs) for _ in range(2 * model.batcher.options.instances)]
+        for future in futures:
+            future.result()
+
+    def reload_changed(self) -> None:
+        """Load anew what is loaded and has changed on disk; what fails is logged, and the old one stays."""
+        for name, entry in list(self._entries.items()):
+            found, model = self._newest(name), entry.model
+            if model is None or found is None or (found[1] == model.path and _stamp(found[1]) == model.stamp):
+                continue
+            try:
+                self.load(name)
+            except TrtrunError as error:
+                _LOG.error("%s was not loaded anew: %s", name, error, extra={"model": name})
+
+    def unload(self, name: str) -> None:
+        """Take a model out, after the requests that it has. Raises ModelNotFoundError when it is not loaded."""
+        entry = self._entry(name)
+        with entry.lock:
+            if entry.model is None:
+                raise ModelNotFoundError(f"model {name!r} is not loaded.")
+            model, entry.model, entry.reason = entry.model, None, "unloaded"
+            model.close()
+
+    def get(self, name: str, version: str = "") -> Model:
+        """The model that answers requests. Raises ModelNotFoundError."""
+        entry = self._entries.get(name)
+        model = None if entry is None else entry.model
+        if model is None or version not in ("", model.version):
+            why = f"version {model.version} is served" if model else entry.reason if entry else ""
+            raise ModelNotFoundError(
+                f"model {name!r}{f' version {version!r}' if version else ''} is not served"
+                f"{f': {why}' if why else ''}. Served are {[key for key, e in self._entries.items() if e.model]}."
+            )
+        return model
+
+    def statistics(self, name: str) -> Statistics:
+        self.get(name)
+        return self._entries[name].statistics
+
+    def index(self) -> list[dict[str, str]]:
+        """Every model with its state, as the protocol's repository extension has it."""
+        rows = []
+        for name in self.names():
+            entry = self._entries.get(name, _Entry())
+            model = entry.model
+            row = {"name": name, "state": "READY" if model else "UNAVAILABLE", "reason": entry.reason}
+            rows.append({**row, **({"version": model.version} if model else {})})
+        return rows
+
+    @property
+    def ready(self) -> bool:
+        """Every model that was asked for is loaded."""
+        return not self._closed and all(entry.model is not None for entry in list(self._entries.values()))
+
+    def loaded(self) -> Iterable[tuple[Model, Statistics]]:
+        return [(entry.model, entry.statistics) for entry in list(self._entries.values()) if entry.model is not None]
+
+    def _entry(self, name: str) -> _Entry:
+        check_name(name)
+        if self._newest(name) is None and name not in self._entries:
+            raise ModelNotFoundError(f"there is no model {name!r} in the repository; it has {self.names()}.")
+        with self._lock:
+            if self._closed:
+                raise ModelNotFoundError("the server is shutting down.")
+            return self._entries.setdefault(name, _Entry())
+
+    def _newest(self, name: str) -> tuple[str, Path] | None:
+        """The highest version of a model, and its file."""
+        entry = self._entries.get(name)
+        if entry is not None and entry.path is not None:
+            return "1", entry.path
+        if self._folder is None:
+            return None
+        found: list[tuple[int, Path]] = []
+        with suppress(OSError):
+            for folder in (self._folder / name).iterdir():
+                if folder.name.isdecimal() and folder.is_dir():
+                    found += [(int(folder.name), p) for p in sorted(folder.glob("model.*")) if p.suffix in SUFFIXES]
+        if not found:
+            found = [(1, path) for suffix in SUFFIXES if (path := self._folder / f"{name}{suffix}").is_file()]
+        # A link may point out of the repository, and nothing out of it is reachable.
+        found = [(version, path) for version, path in found if path.resolve().is_relative_to(self._folder)]
+        if not found:
+            return None
+        version, path = max(found, key=lambda pair: pair[0])
+        return str(version), path
+
+    def close(self) -> None:
+        """Refuse new requests, run those that there are, and unload everything."""
+        with self._lock:
+            self._closed = True
+        for entry in self._entries.values():
+            with entry.lock:
+                model, entry.model, entry.reason = entry.model, None, "the server is shutting down"
+                if model is not None:
+                    model.close()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is replaced."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_mtime_ns, status.st_size
+    return 0, 0
+
+
+def check_name(name: str) -> None:
+    """Raise ModelNotFoundError for what is no name of a model: it becomes part of a path."""
+    if not _NAME.fullmatch(name):
+        raise ModelNotFoundError(f"{name!r:.100} is no name of a model: letters, digits, '_', '-' and '.'.")
+
+
+def named(texts: Iterable[str]) -> dict[str, Path]:
+    """``NAME=PATH`` or ``PATH`` texts as paths by name. Raises ModelFileError for names given twice."""
+    files: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        name = name if equals else re.sub(r"[^A-Za-z0-9_.-]", "_", Path(text).stem)
+        check_name(name)
+        if name in files:
+            raise ModelFileError(f"two models are called {name!r}. Give one another name: NAME={path or text}.")
+        files[name] = Path(path if equals else text)
+    return files
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """The metadata of the protocol."""
+    from .protocol import datatype
+
+    def tensors(specs: Any) -> list[dict[str, Any]]:
+        return [{"name": s.name, "datatype": datatype(s.dtype), "shape": list(s.shape)} for s in specs.values()]
+
+    return {
+        "name": model.name,
+        "versions": [model.version],
+        "platform": f"trtrun: {model.runner.backend}",
+        "inputs": tensors(model.runner.inputs),
+        "outputs": tensors(model.runner.outputs),
+    }

@@ -1,0 +1,225 @@
+"""Batches of requests above the Runner contract."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import models
+from tests.fakes import FakeRunner
+from trtrun.errors import (
+    ClosedError,
+    DeviceError,
+    ExecutionError,
+    InputError,
+    RequestTimeoutError,
+    ServerBusyError,
+    ShapeError,
+)
+from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.serve.batcher import Batcher, BatchOptions, Outcome
+from trtrun.tensor_spec import TensorSpec, TensorSpecs
+
+
+class Rows(FakeRunner):
+    """y = 2 x for x [N, 4]; notes the rows of every run. A row that begins with -1 fails its batch."""
+
+    def __init__(
+        self, latency: float = 0.0, runs: list[int] | None = None, gate: threading.Event | None = None
+    ) -> None:
+        super().__init__(latency)
+        self.runs = runs if runs is not None else []
+        self.gate = gate
+
+    @property
+    def inputs(self) -> TensorSpecs:
+        return TensorSpecs([TensorSpec("x", np.dtype(np.float32), (-1, 4))])
+
+    @property
+    def outputs(self) -> TensorSpecs:
+        return TensorSpecs([TensorSpec("y", np.dtype(np.float32), (-1, 4))])
+
+    def run(self, inputs: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+        if self.gate is not None:
+            self.gate.wait(10)
+        time.sleep(self.latency)
+        self.runs.append(len(inputs["x"]))
+        if (inputs["x"][:, 0] == -1).any():
+            raise ExecutionError("bad row")
+        if (inputs["x"][:, 0] == -2).any():
+            raise DeviceError("sticky")
+        return {"y": 2 * inputs["x"]}
+
+    def clone(self) -> Rows:
+        return Rows(self.latency, self.runs, self.gate)
+
+
+def rows(*firsts: float) -> dict[str, np.ndarray]:
+    return {"x": np.float32([[first, 1, 2, 3] for first in firsts])}
+
+
+@pytest.fixture
+def gate() -> threading.Event:
+    return threading.Event()
+
+
+def waiting(batcher: Batcher, count: int) -> None:
+    for _ in range(500):
+        if batcher.waiting == count:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"{batcher.waiting} wait, not {count}")
+
+
+def test_what_waits_runs_together_and_everybody_gets_his_rows(gate: threading.Event) -> None:
+    runner = Rows(gate=gate)
+    batcher = Batcher(runner, BatchOptions(8, instances=1))
+    first = batcher.submit(rows(0))
+    waiting(batcher, 0)  # it runs, and the others wait behind it
+    futures = [batcher.submit(rows(*range(index, index + 1 + index % 3))) for index in range(10)]
+    gate.set()
+    for index, future in enumerate(futures):
+        np.testing.assert_array_equal(future.result(5)["y"], 2 * rows(*range(index, index + 1 + index % 3))["x"])
+    assert first.result()["y"].shape == (1, 4)
+    batcher.close()
+    assert runner.runs[0] == 1
+    assert max(runner.runs) <= 8
+    assert len(runner.runs) <= 4  # 19 rows
+
+
+def test_a_row_that_fails_fails_alone(gate: threading.Event) -> None:
+    outcomes: list[Outcome] = []
+    batcher = Batcher(Rows(gate=gate), BatchOptions(8, instances=1), outcomes.append)
+    futures = [batcher.submit(rows(value)) for value in (0, 1, -1, 3)]
+    gate.set()
+    for value, future in zip((0, 1, -1, 3), futures, strict=True):
+        if value == -1:
+            with pytest.raises(ExecutionError, match="bad row"):
+                future.result(5)
+        else:
+            assert future.result(5)["y"][0, 0] == 2 * value
+    batcher.close()
+    assert len(outcomes) == 4
+    assert sum(outcome.error is not None for outcome in outcomes) == 1
+
+
+def test_a_gpu_that_fails_is_not_asked_again_for_every_row(gate: threading.Event) -> None:
+    runner = Rows(gate=gate)
+    batcher = Batcher(runner, BatchOptions(8, instances=1))
+    futures = [batcher.submit(rows(value)) for value in (0, 1, -2, 3)]
+    gate.set()
+    errors = [future.exception(5) for future in futures]
+    assert sum(isinstance(error, DeviceError) for error in errors) >= 3
+    assert len(runner.runs) <= 2
+    batcher.close()
+
+
+def test_the_delay_fills_batches_and_no_longer_than_it_says() -> None:
+    runner = Rows()
+    batcher = Batcher(runner, BatchOptions(4, max_queue_delay=0.2, instances=2))
+    start = time.perf_counter()
+    for future in [batcher.submit(rows(index)) for index in range(4)]:
+        future.result(5)
+    assert time.perf_counter() - start < 0.15  # full, so nobody waited
+    assert runner.runs == [4]
+    start = time.perf_counter()
+    batcher.submit(rows(1)).result(5)
+    assert 0.15 < time.perf_counter() - start < 2
+    batcher.close()
+
+
+def test_priority_goes_first(gate: threading.Event) -> None:
+    done: list[int] = []
+    batcher = Batcher(Rows(gate=gate), BatchOptions(1, instances=1))
+    batcher.submit(rows(0))
+    waiting(batcher, 0)
+    for value, priority in ((1, 0), (2, 5), (3, 0), (4, 9)):
+        batcher.submit(rows(value), priority=priority).add_done_callback(lambda _, value=value: done.append(value))
+    gate.set()
+    batcher.close()
+    assert done == [4, 2, 1, 3]
+
+
+def test_full_queues_and_late_requests_are_turned_away(gate: threading.Event) -> None:
+    batcher = Batcher(Rows(gate=gate), BatchOptions(1, queue_size=2, instances=1))
+    running = batcher.submit(rows(0))
+    waiting(batcher, 0)
+    late, patient = batcher.submit(rows(1), timeout=0.01), batcher.submit(rows(2))
+    with pytest.raises(ServerBusyError, match="2 requests wait already"):
+        batcher.submit(rows(3))
+    time.sleep(0.02)
+    gate.set()
+    with pytest.raises(RequestTimeoutError, match=r"0\.01 s"):
+        late.result(5)
+    assert patient.result(5)["y"][0, 0] == 4
+    running.result(5)
+    batcher.close()
+    with pytest.raises(ClosedError):
+        batcher.submit(rows(1))
+
+
+def test_a_client_that_has_gone_is_not_served(gate: threading.Event) -> None:
+    runner = Rows(gate=gate)
+    batcher = Batcher(runner, BatchOptions(1, instances=1))
+    batcher.submit(rows(0))
+    waiting(batcher, 0)
+    gone = batcher.submit(rows(1))
+    assert gone.cancel()
+    gate.set()
+    batcher.close()
+    assert runner.runs == [1]
+
+
+def test_closing_runs_what_waits(gate: threading.Event) -> None:
+    batcher = Batcher(Rows(gate=gate), BatchOptions(2, instances=1))
+    futures = [batcher.submit(rows(index)) for index in range(7)]
+    gate.set()
+    batcher.close()
+    assert all(future.done() for future in futures)
+    assert [future.result()["y"][0, 0] for future in futures] == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_wrong_inputs_never_get_into_the_queue() -> None:
+    batcher = Batcher(Rows())
+    with pytest.raises(ShapeError):
+        batcher.submit({"x": np.zeros((1, 5), np.float32)})
+    with pytest.raises(InputError):
+        batcher.submit({"z": np.zeros((1, 4), np.float32)})
+    batcher.close()
+    with pytest.raises(InputError):
+        BatchOptions(0)
+
+
+def test_models_without_a_batch_are_not_batched() -> None:
+    assert Batcher(OnnxRuntimeSession(models.static()), BatchOptions(8)).max_batch_size == 1
+    assert Batcher(OnnxRuntimeSession(models.nonzero()), BatchOptions(8)).max_batch_size == 1
+    assert Batcher(OnnxRuntimeSession(models.affine()), BatchOptions(8)).max_batch_size == 8
+    assert Batcher(OnnxRuntimeSession(models.affine())).max_batch_size == 1
+
+
+def test_many_threads_get_their_own_answers() -> None:
+    reference = OnnxRuntimeSession(models.affine())
+    batcher = Batcher(reference, BatchOptions(16, instances=2))
+    wrong = []
+
+    def ask(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(40):
+            x = rng.standard_normal((int(rng.integers(1, 4)), 12)).astype(np.float32)
+            actual, wanted = batcher.submit({"x": x}).result(10), reference.run({"x": x})
+            for name, array in wanted.items():
+                if actual[name].shape != array.shape or not np.allclose(actual[name], array, rtol=1e-4, atol=1e-5):
+                    wrong.append(name)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    batcher.close()
+    assert not wrong

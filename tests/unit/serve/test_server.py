@@ -1,0 +1,285 @@
+"""A real server process, asked by Triton's own client and by hand."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import multiprocessing.shared_memory
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+from tests import models
+from trtrun.onnx_runtime import OnnxRuntimeSession
+
+RNG = np.random.default_rng()
+
+
+class Server:
+    """``trtrun serve`` in a process of its own."""
+
+    def __init__(self, *arguments: str, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        self.log = log
+        command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", str(self.port), "--json-logs"]
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(command, stderr=errors, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        for _ in range(300):
+            if self.process.poll() is not None or self.get("/v2/health/ready")[0] == 200:
+                break
+            time.sleep(0.1)
+
+    def get(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+        request = urllib.request.Request(f"http://{self.address}{path}", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+        except (urllib.error.URLError, ConnectionError):
+            return 0, b""
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "affine" / "3").mkdir(parents=True)
+    (folder / "affine" / "3" / "model.onnx").write_bytes(models.affine())
+    (folder / "affine" / "1").mkdir()
+    (folder / "affine" / "1" / "model.onnx").write_bytes(b"old, and never read")
+    (folder / "several.onnx").write_bytes(models.several())
+    outside = folder.parent / "outside.onnx"
+    outside.write_bytes(models.static())
+    (folder / "linked.onnx").symlink_to(outside)
+    static = folder.parent / "fixed.onnx"
+    static.write_bytes(models.static())
+    server = Server(
+        f"static={static}",
+        "--repository",
+        str(folder),
+        "--max-batch-size",
+        "8",
+        "--max-body",
+        "1",
+        log=folder.parent / "log",
+    )
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[triton.InferenceServerClient]:
+    client = triton.InferenceServerClient(server.address, concurrency=4)
+    yield client
+    client.close()
+
+
+def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("affine")
+    assert client.is_model_ready("affine", "3")
+    assert not client.is_model_ready("affine", "1")
+    assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+    metadata = client.get_model_metadata("affine")
+    assert metadata["versions"] == ["3"]
+    assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 12]}]
+    assert client.get_model_config("affine")["max_batch_size"] == 8
+    assert client.get_model_config("static")["max_batch_size"] == 0
+    names = {model["name"]: model["state"] for model in client.get_model_repository_index()}
+    assert names == {"affine": "READY", "several": "READY", "static": "READY"}  # and nothing from outside the folder
+
+
+@pytest.mark.parametrize("binary_in", [False, True])
+@pytest.mark.parametrize("binary_out", [False, True])
+def test_inference(binary_in: bool, binary_out: bool, client: triton.InferenceServerClient) -> None:
+    reference = OnnxRuntimeSession(models.affine())
+    for rows in (1, 3, 12):  # more rows than a batch may have run alone
+        x = RNG.standard_normal((rows, 12)).astype(np.float32)
+        given = triton.InferInput("x", list(x.shape), "FP32")
+        given.set_data_from_numpy(x, binary_data=binary_in)
+        wanted = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in reference.outputs]
+        result = client.infer("affine", [given], outputs=wanted, request_id="17")
+        for name, array in reference.run({"x": x}).items():
+            np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
+        assert result.get_response()["id"] == "17"
+
+
+def test_every_output_without_asking(client: triton.InferenceServerClient) -> None:
+    x = RNG.standard_normal((2, 12)).astype(np.float32)
+    given = triton.InferInput("x", [2, 12], "FP32")
+    given.set_data_from_numpy(x)
+    result = client.infer("affine", [given])
+    for name, array in OnnxRuntimeSession(models.affine()).run({"x": x}).items():
+        np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
+
+
+def test_errors_are_the_clients_own(client: triton.InferenceServerClient, server: Server) -> None:
+    for model, shape, dtype, said in (
+        ("nothing", (1, 12), np.float32, "is not served"),
+        ("affine", (1, 13), np.float32, "dimension 1 must be 12"),
+        ("affine", (1, 12), np.int64, "float32, got int64"),
+    ):
+        given = triton.InferInput("x", list(shape), {np.float32: "FP32", np.int64: "INT64"}[dtype])
+        given.set_data_from_numpy(np.zeros(shape, dtype))
+        with pytest.raises(InferenceServerException, match=said):
+            client.infer(model, [given])
+    path = "/v2/models/affine/infer"
+    assert server.get(path, b"{}")[0] == 400
+    assert server.get(path, b"{" * 5000)[0] == 400
+    assert server.get(path, b"x" * (2 << 20))[0] == 413
+    assert server.get("/v2/models/..%2f..%2foutside")[0] == 404
+    assert server.get("/v2/repository/models/linked/load", b"")[0] == 404
+    assert server.get("/nowhere")[0] == 404
+    status, body = server.get("/v2/models/nothing/ready")
+    assert status == 404
+    assert "Served are" in json.loads(body)["error"]
+
+
+def test_system_shared_memory(client: triton.InferenceServerClient) -> None:
+    x = RNG.standard_normal((4, 12)).astype(np.float32)
+    wanted = OnnxRuntimeSession(models.affine()).run({"x": x})
+    name, array = next(iter(wanted.items()))
+    memory = multiprocessing.shared_memory.SharedMemory(create=True, size=x.nbytes + array.nbytes)
+    try:
+        memory.buf[: x.nbytes] = x.tobytes()
+        client.register_system_shared_memory("region", memory.name, x.nbytes + array.nbytes)
+        assert client.get_system_shared_memory_status()[0]["byte_size"] == x.nbytes + array.nbytes
+        given = triton.InferInput("x", [4, 12], "FP32")
+        given.set_shared_memory("region", x.nbytes)
+        output = triton.InferRequestedOutput(name)
+        output.set_shared_memory("region", array.nbytes, offset=x.nbytes)
+        client.infer("affine", [given], outputs=[output])
+        found = np.frombuffer(memory.buf, np.float32, array.size, x.nbytes).reshape(array.shape).copy()
+        np.testing.assert_allclose(found, array, rtol=1e-4, atol=1e-5)
+        beyond = triton.InferInput("x", [4, 12], "FP32")
+        beyond.set_shared_memory("region", x.nbytes + array.nbytes + 1)
+        with pytest.raises(InferenceServerException, match="bytes"):
+            client.infer("affine", [beyond])
+        client.unregister_system_shared_memory("region")
+        with pytest.raises(InferenceServerException, match="no shared memory region"):
+            client.infer("affine", [given])
+        with pytest.raises(InferenceServerException, match="no name"):
+            client.register_system_shared_memory("bad", "../../etc/passwd", 4)
+    finally:
+        memory.close()
+        memory.unlink()
+
+
+def test_statistics_and_metrics(client: triton.InferenceServerClient, server: Server) -> None:
+    given = triton.InferInput("x", [1, 12], "FP32")
+    given.set_data_from_numpy(np.zeros((1, 12), np.float32))
+    for _ in range(3):
+        client.infer("affine", [given])
+    (stats,) = client.get_inference_statistics("affine")["model_stats"]
+    assert stats["inference_count"] >= 3
+    assert stats["inference_stats"]["success"]["ns"] > 0
+    text = server.get("/metrics")[1].decode()
+    assert 'trtrun_requests_total{model="affine",version="3"}' in text
+    assert "trtrun_batched_requests_total" in text
+    assert b"<svg" in server.get("/")[1]
+    assert json.loads(server.get("/openapi.json")[1])["openapi"].startswith("3.")
+    line = json.loads(server.log.read_text().splitlines()[-1])
+    assert line["request_id"]
+    assert line["status"] == 200
+
+
+def test_reloading_loses_no_request(client: triton.InferenceServerClient, server: Server) -> None:
+    reference = OnnxRuntimeSession(models.affine())
+    stop, wrong, count = threading.Event(), [], [0]
+
+    def ask() -> None:
+        with triton.InferenceServerClient(server.address) as mine:
+            while not stop.is_set():
+                x = RNG.standard_normal((2, 12)).astype(np.float32)
+                given = triton.InferInput("x", [2, 12], "FP32")
+                given.set_data_from_numpy(x)
+                try:
+                    result = mine.infer("affine", [given])
+                    name, array = next(iter(reference.run({"x": x}).items()))
+                    np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
+                except Exception as error:
+                    wrong.append(error)
+                count[0] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        client.load_model("affine")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert count[0] > 10
+    client.unload_model("several")
+    assert not client.is_model_ready("several")
+    client.load_model("several")
+    assert client.is_model_ready("several")
+
+
+def test_termination_answers_what_is_under_way(tmp_path: Path) -> None:
+    model = tmp_path / "affine.onnx"
+    model.write_bytes(models.affine())
+    server = Server(
+        str(model), "--max-batch-size", "64", "--max-queue-delay", "1000", "--instances", "1", log=tmp_path / "log"
+    )
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 12], "data": [0.0] * 12}
+    connection = http.client.HTTPConnection(server.address)
+    connection.request("POST", "/v2/models/affine/infer", json.dumps({"inputs": [x]}))
+    time.sleep(0.3)  # it waits for others to fill its batch
+    server.process.send_signal(signal.SIGTERM)
+    answer = connection.getresponse()
+    assert answer.status == 200
+    answer.read()
+    connection.close()
+    assert server.process.wait(20) == 0
+
+
+def test_tokens(tmp_path: Path) -> None:
+    model, token = tmp_path / "affine.onnx", tmp_path / "token"
+    model.write_bytes(models.affine())
+    token.write_text("secret\n")
+    server = Server(str(model), "--token-file", str(token), log=tmp_path / "log")
+    assert server.get("/v2/models/affine")[0] == 401
+    assert server.get("/v2/models/affine", Authorization="Bearer wrong")[0] == 401
+    assert server.get("/v2/models/affine", Authorization="Bearer secret")[0] == 200
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing to serve"),
+        (["--repository", "/nowhere"], "no folder"),
+        (["no.onnx"], "no.onnx"),
+        (["a b=x"], "no name"),
+    ],
+)
+def test_what_cannot_be_served(arguments: list[str], said: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
