@@ -16,10 +16,10 @@ from .building.builder import Progress
 from .building.options import BuildOptions, parse_shapes
 from .errors import MissingPackageError
 from .runner import Runner
-from .vision.detector import FaceDetector, Timing
 from .vision.draw import draw
 from .vision.preprocess import Picture, import_cv2
 from .vision.results import Detections
+from .vision.task import Timing, detector
 
 SIZE = (640, 640)
 INPUT = "input.1"
@@ -80,11 +80,11 @@ def build_engine(folder: Path, *, progress: Progress | None = None) -> Path:
 
 def detect_all(runner: Runner, *, repetitions: int = 1) -> list[DemoPicture]:
     """Run the detector over the photographs; timings are medians over the repetitions after one that warms up."""
-    detector = FaceDetector(runner, size=SIZE)
+    detect = detector(runner, size=SIZE)
     results = []
     for name, picture in pictures().items():
-        faces = detector.detect(picture)
-        timings = [detector.detect_timed(picture)[1] for _ in range(repetitions)]
+        faces = detect(picture)
+        timings = [detect.timed(picture)[1] for _ in range(repetitions)]
         median = Timing(
             *(statistics.median(getattr(t, f) for t in timings) for f in ("preprocess", "inference", "postprocess"))
         )
@@ -99,6 +99,6 @@ def write_pictures(results: list[DemoPicture], folder: Path) -> Mapping[str, Pat
     paths = {result.name: folder / f"{result.name}.jpg" for result in results}
     for result in results:
         # Encoded first and then written, because imwrite only returns False when the disk is full.
-        _, data = cv2.imencode(".jpg", draw(result.picture, result.faces, label="face"))
+        _, data = cv2.imencode(".jpg", draw(result.picture, result.faces))
         paths[result.name].write_bytes(data.tobytes())
     return paths

@@ -33,7 +33,7 @@ LAYERS = [
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Above the Runner contract: these know no concrete runner.
 ABOVE_THE_CONTRACT = {
-    "vision": {"errors", "runner", "tensor_spec", "arrays", "cuda"},
+    "vision": {"errors", "runner", "tensor_spec", "arrays", "cuda", "pipeline"},
     "pipeline": {"errors", "runner"},
     "splitting": {"errors", "runner", "pipeline", "tensor_spec"},
 }
