@@ -328,6 +328,10 @@ def _is_grid(rows: int, size: Size, per_cell: int) -> bool:
     return rows == -1 or rows in sums
 
 
+def _is_any_grid(rows: int, facts: _Facts) -> bool:
+    return _is_grid(rows, facts.size, 1) or _is_grid(rows, facts.size, 3)
+
+
 def _predictions(facts: _Facts) -> tuple[TensorSpec, TensorSpec | None] | None:
     """The output [B, P, Q] of a head for objects, with the prototypes [B, M, h, w] of a segmenter."""
     flat = [spec for spec in facts.outputs.values() if len(spec.shape) == 3 and spec.dtype.kind in _FLOATS]
@@ -403,7 +407,7 @@ def _yolov10(facts: _Facts) -> Iterator[Head]:
         return
     spec, maps = found
     rows, width = spec.shape[1:]
-    if not 0 < rows <= _FEW or (_is_grid(rows, facts.size, 1) and not facts.end_to_end):
+    if not 0 < rows <= _FEW or _is_any_grid(width, facts) or (_is_any_grid(rows, facts) and not facts.end_to_end):
         return
     roles = {"predictions": spec.name} | ({"prototypes": maps.name} if maps else {})
     shape = facts.keypoint_shape or ((width - 6) // 3, 3)
@@ -432,7 +436,9 @@ def _rtdetr(facts: _Facts) -> Iterator[Head]:
         facts,
         "rtdetr",
         4,
-        lambda p, q: q if q > 4 and 0 < p <= _FEW and not _is_grid(p, facts.size, 1) else None,
+        lambda p, q: (
+            q if q > 4 and 50 <= p <= _FEW and not _is_any_grid(p, facts) and not _is_any_grid(q, facts) else None
+        ),
         tasks=("detect",),
     )
 
