@@ -16,6 +16,7 @@ _COCO_LIMBS = (
     (16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11),
     (2, 3), (1, 2), (1, 3), (2, 4), (3, 5),
 )  # fmt: skip
+_CROWD = 15  # from more objects on, small ones go without a label
 _VISIBLE = 0.5  # keypoints that are less sure are not drawn
 
 
@@ -64,7 +65,13 @@ def _draw_detections(picture: Picture, found: Detections) -> Picture:
     labels = sv.LabelAnnotator(
         palette, text_scale=letters, text_thickness=stroke, text_padding=max(2, round(7 * letters)), smart_position=True
     )
-    drawn: Picture = labels.annotate(canvas, objects, labels=texts)
+    rows = np.arange(len(found))
+    if len(found) > _CROWD:
+        # Labels wider than their boxes would hide the rest of a crowd.
+        cv2, font = import_cv2(), import_cv2().FONT_HERSHEY_SIMPLEX
+        widths = np.array([cv2.getTextSize(text, font, letters, stroke)[0][0] for text in texts])
+        rows = np.flatnonzero(found.boxes[:, 2] - found.boxes[:, 0] >= widths)
+    drawn: Picture = labels.annotate(canvas, objects[rows], labels=[texts[i] for i in rows])
     return drawn
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import io
 import os
 import re
 import threading
@@ -59,6 +58,12 @@ def read(source: Source | Iterable[Item]) -> Iterator[Item]:
         return _items(source)
     entries = _entries(source)
     return _decoded(entries)
+
+
+def length(source: Source) -> int | None:
+    """How many pictures a source has; None where only reading it will tell. Raises what :func:`read` raises."""
+    entries = _entries(source)
+    return None if any(isinstance(entry, _Video) for entry in entries) else len(entries)
 
 
 def _entries(source: Source) -> list[Any]:
@@ -159,12 +164,6 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         raise InputError(f"{name!r} is empty: 0 bytes.")
     if _is_cut_off(data):
         raise InputError(f"{name!r} is cut off: the file ends before the picture does. Copy or download it again.")
-    if _jpeg_channels(data) == 4:
-        # CMYK, which OpenCV turns into darker colours than other programs do.
-        from PIL import Image
-
-        with Image.open(io.BytesIO(data)) as image:
-            return as_picture(image)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:  # larger than OpenCV takes
@@ -182,19 +181,6 @@ def _is_cut_off(data: bytes) -> bool:
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return b"IEND" not in data[-4096:]
     return False
-
-
-def _jpeg_channels(data: bytes) -> int:
-    """The number of components in a JPEG's frame header; 0 for anything else."""
-    if data[:2] != b"\xff\xd8":
-        return 0
-    at = 2
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame, not a table
-            return data[at + 9]
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
 
 
 def as_picture(value: Any) -> Picture:
