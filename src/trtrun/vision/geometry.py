@@ -31,11 +31,13 @@ class Geometry:
     def letterbox(cls, source: Size, target: Size, *, align: Align = "center") -> Geometry:
         """Scaled to fit, the aspect ratio kept; the rest is padding, on all sides or at the right and below.
 
-        An odd row or column of padding goes to the right or below, as in Ultralytics.
+        Centred, the size is rounded and an odd row or column of padding goes to the right or below, as in Ultralytics;
+        at the top left it is cut to whole pixels, as in YOLOX.
         """
         scale = min(target[0] / source[0], target[1] / source[1])
-        width = max(1, min(target[0], round(source[0] * scale)))
-        height = max(1, min(target[1], round(source[1] * scale)))
+        whole = round if align == "center" else int
+        width = max(1, min(target[0], whole(source[0] * scale)))
+        height = max(1, min(target[1], whole(source[1] * scale)))
         offset = ((target[0] - width) // 2, (target[1] - height) // 2) if align == "center" else (0, 0)
         return cls(source, target, (width, height), offset)
 

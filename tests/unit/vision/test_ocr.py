@@ -62,6 +62,7 @@ def test_lines_are_found_widened_and_read_in_order(angle: int) -> None:
     for corners, (center, (w, h)) in zip(found.corners, planted, strict=True):
         np.testing.assert_allclose(corners.mean(axis=0), np.array(center) * 2, atol=4)
         width, height = np.linalg.norm(corners[1] - corners[0]), np.linalg.norm(corners[3] - corners[0])
+        # fillPoly draws the pixels of an edge whole, so that what was planted is larger.
         more = w * h * 1.6 / (w + h)
         np.testing.assert_allclose(
             [width, height], [(w + more) * 2, (h + more) * 2], atol=10
