@@ -83,17 +83,27 @@ class Preprocess:
         return table
 
 
-def prepare_reference(pictures: Sequence[Picture], how: Preprocess) -> tuple[Array, list[Geometry]]:
+def prepare_reference(
+    pictures: Sequence[Picture], how: Preprocess, *, out: Array | None = None
+) -> tuple[Array, list[Geometry]]:
     """Pictures into one batch on the CPU, with OpenCV and NumPy: the reference of every other implementation.
 
     Args:
         pictures: BGR pictures uint8 [H, W, 3] of any sizes and strides.
         how: what the network takes.
+        out: where to write, C-contiguous, of the shape and dtype that follow from ``how``; None makes a new array.
 
     Returns the batch, C-contiguous, of ``how.shape(len(pictures))``, and where each picture lies in it. Raises
     InputError for anything that is no picture.
     """
-    batch = np.empty(how.shape(len(pictures)), how.dtype)
+    cv2 = import_cv2()
+    shape = how.shape(len(pictures))
+    if out is not None and (out.shape != shape or out.dtype != how.dtype or not out.flags.c_contiguous):
+        raise InputError(
+            f"out must be C-contiguous {how.dtype} {list(shape)}, got {out.dtype.name} {list(out.shape)}. "
+            "Leave it out for a new array."
+        )
+    batch = np.empty(shape, how.dtype) if out is None else out
     table = how.table()
     geometries = []
     for index, picture in enumerate(pictures):
@@ -102,10 +112,12 @@ def prepare_reference(pictures: Sequence[Picture], how: Preprocess) -> tuple[Arr
         planes = _planes(place(picture, geometry, how.padding), how.channels)
         for channel, plane in enumerate(planes):
             # One plane at a time: many times faster than transposing a picture of floats.
-            if how.layout == "NCHW":
+            if how.layout == "NHWC":
+                batch[index, :, :, channel] = table[channel][plane]
+            elif how.dtype == "float16":  # which OpenCV does not look up before version 5
                 np.take(table[channel], plane, out=batch[index, channel], mode="clip")
             else:
-                batch[index, :, :, channel] = table[channel][plane]
+                cv2.LUT(plane, table[channel], dst=batch[index, channel])
         geometries.append(geometry)
     return batch, geometries
 

@@ -262,11 +262,12 @@ Result = Detections | Classification | SegmentationMap | Matte | Text
 
 def box_iou(a: Array, b: Array) -> Array:
     """Intersection over union of boxes [N, 4] with boxes [M, 4]: float [N, M]; 0 where both are empty."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    intersection = np.prod(np.clip(high - low, 0, None), axis=2)
-    area_a, area_b = np.prod(a[:, 2:] - a[:, :2], axis=1), np.prod(b[:, 2:] - b[:, :2], axis=1)
-    union = area_a[:, None] + area_b[None] - intersection
+    # Column by column: a reduction over the last axis of two would take five times as long.
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.T[..., None], b.T[:, None]
+    width = np.maximum(np.minimum(ax2, bx2) - np.maximum(ax1, bx1), 0)
+    height = np.maximum(np.minimum(ay2, by2) - np.maximum(ay1, by1), 0)
+    intersection = width * height
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection
     iou: Array = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
     return iou
 

@@ -229,7 +229,7 @@ def test_instance_masks(name: str) -> None:
         inner = np.array([x1 + 4, y1 + 4, x2 - 2, y2 - 2])
         left, top, right, bottom = np.rint(inner / 4).astype(int)
         prototypes[0, k, top : max(bottom, top + 1), left : max(right, left + 1)] = 1
-    chosen = np.eye(count) * 4
+    chosen = np.eye(count)
     main = heads.plant_v8(objects, CLASSES, chosen) if name == "yolov8" else end_to_end(objects, chosen)
     model = vision.segmenter(Outputs({"output0": main, "output1": prototypes}), names=NAMES)
     assert model.head.name == name

@@ -88,6 +88,19 @@ def test_dtypes(dtype: str, scale: float, mean: float, expected: list[float]) ->
     np.testing.assert_array_equal(values[0, 0, 0], np.array(expected, np.float64).astype(dtype))
 
 
+def test_writes_where_it_is_told_to() -> None:
+    pictures = [noise(30, 40, 3), noise(50, 20, 3)]
+    for dtype in ("float32", "float16", "uint8", "int8"):
+        how = Preprocess((64, 32), dtype=dtype)
+        out = np.empty((2, 3, 32, 64), dtype)
+        batch, _ = prepare_reference(pictures, how, out=out)
+        assert batch is out
+        np.testing.assert_array_equal(out, prepare_reference(pictures, how)[0])
+        np.testing.assert_array_equal(out[1], prepare_reference(pictures[1:], how)[0][0])
+    with pytest.raises(trtrun.InputError, match=r"out must be C-contiguous float32 \[1, 3, 32, 64\]"):
+        prepare_reference(pictures[:1], Preprocess((64, 32)), out=np.empty((1, 3, 64, 32), np.float32))
+
+
 def test_grey_networks() -> None:
     values, _ = prepare_reference([np.full((8, 8, 3), (255, 0, 0), np.uint8)], Preprocess((8, 8), channels="GREY"))
     assert values.shape == (1, 1, 8, 8)

@@ -142,7 +142,7 @@ def test_a_thumbnail_does_not_hide_that_the_rest_is_missing(tmp_path: Path, scen
     (tmp_path / "whole.jpg").write_bytes(data + b"trailing bytes of a camera")
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) - 900])
     assert read_picture(tmp_path / "whole.jpg").shape == (600, 800, 3)
-    with pytest.raises(trtrun.InputError):
+    with pytest.raises(trtrun.InputError, match="cut off"):
         read_picture(tmp_path / "cut.jpg")
 
 
