@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,12 +57,8 @@ class Head:
     task: str
     roles: Mapping[str, str]
     classes: int = 0
-    names: Names = None  # type: ignore[assignment]  # replaced in __post_init__
+    names: Names = field(default_factory=dict)
     keypoint_shape: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.names is None:
-            object.__setattr__(self, "names", {})
 
     def __str__(self) -> str:
         return f"{self.name} for {self.task}" + (f" with {self.classes} classes" if self.classes else "")
@@ -268,7 +264,7 @@ class Told:
     """What the exporter's metadata says of a head; None and empty where it says nothing."""
 
     task: str | None = None
-    names: Names = None  # type: ignore[assignment]
+    names: Names = field(default_factory=dict)
     size: Size | None = None
     keypoint_shape: tuple[int, int] | None = None
     end_to_end: bool | None = None

@@ -70,15 +70,15 @@ class VisionTask:
         self.runner, self.head, self.preprocess, self.selection = runner, head, preprocess, selection
         self._options: dict[str, Any] = {"top": top, "activation": activation, "normalize": normalize}
         self._image = image_input(runner)
-        self._sizes = next((spec for spec in runner.inputs.values() if spec is not self._image), None)
-        self._fixed, self.batch_limit = _batch_limits(self._image)
-        self._image.check_shape(preprocess.shape(self._fixed or 1))
+        self._sizes = next((spec for spec in runner.inputs.values() if spec.name != self._image.name), None)
+        self._least, self.batch_limit = _batch_limits(self._image)
+        self._image.check_shape(preprocess.shape(self._least))
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Any:
         """The result of one BGR picture uint8 [H, W, 3], or the list of results of several, of any sizes.
 
-        More pictures than the network takes at once are run in parts; a network of a fixed batch gets the rest of its
-        batch filled with zeros. Raises InputError for what is no picture.
+        More pictures than the network takes at once are run in parts; one that insists on more gets zeros
+        beside them. Raises InputError for what is no picture.
         """
         return self.timed(pictures)[0]
 
@@ -101,10 +101,10 @@ class VisionTask:
 
     def request(self, pictures: Sequence[Picture]) -> tuple[dict[str, Any], list[Geometry]]:
         """The runner's inputs for these pictures, and where each lies in them."""
-        batch, geometries = prepare_reference(pictures, self.preprocess)
-        if self._fixed is not None and len(pictures) < self._fixed:
-            rest = np.zeros((self._fixed - len(pictures), *batch.shape[1:]), batch.dtype)
-            batch = np.concatenate([batch, rest])
+        how = self.preprocess
+        batch = np.empty(how.shape(max(self._least, len(pictures))), how.dtype)
+        batch[len(pictures) :] = 0
+        _, geometries = prepare_reference(pictures, how, out=batch[: len(pictures)])
         request: dict[str, Any] = {self._image.name: batch}
         if self._sizes is not None:
             # RT-DETR and D-FINE scale their boxes to this size; the geometry takes them from there to the picture.
@@ -295,9 +295,10 @@ def _size(runner: Runner, image: TensorSpec) -> Size:
     raise InputError(f"the network takes pictures of any size ({image}). Say which: size=(640, 640).")
 
 
-def _batch_limits(image: TensorSpec) -> tuple[int | None, int | None]:
-    """The batch that the network insists on, or None; the largest it takes, or None."""
+def _batch_limits(image: TensorSpec) -> tuple[int, int | None]:
+    """The smallest batch that the network takes, and the largest, or None where there is no bound."""
     if image.shape[0] != -1:
         return image.shape[0], image.shape[0]
-    sizes = [profile.max[0] for profile in image.profiles]
-    return None, max(sizes) if sizes else None
+    if not image.profiles:
+        return 1, None
+    return min(profile.min[0] for profile in image.profiles), max(profile.max[0] for profile in image.profiles)

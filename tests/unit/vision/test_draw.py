@@ -74,3 +74,13 @@ def test_uncertain_keypoints_and_those_that_are_nowhere_are_not_drawn() -> None:
     drawn = draw(picture, found)
     assert (drawn[50, 50] == 200).all()
     assert (drawn[80, 20] != 200).any()
+
+
+def test_labels_do_not_hide_a_crowd() -> None:
+    """Of many small boxes side by side only the large one has a label."""
+    picture = np.full((200, 400, 3), 200, np.uint8)
+    boxes = np.float32([[20 * i, 150, 20 * i + 12, 162] for i in range(19)] + [[50, 40, 150, 100]])
+    found = Detections(boxes, np.full(20, 0.5, np.float32), np.zeros(20, np.int64))
+    drawn = (draw(picture, found) != 200).any(axis=2)
+    assert not drawn[105:148].any()  # above the small ones
+    assert drawn[28:38, 51:75].all()  # above the large one

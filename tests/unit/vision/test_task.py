@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 import trtrun
 from tests import models
+from tests.unit.vision import heads
 from trtrun import demo
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.tensor_spec import ShapeRange, TensorSpecs
 from trtrun.vision import Selection, detector
 from trtrun.vision.results import box_iou
 
@@ -118,3 +121,27 @@ def test_streams_in_batches(batch: int) -> None:
         assert [item.name for item in found] == [f"picture {i}" for i in range(7)]
         for item, expected in zip([item for item in found if item.error is None], model(pictures), strict=True):
             np.testing.assert_allclose(item.result.boxes, expected.boxes, atol=1e-3)
+
+
+def test_the_engines_smallest_and_largest_batch() -> None:
+    """An engine for 2 to 4 pictures gets zeros beside one, and five pictures in two requests."""
+    shapes = [(n, 3, heads.SIZE[1], heads.SIZE[0]) for n in (2, 3, 4)]
+    objects = heads.scene(0)
+    planted = np.repeat(heads.plant_v8(objects, 5), 4, axis=0)
+
+    class Engine(heads.Outputs):
+        image_shapes = ShapeRange(*shapes)
+
+        @property
+        def inputs(self) -> TensorSpecs:
+            return TensorSpecs([replace(self.image, profiles=(self.image_shapes,))])
+
+    engine = Engine({"o": planted})
+    model = detector(engine)
+    assert (model.preprocess.size, model.batch_limit) == (heads.SIZE, 4)
+    assert len(model(np.zeros((50, 60, 3), np.uint8))) == 6
+    (request,) = engine.requests
+    assert request["images"].shape == shapes[0]
+    assert not request["images"][1].any()
+    assert [len(found) for found in model([np.zeros((50, 60, 3), np.uint8)] * 5)] == [6] * 5
+    assert [request["images"].shape[0] for request in engine.requests] == [2, 4, 2]
