@@ -286,12 +286,8 @@ class _Video:
         capture = cv2.VideoCapture(self.address)
         try:
             if not capture.isOpened():
-                what = (
-                    f"{self.name!r} cannot be opened as a video"
-                    if isinstance(self.address, str)
-                    else f"there is no {self.name}"
-                )
-                yield Item(self.name, None, InputError(f"{what}: it is damaged, in use, or OpenCV cannot read it."))
+                why = "it is missing, damaged, in use, or of a kind that OpenCV cannot read"
+                yield Item(self.name, None, InputError(f"{self.name!r} cannot be opened: {why}."))
                 return
             rate = float(capture.get(cv2.CAP_PROP_FPS))
             expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
