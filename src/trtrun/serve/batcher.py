@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -56,7 +57,7 @@ class Outcome:
 
 @dataclass(order=True)
 class _Request:
-    rank: tuple[int, int]  # the higher priority first, then the older
+    rank: tuple[int, int]  # by priority, then the older first
     key: tuple[Any, ...] = field(compare=False)  # requests of one key can be one batch
     rows: int = field(compare=False)
     inputs: Mapping[str, Array] = field(compare=False)
@@ -115,7 +116,7 @@ class Batcher:
 
         Args:
             inputs: an array per input; they must not change until the future is done.
-            priority: higher is served first.
+            priority: 1 is served first, 2 after it, and so on; 0 is last.
             timeout: seconds in which it must be begun, else the future raises RequestTimeoutError.
 
         Raises InputError for inputs that do not fit, ServerBusyError when the queue is full, ClosedError after close().
@@ -133,7 +134,7 @@ class Batcher:
                 key = tuple((name, shape[1:], dtype) for name, shape, dtype in key)
         now = time.perf_counter()
         request = _Request(
-            (-priority, next(self._numbers)),
+            (priority or sys.maxsize, next(self._numbers)),
             key,
             rows,
             inputs,
@@ -150,7 +151,7 @@ class Batcher:
                 )
             bisect.insort(self._queue, request)
             if self._idle or sum(other.rows for other in self._queue) >= self.max_batch_size:
-                self._condition.notify()
+                self._condition.notify_all()  # one alone may be somebody who waits for another batch to fill
         return request.future
 
     def _work(self, runner: Runner) -> None:
@@ -177,7 +178,7 @@ class Batcher:
                     for request in batch:
                         self._queue.remove(request)
                     if self._queue and self._idle:
-                        self._condition.notify()
+                        self._condition.notify_all()
                     return batch
                 self._condition.wait(left)
 

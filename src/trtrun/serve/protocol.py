@@ -58,7 +58,7 @@ class InferRequest:
         inputs: arrays by name.
         outputs: those that the client wants, in its order; None for all.
         binary: give outputs that are not named as binary data.
-        priority: higher is served first; 0 unless given.
+        priority: as Triton has it: 1 is served first, 2 after it, and so on; 0, unless given, is last.
         timeout: seconds in which the request must be begun; None for no limit.
     """
 
@@ -271,6 +271,8 @@ def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: tuple[int, ...
 def _to_json(array: Array) -> list[Any]:
     if array.dtype.kind == "V":  # ml_dtypes
         array = array.astype(np.float32)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError("an output holds NaN or infinities, which JSON cannot say. Ask for it as binary data.")
     flat: list[Any] = array.reshape(-1).tolist()
     return flat
 

@@ -1,54 +1,162 @@
-"""A picture into a network's input, on the CPU."""
+"""Pictures into a network's input: what to do, and the CPU reference that does it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import InputError, MissingPackageError
-from .geometry import Letterbox
+from .geometry import Align, Geometry, Size
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3], BGR as OpenCV reads it
+Array = np.ndarray[Any, Any]
+
+_LARGEST = 1 << 26  # pixels of a resized picture: 0.2 GB, which only a crop of a very long picture passes
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """What the network was trained on. A value v becomes (v * scale - mean) / std, per channel after ordering."""
+class Preprocess:
+    """What the network was trained on.
 
-    channels: Literal["RGB", "BGR"] = "RGB"
-    scale: float = 1 / 255
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    A picture is resized bilinearly with half-pixel centres (OpenCV's INTER_LINEAR) and rounded to whole grey levels;
+    a level v of a channel then becomes (v * scale - mean) / std, per channel after ordering. Integer inputs get that
+    value rounded to the nearest, halves to even, and saturated. Raises InputError where the fields conflict.
+    """
+
+    size: Size  # (width, height) of the input
+    mode: Literal["letterbox", "stretch", "center_crop"] = "letterbox"
+    align: Align = "center"  # where a letterboxed picture lies; YOLOX and PP-OCR put it at the top left
+    short_side: int | None = None  # center_crop: the picture's shorter side before the crop; None: it just covers
     padding: int = 114  # grey level beside a letterboxed picture
+    channels: Literal["RGB", "BGR", "GREY"] = "RGB"
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: Literal["float32", "float16", "uint8", "int8"] = "float32"
+
+    def __post_init__(self) -> None:
+        depth = self.depth
+        if min(self.size) < 1:
+            raise InputError(f"the size {self.size} has no pixels. Give (width, height) of the network's input.")
+        if len(self.mean) < depth or len(self.std) < depth or 0 in self.std:
+            raise InputError(
+                f"{self.channels} needs {depth} means and {depth} standard deviations other than 0, "
+                f"got {self.mean} and {self.std}."
+            )
+        if not 0 <= self.padding <= 255:
+            raise InputError(f"padding is a grey level from 0 to 255, got {self.padding}.")
+        if self.short_side is not None and self.mode != "center_crop":
+            raise InputError(f"short_side belongs to mode='center_crop', not to {self.mode!r}. Leave it out.")
+
+    @property
+    def depth(self) -> int:
+        """How many channels the input has."""
+        return 1 if self.channels == "GREY" else 3
+
+    def shape(self, batch: int) -> tuple[int, int, int, int]:
+        """The input's shape for so many pictures."""
+        width, height = self.size
+        return (batch, self.depth, height, width) if self.layout == "NCHW" else (batch, height, width, self.depth)
+
+    def geometry(self, source: Size) -> Geometry:
+        """Where a picture of this size (width, height) lies in the input."""
+        if self.mode == "letterbox":
+            return Geometry.letterbox(source, self.size, align=self.align)
+        if self.mode == "stretch":
+            return Geometry.stretch(source, self.size)
+        return Geometry.center_crop(source, self.size, short_side=self.short_side)
+
+    def table(self) -> Array:
+        """What the grey levels 0 … 255 become: [channels, 256] of the input's dtype, each rounded once."""
+        levels = np.arange(256, dtype=np.float64)
+        depth = self.depth
+        values = (levels * self.scale - np.reshape(self.mean[:depth], (-1, 1))) / np.reshape(self.std[:depth], (-1, 1))
+        dtype = np.dtype(self.dtype)
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            values = np.clip(np.rint(values), limits.min, limits.max)
+        table: Array = values.astype(dtype)
+        return table
 
 
-def letterbox(
-    picture: Picture, size: tuple[int, int], preprocessing: Preprocessing | None = None
-) -> tuple[np.ndarray[Any, np.dtype[np.float32]], Letterbox]:
-    """A BGR picture uint8 [H, W, 3] as float32 [1, 3, height, width] for ``size`` (width, height), and its geometry.
+def prepare_reference(
+    pictures: Sequence[Picture], how: Preprocess, *, out: Array | None = None
+) -> tuple[Array, list[Geometry]]:
+    """Pictures into one batch on the CPU, with OpenCV and NumPy: the reference of every other implementation.
 
-    Bilinear interpolation with half-pixel centres, OpenCV's INTER_LINEAR. Raises InputError for anything else.
+    Args:
+        pictures: BGR pictures uint8 [H, W, 3] of any sizes and strides.
+        how: what the network takes.
+        out: where to write, C-contiguous, of the shape and dtype that follow from ``how``; None makes a new array.
+
+    Returns the batch, C-contiguous, of ``how.shape(len(pictures))``, and where each picture lies in it. Raises
+    InputError for anything that is no picture.
     """
     cv2 = import_cv2()
-    how = preprocessing or Preprocessing()
-    _check(picture)
-    geometry = Letterbox((picture.shape[1], picture.shape[0]), size)
-    (width, height), (left, top) = geometry.resized, geometry.offset
-    canvas = np.full((size[1], size[0], 3), how.padding, np.uint8)
-    canvas[top : top + height, left : left + width] = cv2.resize(
-        picture, (width, height), interpolation=cv2.INTER_LINEAR
-    )
-    values = np.empty((1, 3, size[1], size[0]), np.float32)
-    planes = cv2.split(canvas)  # one plane at a time: thirty times faster than transposing a float picture
-    for index, plane in enumerate(planes[::-1] if how.channels == "RGB" else planes):
-        np.multiply(plane, how.scale / how.std[index], out=values[0, index], dtype=np.float32)
-        values[0, index] -= np.float32(how.mean[index] / how.std[index])
-    return values, geometry
+    shape = how.shape(len(pictures))
+    if out is not None and (out.shape != shape or out.dtype != how.dtype or not out.flags.c_contiguous):
+        raise InputError(
+            f"out must be C-contiguous {how.dtype} {list(shape)}, got {out.dtype.name} {list(out.shape)}. "
+            "Leave it out for a new array."
+        )
+    batch = np.empty(shape, how.dtype) if out is None else out
+    table = how.table()
+    geometries = []
+    for index, picture in enumerate(pictures):
+        check_picture(picture)
+        geometry = how.geometry((picture.shape[1], picture.shape[0]))
+        planes = _planes(place(picture, geometry, how.padding), how.channels)
+        for channel, plane in enumerate(planes):
+            # One plane at a time: many times faster than transposing a picture of floats.
+            if how.layout == "NHWC":
+                batch[index, :, :, channel] = table[channel][plane]
+            elif how.dtype == "float16":  # which OpenCV does not look up before version 5
+                np.take(table[channel], plane, out=batch[index, channel], mode="clip")
+            else:
+                cv2.LUT(plane, table[channel], dst=batch[index, channel])
+        geometries.append(geometry)
+    return batch, geometries
 
 
-def _check(picture: Picture) -> None:
+def place(picture: Picture, geometry: Geometry, padding: int) -> Picture:
+    """The picture at its place in the input: BGR uint8 [height, width, 3], padded with a grey level."""
+    cv2 = import_cv2()
+    width, height = geometry.resized
+    if width * height > _LARGEST:
+        raise InputError(
+            f"a picture of {geometry.source[0]}×{geometry.source[1]} would become {width}×{height} before its middle "
+            "is cut out. Crop it yourself, or use mode='letterbox' or 'stretch'."
+        )
+    resized = picture
+    if (width, height) != geometry.source:
+        resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+    left, top = geometry.offset
+    resized = resized[max(-top, 0) : max(-top, 0) + geometry.target[1], max(-left, 0) :][:, : geometry.target[0]]
+    right, bottom = geometry.target[0] - max(left, 0) - width, geometry.target[1] - max(top, 0) - height
+    if max(left, top, right, bottom) <= 0:
+        return resized
+    placed: Picture = cv2.copyMakeBorder(
+        resized,
+        max(top, 0), max(bottom, 0), max(left, 0), max(right, 0),
+        cv2.BORDER_CONSTANT, value=(padding, padding, padding),
+    )  # fmt: skip
+    return placed
+
+
+def _planes(picture: Picture, channels: str) -> Sequence[Picture]:
+    cv2 = import_cv2()
+    if channels == "GREY":
+        return [cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)]
+    planes: Sequence[Picture] = cv2.split(picture)
+    return planes[::-1] if channels == "RGB" else planes
+
+
+def check_picture(picture: Any) -> None:
+    """Raise InputError unless this is a BGR picture uint8 [H, W, 3]."""
     if not isinstance(picture, np.ndarray):
         raise InputError(
             f"a picture must be a NumPy array, got {type(picture).__name__}. "

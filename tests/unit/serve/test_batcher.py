@@ -138,7 +138,7 @@ def test_priority_goes_first(gate: threading.Event) -> None:
     batcher = Batcher(Rows(gate=gate), BatchOptions(1, instances=1))
     batcher.submit(rows(0))
     waiting(batcher, 0)
-    for value, priority in ((1, 0), (2, 5), (3, 0), (4, 9)):
+    for value, priority in ((1, 0), (2, 5), (3, 0), (4, 1)):
         batcher.submit(rows(value), priority=priority).add_done_callback(lambda _, value=value: done.append(value))
     gate.set()
     batcher.close()
@@ -195,11 +195,13 @@ def test_wrong_inputs_never_get_into_the_queue() -> None:
         BatchOptions(0)
 
 
-def test_models_without_a_batch_are_not_batched() -> None:
-    assert Batcher(OnnxRuntimeSession(models.static()), BatchOptions(8)).max_batch_size == 1
-    assert Batcher(OnnxRuntimeSession(models.nonzero()), BatchOptions(8)).max_batch_size == 1
-    assert Batcher(OnnxRuntimeSession(models.affine()), BatchOptions(8)).max_batch_size == 8
-    assert Batcher(OnnxRuntimeSession(models.affine())).max_batch_size == 1
+@pytest.mark.parametrize(
+    ("name", "wanted", "rows"), [("static", 8, 1), ("nonzero", 8, 1), ("affine", 8, 8), ("affine", None, 1)]
+)
+def test_models_without_a_batch_are_not_batched(name: str, wanted: int | None, rows: int) -> None:
+    batcher = Batcher(OnnxRuntimeSession(getattr(models, name)()), BatchOptions(wanted))
+    assert batcher.max_batch_size == rows
+    batcher.close()
 
 
 def test_many_threads_get_their_own_answers() -> None:

@@ -115,6 +115,8 @@ def test_binary_data_must_be_all_used_and_no_more() -> None:
         protocol.parse(b"{}", 5)
     with pytest.raises(DtypeError, match="BOOL"):
         protocol.parse(*body({"inputs": [tensor(datatype="BOOL", parameters={"binary_data_size": 2})]}, b"\1\2"))
+    with pytest.raises(InputError, match="NaN"):
+        protocol.render("m", "1", protocol.InferRequest({}), {"y": np.float32([np.nan])})
     request = protocol.InferRequest({}, (protocol.RequestedOutput("z", False),))
     with pytest.raises(InputNameError, match="no output"):
         protocol.render("m", "1", request, {"y": np.zeros(2)})

@@ -3,15 +3,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trtrun.vision.geometry import Letterbox
-from trtrun.vision.postprocess.centerface import OUTPUTS, decode
+from trtrun.vision.geometry import Geometry
+from trtrun.vision.postprocess.centerface import ROLES
+from trtrun.vision.postprocess.centerface import decode as decode_batch
+from trtrun.vision.results import Detections
 
 CELLS = (16, 24)  # rows, columns: an input of 96 × 64
-PLAIN = Letterbox((96, 64), (96, 64))
+PLAIN = Geometry.letterbox((96, 64), (96, 64))
+
+
+def decode(maps: dict[str, np.ndarray], geometry: Geometry, **options: float) -> Detections:
+    (faces,) = decode_batch(maps, [geometry], **options)
+    return faces
 
 
 def empty_maps() -> dict[str, np.ndarray]:
-    return {name: np.zeros((1, depth, *CELLS), np.float32) for name, depth in zip(OUTPUTS, (1, 2, 2, 10), strict=True)}
+    return {name: np.zeros((1, depth, *CELLS), np.float32) for name, depth in ROLES.items()}
 
 
 def put(
@@ -38,14 +45,14 @@ def test_a_face_comes_back_where_it_was_put() -> None:
     np.testing.assert_allclose(faces.boxes, [[25, 9, 50, 44]], atol=1e-3)
     np.testing.assert_allclose(faces.scores, [0.75])
     np.testing.assert_array_equal(faces.class_ids, [0])
-    assert faces.landmarks is not None
-    np.testing.assert_allclose(faces.landmarks, marks[None], atol=1e-3)
+    assert faces.keypoints is not None
+    np.testing.assert_allclose(faces.keypoints, marks[None], atol=1e-3)
 
 
 def test_faces_are_in_pixels_of_the_picture() -> None:
     maps = empty_maps()
     put(maps, (25, 9, 50, 44), 0.75)
-    faces = decode(maps, Letterbox((300, 400), (96, 64)))  # scaled by 0.16, 24 columns of padding at the left
+    faces = decode(maps, Geometry.letterbox((300, 400), (96, 64)))  # scaled by 0.16, 24 columns of padding at the left
     np.testing.assert_allclose(faces.boxes, [[1 / 0.16, 9 / 0.16, 26 / 0.16, 44 / 0.16]], atol=0.01)
 
 
@@ -67,8 +74,8 @@ def test_nothing_found_keeps_shapes_and_dtypes(dtype: type[np.generic]) -> None:
     faces = decode({name: value.astype(dtype) for name, value in empty_maps().items()}, PLAIN)
     assert len(faces) == 0
     assert faces.boxes.shape == (0, 4)
-    assert faces.landmarks is not None
-    assert faces.landmarks.shape == (0, 5, 2)
+    assert faces.keypoints is not None
+    assert faces.keypoints.shape == (0, 5, 2)
     assert faces.boxes.dtype == faces.scores.dtype == np.float32
     assert faces.to_json() == []
 

@@ -8,39 +8,47 @@ takes RGB from 0 to 255.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..geometry import Letterbox
-from ..preprocess import Preprocessing
+from ..geometry import Geometry
 from ..results import Detections
 from .nms import non_maximum_suppression
 
 STRIDE = 4
 SIZE_MULTIPLE = 32  # what height and width of the input must be divisible by
-OUTPUTS = ("537", "538", "539", "540")  # heat map, scale, offset, landmarks; the names in the published model
-PREPROCESSING = Preprocessing(channels="RGB", scale=1.0, padding=0)
+ROLES = {"heat": 1, "scale": 2, "offset": 2, "landmarks": 10}  # the four maps and their channels, in the model's order
 
 
 def decode(
     outputs: Mapping[str, np.ndarray[Any, Any]],
-    geometry: Letterbox,
+    geometries: Sequence[Geometry],
     *,
     score_threshold: float = 0.5,
     iou_threshold: float = 0.3,
-) -> Detections:
-    """The faces of one picture.
+) -> list[Detections]:
+    """The faces of each picture.
 
     Args:
-        outputs: ``OUTPUTS`` for a batch of one: heat map [1, 1, h, w], scale [1, 2, h, w] (height, width), offset
-            [1, 2, h, w] (y, x), landmarks [1, 10, h, w] (five times y, x).
-        geometry: how the picture was brought into the network's input.
+        outputs: by role: heat map [B, 1, h, w], scale [B, 2, h, w] (height, width), offset [B, 2, h, w] (y, x),
+            landmarks [B, 10, h, w] (five times y, x).
+        geometries: how each picture was brought into the network's input.
         score_threshold: cells whose heat is not above it are no faces.
         iou_threshold: of two faces that overlap more, the worse is dropped.
     """
-    heat, scale, offset, marks = (np.asarray(outputs[name][0], np.float32) for name in OUTPUTS)
+    maps = [np.asarray(outputs[role], np.float32) for role in ROLES]
+    return [
+        _decode_one([values[index] for values in maps], geometry, score_threshold, iou_threshold)
+        for index, geometry in enumerate(geometries)
+    ]
+
+
+def _decode_one(
+    maps: Sequence[np.ndarray[Any, Any]], geometry: Geometry, score_threshold: float, iou_threshold: float
+) -> Detections:
+    heat, scale, offset, marks = maps
     rows, columns = np.nonzero(heat[0] > score_threshold)
     scores = heat[0, rows, columns]
     size = np.exp(scale[:, rows, columns]) * STRIDE
@@ -57,5 +65,6 @@ def decode(
         boxes=geometry.boxes_to_picture(boxes.astype(np.float32)),
         scores=scores[kept],
         class_ids=np.zeros(len(kept), np.int64),
-        landmarks=geometry.to_picture(landmarks.astype(np.float32)),
+        names={0: "face"},
+        keypoints=geometry.to_picture(landmarks.astype(np.float32)),
     )

@@ -1,0 +1,63 @@
+"""``trtrun eval``: how accurate a model is on a data set, to compare an engine with its ONNX."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import AsJson, Device, Plugins
+from .vision import Batch, HeadName, InputSize, Labels, Model, parse_size, read_labels
+
+
+def command(
+    data: Annotated[Path, typer.Argument(help="COCO annotations (.json), or a folder with one folder per class.")],
+    model: Model,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of the annotated pictures; else that of the annotations.")
+    ] = None,
+    task: Annotated[str, typer.Option("--task", help="detect, segment or pose, with COCO annotations.")] = "detect",
+    head: HeadName = None,
+    size: InputSize = None,
+    batch: Batch = 1,
+    labels: Labels = None,
+    as_json: AsJson = False,
+    device: Device = 0,
+    plugin: Plugins = None,
+) -> None:
+    """Measure mAP on COCO annotations, or top-1 and top-5 on a folder per class."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from .. import vision
+    from ..predictor import load
+    from ..vision.evaluation import mean_average_precision, top_k
+    from ..vision.postprocess.candidates import Selection
+
+    console = Console(stderr=True)
+    names = None if labels is None else dict(enumerate(read_labels(labels)))
+    wanted = None if size is None else parse_size(size)
+    with load(model, device=device, plugins=plugin or ()) as runner:
+        depth = 1 if runner.backend.startswith("ONNX Runtime") else None
+        if data.is_dir():
+            work = vision.classifier(runner, size=wanted, names=names, top=5)
+            with console.status("classifying"):
+                metrics = top_k(work, data, batch=batch, depth=depth)
+        else:
+            work = vision.task(runner, task, head=head, size=wanted, names=names)
+            # As mAP is defined: every class of a box counts, down to the lowest scores.
+            work.selection = replace(Selection(), score_threshold=0.001, multi_label=True)
+            with console.status("detecting"):
+                metrics = mean_average_precision(work, data, images or data.parent, batch=batch, depth=depth)
+        backend = runner.backend
+    if as_json:
+        typer.echo(json.dumps({"backend": backend, "metrics": metrics}, indent=2))
+    else:
+        for name, value in metrics.items():
+            typer.echo(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value}")
+        console.print(f"{work.head} on {backend}", highlight=False, markup=False)
+    if metrics["unreadable"]:
+        raise typer.Exit(1)

@@ -1,0 +1,34 @@
+"""Class scores [B, C] of whole pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from ..results import Classification, Names
+
+Array = np.ndarray[Any, Any]
+Activation = Literal["auto", "softmax", "none"]
+
+
+def decode(
+    outputs: Mapping[str, Array], *, top: int, names: Names, activation: Activation = "auto"
+) -> list[Classification]:
+    """The ``top`` likeliest classes of each picture; NaN comes last.
+
+    Args:
+        outputs: the role is ``scores``, [B, C] or [B, C, 1, 1].
+        activation: what makes the scores probabilities. "auto" looks at the values: rows that are not negative and sum
+            to 1 within 1 % are taken as they are, others get the softmax.
+    """
+    scores = outputs["scores"].reshape(len(outputs["scores"]), -1).astype(np.float32)
+    if activation == "auto":
+        ready = (scores >= 0).all() and (np.abs(scores.sum(axis=1) - 1) < 0.01).all()
+        activation = "none" if ready else "softmax"
+    if activation == "softmax":
+        powers = np.exp(scores - np.nanmax(scores, axis=1, keepdims=True, initial=-np.finfo(np.float32).max))
+        scores = powers / np.nansum(powers, axis=1, keepdims=True)
+    ids = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return [Classification(row.astype(np.int64), values[row], names) for row, values in zip(ids, scores, strict=True)]

@@ -1,0 +1,306 @@
+"""Where pictures come from: files, folders, videos, cameras, arrays; decoded ahead, one item at a time."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, Full, Queue
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .preprocess import Picture, import_cv2
+
+Source = Any  # see read()
+
+PICTURE_SUFFIXES = frozenset(
+    [".avif", ".bmp", ".dib", ".exr", ".gif", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+     ".ppm", ".tif", ".tiff", ".webp"]
+)  # fmt: skip
+VIDEO_SUFFIXES = frozenset(
+    [".avi", ".flv", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv", ".y4m"]
+)
+_STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://")
+_AHEAD = 8  # pictures that wait decoded: 50 MB of 1080p ones
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of a source, BGR uint8 [H, W, 3], or why there is none."""
+
+    name: str  # the path; for a frame of a video with #NUMBER behind it
+    picture: Picture | None
+    error: Exception | None = None
+    frames_per_second: float | None = None  # of a video or a camera
+
+
+def read(source: Source | Iterable[Item]) -> Iterator[Item]:
+    """The pictures of a source in order, decoded ahead in threads.
+
+    Args:
+        source: the path of a picture or a video, a folder of pictures, a glob; the number of a camera; an address
+            (rtsp, rtmp, udp); a NumPy array, BGR [H, W, 3] or grey [H, W], also with alpha or of 16 bits; a PIL image;
+            a torch tensor, RGB [3, H, W] uint8 or from 0 to 1; a sequence of any of these; or items themselves.
+
+    Pictures come as people see them: turned as their EXIF data say, grey and CMYK as colours, the upper 8 of 16 bits.
+    Alpha is dropped, as data loaders do. A file that is empty, corrupt or cut off, and a camera that cannot be read,
+    become items with an error, and the rest goes on. Raises InputError for a source that does not exist.
+    """
+    if isinstance(source, Iterator):
+        return _items(source)
+    entries = _entries(source)
+    return _decoded(entries)
+
+
+def length(source: Source) -> int | None:
+    """How many pictures a source has; None where only reading it will tell. Raises what :func:`read` raises."""
+    entries = _entries(source)
+    return None if any(isinstance(entry, _Video) for entry in entries) else len(entries)
+
+
+def _entries(source: Source) -> list[Any]:
+    """What the source consists of: paths of pictures, videos (as _Video), arrays."""
+    if isinstance(source, (str, os.PathLike)):
+        return _paths(os.fspath(source))
+    if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
+        return [_Video(int(source), f"camera {source}")]
+    if isinstance(source, np.ndarray) and source.ndim == 4:
+        return list(source)
+    if isinstance(source, np.ndarray) or _is_pil(source) or _is_torch(source):
+        if _is_torch(source) and source.ndim == 4:
+            return list(source)
+        return [source]
+    if isinstance(source, Sequence):
+        return [entry for part in source for entry in _entries(part)]
+    raise InputError(
+        f"cannot read pictures from a {type(source).__name__}. Pass a path, glob, folder, camera number, address, "
+        "NumPy array, PIL image, torch tensor, or a sequence of these."
+    )
+
+
+def _paths(text: str) -> list[Any]:
+    if text.isdecimal() and not os.path.exists(text):
+        return [_Video(int(text), f"camera {text}")]
+    if text.lower().startswith(_STREAMS):
+        return [_Video(text, text)]
+    if re.match(r"(?i)https?://", text):
+        raise InputError(f"{text} is not downloaded. Fetch it first, or give an rtsp address.")
+    path = Path(text)
+    if path.is_dir():
+        found: list[Path] = sorted(
+            (entry for entry in path.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES),
+            key=lambda entry: natural_key(entry.name),
+        )
+        if not found:
+            raise InputError(f"there is no picture or video in the folder {text!r}. Give a glob for those below it.")
+    elif path.exists():
+        found = [path]
+    else:
+        found = [
+            Path(name) for name in sorted(glob.glob(text, recursive=True), key=natural_key) if os.path.isfile(name)
+        ]
+        if not found:
+            raise InputError(f"there is no file {text!r}, nor anything that matches it.")
+    return [_Video(str(p), str(p)) if p.suffix.lower() in VIDEO_SUFFIXES else p for p in found]
+
+
+def natural_key(name: str) -> list[Any]:
+    """Sorts frame2 before frame10."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _items(source: Iterator[Any]) -> Iterator[Item]:
+    for index, entry in enumerate(source):
+        yield entry if isinstance(entry, Item) else _load(entry, f"picture {index}")
+
+
+def _decoded(entries: Sequence[Any]) -> Iterator[Item]:
+    """Items in the order of the entries, up to ``_AHEAD`` of them decoded before they are asked for."""
+    waiting: deque[Future[Item] | _Video] = deque()
+    numbered = iter(enumerate(entries))
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="trtrun-decode") as threads:
+        try:
+            while True:
+                while len(waiting) < _AHEAD and (following := next(numbered, None)) is not None:
+                    index, entry = following
+                    name = str(entry) if isinstance(entry, Path) else f"picture {index}"
+                    waiting.append(entry if isinstance(entry, _Video) else threads.submit(_load, entry, name))
+                if not waiting:
+                    return
+                first = waiting.popleft()
+                if isinstance(first, _Video):
+                    yield from first.items()
+                else:
+                    yield first.result()
+        finally:
+            for pending in waiting:
+                if isinstance(pending, Future):
+                    pending.cancel()
+
+
+def _load(entry: Any, name: str) -> Item:
+    try:
+        if isinstance(entry, (str, os.PathLike)):
+            return Item(os.fspath(entry), read_picture(entry))
+        return Item(name, as_picture(entry))
+    except (InputError, OSError) as error:
+        return Item(name, None, error)
+
+
+def read_picture(path: str | os.PathLike[str]) -> Picture:
+    """The picture in a file. Raises InputError when there is none in it, or not all of one, and OSError."""
+    cv2 = import_cv2()
+    data = Path(path).read_bytes()
+    name = os.fspath(path)
+    if not data:
+        raise InputError(f"{name!r} is empty: 0 bytes.")
+    if _is_cut_off(data):
+        raise InputError(f"{name!r} is cut off: the file ends before the picture does. Copy or download it again.")
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:  # larger than OpenCV takes
+        raise InputError(f"{name!r} cannot be decoded: {error.err}.") from error
+    if picture is None:
+        raise InputError(f"{name!r} ({len(data):,} bytes) is no picture that OpenCV can read, or a damaged one.")
+    result: Picture = picture
+    return result
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a JPEG or PNG file lacks its end; OpenCV fills the rest with grey and says nothing."""
+    if data[:2] == b"\xff\xd8":  # the end marker must follow the last scan; a thumbnail has a scan and end of its own
+        return b"\xff\xd9" not in data[max(data.rfind(b"\xff\xda"), 0) :]
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" not in data[-4096:]
+    return False
+
+
+def as_picture(value: Any) -> Picture:
+    """A NumPy array, PIL image or torch tensor as BGR uint8 [H, W, 3]. Raises InputError for anything else."""
+    if _is_pil(value):
+        from PIL import ImageOps
+
+        upright = ImageOps.exif_transpose(value)
+        if upright.mode.startswith("I;16"):
+            return as_picture(np.asarray(upright).astype(np.uint16))
+        if upright.mode in ("I", "F"):
+            raise InputError(f"a PIL image of mode {upright.mode!r} has no fixed range. Scale it to 8 bits first.")
+        return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[..., ::-1])
+    if _is_torch(value):
+        return _from_planes(value.detach().cpu().numpy())
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"cannot read a picture from a {type(value).__name__}.")
+    array = value
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise InputError(
+            f"a picture must be [height, width], or [height, width, channels] with 1, 3 (BGR) or 4 (BGRA) channels, of "
+            f"uint8 or uint16, got {value.dtype.name} {list(value.shape)}."
+        )
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
+
+
+def _from_planes(planes: np.ndarray[Any, Any]) -> Picture:
+    """RGB or grey [C, H, W], uint8 or floats from 0 to 1."""
+    if planes.ndim != 3 or planes.shape[0] not in (1, 3) or planes.dtype.kind not in "uf":
+        raise InputError(
+            f"a tensor must be RGB [3, H, W] or grey [1, H, W], uint8 or from 0 to 1, got {planes.dtype.name} "
+            f"{list(planes.shape)}."
+        )
+    if planes.dtype.kind == "f":
+        if planes.size and not (planes.min() >= 0 and planes.max() <= 1):  # also false for NaN
+            raise InputError("a tensor of floats must lie between 0 and 1. Undo its normalization first.")
+        planes = np.rint(planes * 255).astype(np.uint8)
+    return as_picture(np.ascontiguousarray(planes[::-1].transpose(1, 2, 0)))
+
+
+def _is_pil(value: Any) -> bool:
+    return type(value).__module__.startswith("PIL.")
+
+
+def _is_torch(value: Any) -> bool:
+    return type(value).__module__.split(".")[0] == "torch"
+
+
+class _Video:
+    """A video file, camera or address, read by a thread of its own."""
+
+    def __init__(self, address: str | int, name: str) -> None:
+        self.address, self.name = address, name
+
+    def items(self) -> Iterator[Item]:
+        frames: Queue[Item | None] = Queue(_AHEAD)
+        stop = threading.Event()
+
+        def put(item: Item | None) -> None:
+            while not stop.is_set():
+                try:
+                    frames.put(item, timeout=0.1)
+                    return
+                except Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for item in self._read():
+                    put(item)
+                    if stop.is_set():
+                        return
+            except Exception as error:  # in its turn, like any other
+                put(Item(self.name, None, error))
+            put(None)
+
+        thread = threading.Thread(target=work, name="trtrun-video", daemon=True)
+        thread.start()
+        try:
+            while True:
+                try:
+                    item = frames.get(timeout=0.5)
+                except Empty:
+                    if thread.is_alive():
+                        continue
+                    return
+                if item is None:
+                    return
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def _read(self) -> Iterator[Item]:
+        cv2 = import_cv2()
+        if isinstance(self.address, str) and os.path.isfile(self.address) and os.path.getsize(self.address) == 0:
+            yield Item(self.name, None, InputError(f"{self.name!r} is empty: 0 bytes."))
+            return
+        capture = cv2.VideoCapture(self.address)
+        try:
+            if not capture.isOpened():
+                why = "it is missing, damaged, in use, or of a kind that OpenCV cannot read"
+                yield Item(self.name, None, InputError(f"{self.name!r} cannot be opened: {why}."))
+                return
+            rate = float(capture.get(cv2.CAP_PROP_FPS))
+            expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+            count = 0
+            while True:
+                good, frame = capture.read()
+                if not good:
+                    break
+                yield Item(f"{self.name}#{count:06d}", frame, None, rate if 0 < rate < 1000 else None)
+                count += 1
+            # Containers may count a frame or two too many; more than that was lost.
+            if count == 0 or (expected > 0 and expected - count > max(2, expected // 50)):
+                of = f" of {expected}" if expected > 0 else ""
+                yield Item(self.name, None, InputError(f"{self.name!r} ends after {count}{of} frames."))
+        finally:
+            capture.release()

@@ -1,0 +1,304 @@
+"""A vision task: a runner between preprocessing and a head's decoder."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..pipeline import Pipeline
+from ..runner import Runner
+from ..tensor_spec import TensorSpec
+from .geometry import Geometry, Size
+from .heads import Head, read_metadata, recognise
+from .postprocess.candidates import Selection
+from .postprocess.centerface import SIZE_MULTIPLE
+from .postprocess.classification import Activation
+from .preprocess import Picture, Preprocess, prepare_reference
+from .results import Names, Result
+from .sources import Item, Source, read
+
+_IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that the stages of one call took."""
+
+    preprocess: float
+    inference: float
+    postprocess: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """One item of a stream: what was found on it, or why it could not be read or run."""
+
+    name: str
+    picture: Picture | None
+    result: Result | None
+    error: Exception | None = None
+    frames_per_second: float | None = None  # of a video or a camera
+
+
+class VisionTask:
+    """Pictures in, results out, on any runner. Made by :func:`task` and its siblings; it does not close the runner.
+
+    Attributes:
+        runner: what computes.
+        head: how its outputs are read.
+        preprocess: how pictures are brought into its input.
+        selection: which objects are kept.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        head: Head,
+        preprocess: Preprocess,
+        selection: Selection,
+        *,
+        top: int = 5,
+        activation: Activation = "auto",
+        normalize: bool = False,
+    ) -> None:
+        self.runner, self.head, self.preprocess, self.selection = runner, head, preprocess, selection
+        self._options: dict[str, Any] = {"top": top, "activation": activation, "normalize": normalize}
+        self._image = image_input(runner)
+        self._sizes = next((spec for spec in runner.inputs.values() if spec.name != self._image.name), None)
+        self._least, self.batch_limit = _batch_limits(self._image)
+        self._image.check_shape(preprocess.shape(self._least))
+
+    def __call__(self, pictures: Picture | Sequence[Picture]) -> Any:
+        """The result of one BGR picture uint8 [H, W, 3], or the list of results of several, of any sizes.
+
+        More pictures than the network takes at once are run in parts; one that insists on more gets zeros
+        beside them. Raises InputError for what is no picture.
+        """
+        return self.timed(pictures)[0]
+
+    def timed(self, pictures: Picture | Sequence[Picture]) -> tuple[Any, Timing]:
+        """The same, and how long the stages took."""
+        several = not isinstance(pictures, np.ndarray) or pictures.ndim == 4
+        waiting: list[Any] = list(pictures) if several else [pictures]
+        results: list[Result] = []
+        spent = np.zeros(3)
+        step = self.batch_limit or max(len(waiting), 1)
+        for start in range(0, len(waiting), step):
+            marks = [time.perf_counter()]
+            request, geometries = self.request(waiting[start : start + step])
+            marks.append(time.perf_counter())
+            outputs = self.runner.run(request)
+            marks.append(time.perf_counter())
+            results += self.decode(outputs, geometries)
+            spent += np.diff([*marks, time.perf_counter()])
+        return results if several else results[0], Timing(*spent.tolist())
+
+    def request(self, pictures: Sequence[Picture]) -> tuple[dict[str, Any], list[Geometry]]:
+        """The runner's inputs for these pictures, and where each lies in them."""
+        how = self.preprocess
+        batch = np.empty(how.shape(max(self._least, len(pictures))), how.dtype)
+        batch[len(pictures) :] = 0
+        _, geometries = prepare_reference(pictures, how, out=batch[: len(pictures)])
+        request: dict[str, Any] = {self._image.name: batch}
+        if self._sizes is not None:
+            # RT-DETR and D-FINE scale their boxes to this size; the geometry takes them from there to the picture.
+            request[self._sizes.name] = np.array([self.preprocess.size] * len(batch), self._sizes.dtype)
+        return request, geometries
+
+    def decode(self, outputs: dict[str, Any], geometries: Sequence[Geometry]) -> list[Result]:
+        """One result per picture, from the runner's outputs."""
+        return self.head.decode(outputs, geometries, selection=self.selection, **self._options)
+
+    def stream(self, source: Source | Iterable[Item], *, batch: int = 1, depth: int | None = None) -> Iterator[Found]:
+        """Everything in a source, in order, with decoding, preprocessing and several requests under way at once.
+
+        An item that cannot be read or run comes with its error in its turn, and the rest goes on.
+
+        Args:
+            source: see :func:`trtrun.vision.sources.read`.
+            batch: pictures per request.
+            depth: requests in flight; see :class:`~trtrun.pipeline.Pipeline`, which measures the best without it.
+        """
+        if batch < 1 or (self.batch_limit is not None and batch > self.batch_limit):
+            raise InputError(f"batch {batch} is not between 1 and {self.batch_limit}, which the network takes at once.")
+        items = iter(read(source))
+        order: deque[Found | tuple[list[Item], list[Geometry]]] = deque()
+
+        def requests() -> Iterator[dict[str, Any]]:
+            ready: list[Item] = []
+            for item in items:
+                if item.picture is not None:
+                    ready.append(item)
+                    if len(ready) == batch:
+                        yield from prepared(ready)
+                        ready = []
+                else:
+                    # In its turn: after those that came before it.
+                    if ready:
+                        yield from prepared(ready)
+                        ready = []
+                    order.append(Found(item.name, None, None, item.error))
+            if ready:
+                yield from prepared(ready)
+
+        def prepared(ready: list[Item]) -> Iterator[dict[str, Any]]:
+            try:
+                request, geometries = self.request([item.picture for item in ready if item.picture is not None])
+            except InputError as error:  # one that no preprocessing can take; alone it would fail alone
+                if len(ready) > 1:
+                    for item in ready:
+                        yield from prepared([item])
+                else:
+                    order.append(Found(ready[0].name, ready[0].picture, None, error))
+                return
+            order.append((ready, geometries))
+            yield request
+
+        with Pipeline(self.runner, depth=depth) as pipeline:
+            for outputs in pipeline.map(requests(), return_exceptions=True):
+                while isinstance(entry := order.popleft(), Found):
+                    yield entry
+                ready, geometries = entry
+                if isinstance(outputs, Exception):
+                    yield from (Found(item.name, item.picture, None, outputs) for item in ready)
+                    continue
+                results = self.decode(outputs, geometries)
+                yield from (
+                    Found(item.name, item.picture, r, None, item.frames_per_second)
+                    for item, r in zip(ready, results, strict=True)
+                )
+            yield from (entry for entry in order if isinstance(entry, Found))
+
+    def __repr__(self) -> str:
+        return f"<VisionTask {self.head} on {self.runner.backend}>"
+
+
+def task(
+    runner: Runner,
+    task: str | None = None,
+    *,
+    head: str | None = None,
+    size: Size | None = None,
+    preprocess: Preprocess | None = None,
+    selection: Selection | None = None,
+    names: Names | None = None,
+    keypoint_shape: tuple[int, int] | None = None,
+    top: int = 5,
+    activation: Activation = "auto",
+    normalize: bool = False,
+) -> VisionTask:
+    """What finds things on pictures with this network.
+
+    Args:
+        runner: with one input for pictures; close it yourself.
+        task: "detect", "segment", "pose", "obb", "classify", "semantic" or "matting"; None takes what the exporter's
+            metadata or the outputs say.
+        head: the decoder, one of :data:`trtrun.vision.heads.HEADS`; None recognises it.
+        size: (width, height) of the input, where the network takes several; None takes the exporter's ``imgsz``, or
+            what the engine was tuned for.
+        preprocess: how pictures are brought into the input; None takes what the head's authors trained with.
+        selection: which objects are kept.
+        names: what the classes are called, by number; None takes the exporter's.
+        keypoint_shape: points per object and numbers per point, for poses without metadata.
+        top: how many classes a classification holds.
+        activation: see :func:`trtrun.vision.postprocess.classification.decode`.
+        normalize: stretch each matte to 0 … 1, as U²-Net's authors do.
+
+    Raises InputError when the network's inputs or outputs cannot be those of the task, or are those of several.
+    """
+    image = image_input(runner)
+    size = preprocess.size if preprocess else size or _size(runner, image)
+    found = recognise(runner, size=size, task=task, head=head, names=names, keypoint_shape=keypoint_shape)
+    if found.name == "centerface" and any(length % SIZE_MULTIPLE for length in size):
+        raise InputError(f"CenterFace takes sizes that are multiples of {SIZE_MULTIPLE}, got {size}.")
+    how = preprocess or default_preprocess(found, runner, size)
+    chosen = selection or found.selection()
+    return VisionTask(runner, found, how, chosen, top=top, activation=activation, normalize=normalize)
+
+
+def detector(runner: Runner, **options: Any) -> VisionTask:
+    """:func:`task` for boxes."""
+    return task(runner, "detect", **options)
+
+
+def segmenter(runner: Runner, **options: Any) -> VisionTask:
+    """:func:`task` for masks of objects."""
+    return task(runner, "segment", **options)
+
+
+def pose_estimator(runner: Runner, **options: Any) -> VisionTask:
+    """:func:`task` for keypoints."""
+    return task(runner, "pose", **options)
+
+
+def classifier(runner: Runner, **options: Any) -> VisionTask:
+    """:func:`task` for whole pictures."""
+    return task(runner, "classify", **options)
+
+
+def image_input(runner: Runner) -> TensorSpec:
+    """The input that takes pictures. Raises InputError unless there is one, and no other but the sizes of RT-DETR."""
+    images = [spec for spec in runner.inputs.values() if len(spec.shape) == 4]
+    others = [spec for spec in runner.inputs.values() if len(spec.shape) != 4]
+    sizes = all(len(spec.shape) == 2 and spec.shape[1] == 2 for spec in others)
+    if len(images) != 1 or len(others) > 1 or not sizes:
+        raise InputError(
+            f"this network takes {runner.inputs!r}; a vision model takes one batch of pictures of rank 4, and beside "
+            "it at most their sizes [N, 2]. Prepare its inputs yourself and call the runner."
+        )
+    if images[0].dtype.name not in ("float32", "float16", "uint8", "int8"):
+        raise InputError(f"pictures cannot be prepared for {images[0]}. Build the network with a float32 input.")
+    return images[0]
+
+
+def default_preprocess(head: Head, runner: Runner, size: Size) -> Preprocess:
+    """What the head's authors trained with; exports with their own normalization need a ``Preprocess`` of their own."""
+    image = image_input(runner)
+    nhwc = image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
+    told = read_metadata(runner.metadata)
+    options: dict[str, Any] = {"layout": "NHWC" if nhwc else "NCHW", "dtype": image.dtype.name}
+    if image.shape[3 if nhwc else 1] == 1:
+        options["channels"] = "GREY"
+    if head.name == "yolox":
+        options |= {"align": "top_left", "channels": "BGR", "scale": 1.0}
+    elif head.name == "centerface":
+        options |= {"scale": 1.0, "padding": 0}
+    elif head.name == "rtdetr":
+        options |= {"mode": "stretch"}
+    elif head.task == "classify":
+        options |= {"mode": "center_crop"}
+        if not told.ultralytics:
+            options |= {"short_side": round(min(size) * 256 / 224), **_IMAGENET}
+    elif head.task in ("semantic", "matting"):
+        options |= {"mode": "stretch", **_IMAGENET}
+    if image.dtype.name == "int8":
+        raise InputError(f"what {image} stands for is not known. Say it: preprocess=Preprocess(size, scale=…, mean=…).")
+    if image.dtype.name == "uint8":  # the network normalizes by itself
+        options |= {"scale": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    return Preprocess(size, **options)
+
+
+def _size(runner: Runner, image: TensorSpec) -> Size:
+    nhwc = image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
+    shape = image.shape if not image.profiles else image.profiles[0].opt
+    height, width = shape[1:3] if nhwc else shape[2:4]
+    if -1 not in (height, width):
+        return width, height
+    if (told := read_metadata(runner.metadata).size) is not None:
+        return told
+    raise InputError(f"the network takes pictures of any size ({image}). Say which: size=(640, 640).")
+
+
+def _batch_limits(image: TensorSpec) -> tuple[int, int | None]:
+    """The smallest batch that the network takes, and the largest, or None where there is no bound."""
+    if image.shape[0] != -1:
+        return image.shape[0], image.shape[0]
+    if not image.profiles:
+        return 1, None
+    return min(profile.min[0] for profile in image.profiles), max(profile.max[0] for profile in image.profiles)

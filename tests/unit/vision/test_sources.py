@@ -1,0 +1,222 @@
+"""Real files of every kind, good and bad, through the same door."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import trtrun
+from trtrun.vision.sources import Item, as_picture, natural_key, read, read_picture
+from trtrun.vision.sources import _from_planes as from_planes
+
+
+@pytest.fixture
+def scene() -> np.ndarray:
+    """BGR: blue at the top left, red at the bottom right, grey between."""
+    picture = np.full((60, 80, 3), 128, np.uint8)
+    picture[:20, :30] = (255, 0, 0)
+    picture[40:, 50:] = (0, 0, 255)
+    return picture
+
+
+def close(a: np.ndarray, b: np.ndarray, tolerance: float = 3) -> bool:
+    return a.shape == b.shape and float(np.abs(a.astype(float) - b).mean()) < tolerance
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".tiff", ".ppm"])
+def test_formats(tmp_path: Path, scene: np.ndarray, suffix: str) -> None:
+    path = tmp_path / f"picture{suffix}"
+    cv2.imwrite(str(path), scene)
+    assert close(read_picture(path), scene, 8)
+
+
+def test_pictures_are_turned_as_the_camera_was(tmp_path: Path, scene: np.ndarray) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(scene[..., ::-1]).save(path, exif=exif, quality=95)
+    upright = np.rot90(scene, -1)
+    assert close(read_picture(path), upright, 8)
+    assert close(as_picture(Image.open(path)), upright, 8)
+
+
+def test_grey_alpha_deep_and_print_colours(tmp_path: Path, scene: np.ndarray) -> None:
+    grey = scene[..., 0]
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    assert close(read_picture(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, axis=2), 0.1)
+    alpha = np.dstack([scene, np.full(scene.shape[:2], 90, np.uint8)])
+    cv2.imwrite(str(tmp_path / "alpha.png"), alpha)
+    assert close(read_picture(tmp_path / "alpha.png"), scene, 0.1)
+    cv2.imwrite(str(tmp_path / "deep.png"), scene.astype(np.uint16) * 257)
+    assert close(read_picture(tmp_path / "deep.png"), scene, 0.1)
+    cv2.imwrite(str(tmp_path / "deep_grey.tiff"), grey.astype(np.uint16) * 257)
+    assert close(read_picture(tmp_path / "deep_grey.tiff"), np.repeat(grey[..., None], 3, axis=2), 0.6)
+    Image.fromarray(scene[..., ::-1]).convert("CMYK").save(tmp_path / "print.jpg", quality=95)
+    assert close(read_picture(tmp_path / "print.jpg"), scene, 12)
+    Image.fromarray(scene[..., ::-1]).quantize(8).save(tmp_path / "palette.png")
+    assert close(read_picture(tmp_path / "palette.png"), scene, 12)
+
+
+def test_arrays_and_images(scene: np.ndarray) -> None:
+    grey = scene[..., 0]
+    as_grey = np.repeat(grey[..., None], 3, axis=2)
+    for value, expected in [
+        (scene, scene),
+        (grey, as_grey),
+        (grey[..., None], as_grey),
+        (np.dstack([scene, grey]), scene),
+        (scene.astype(np.uint16) * 257, scene),
+        (Image.fromarray(scene[..., ::-1]), scene),
+        (Image.fromarray(grey), as_grey),
+        (Image.fromarray(grey.astype(np.uint16) * 257), as_grey),
+    ]:
+        np.testing.assert_array_equal(as_picture(value), expected)
+    rgb = scene[..., ::-1].transpose(2, 0, 1)
+    np.testing.assert_array_equal(from_planes(rgb), scene)
+    np.testing.assert_array_equal(from_planes(rgb.astype(np.float32) / 255), scene)
+    for bad, said in [
+        (rgb.astype(np.float32), "between 0 and 1"),
+        (rgb.astype(np.float32) * np.nan, "between 0 and 1"),
+        (rgb[:2], r"\[2, 60, 80\]"),
+    ]:
+        with pytest.raises(trtrun.InputError, match=said):
+            from_planes(bad)
+    for bad in (scene.astype(np.float32), np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 2), np.uint8), "x"):
+        with pytest.raises(trtrun.InputError):
+            as_picture(bad)
+
+
+def damaged(folder: Path, scene: np.ndarray) -> dict[str, str]:
+    """Files that must be reported, with what is said of each."""
+    (folder / "0_empty.jpg").write_bytes(b"")
+    (folder / "1_text.png").write_text("no picture")
+    large = cv2.resize(scene, (800, 600), interpolation=cv2.INTER_NEAREST)
+    noisy = large ^ np.random.default_rng(0).integers(0, 64, large.shape, dtype=np.uint8)
+    for name, suffix in (("2_cut.jpg", ".jpg"), ("3_cut.png", ".png")):
+        data = cv2.imencode(suffix, noisy)[1].tobytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+    (folder / "4_head.jpg").write_bytes(cv2.imencode(".jpg", noisy)[1].tobytes()[:30])
+    return {
+        "0_empty.jpg": "0 bytes",
+        "1_text.png": "no picture",
+        "2_cut.jpg": "cut off",
+        "3_cut.png": "",
+        "4_head.jpg": "",
+    }
+
+
+def test_bad_files_are_reported_and_the_rest_goes_on(tmp_path: Path, scene: np.ndarray) -> None:
+    said = damaged(tmp_path, scene)
+    for name in ("2_good.png", "9_good.png", "10_good.png"):
+        cv2.imwrite(str(tmp_path / name), scene)
+    (tmp_path / "notes.txt").write_text("not looked at")
+    items = list(read(tmp_path))
+    assert [Path(item.name).name for item in items] == [
+        *list(said)[:3],
+        "2_good.png",
+        *list(said)[3:],
+        "9_good.png",
+        "10_good.png",
+    ]
+    for item in items:
+        name = Path(item.name).name
+        if name in said:
+            assert item.picture is None
+            assert said[name] in str(item.error)
+            assert name in str(item.error)
+        else:
+            assert item.error is None
+            np.testing.assert_array_equal(item.picture, scene)
+
+
+def test_a_thumbnail_does_not_hide_that_the_rest_is_missing(tmp_path: Path, scene: np.ndarray) -> None:
+    thumbnail = cv2.imencode(".jpg", scene)[1].tobytes()
+    whole = cv2.imencode(".jpg", cv2.resize(scene, (800, 600)))[1].tobytes()
+    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    data = whole[:2] + segment + whole[2:]
+    (tmp_path / "whole.jpg").write_bytes(data + b"trailing bytes of a camera")
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) - 900])
+    assert read_picture(tmp_path / "whole.jpg").shape == (600, 800, 3)
+    with pytest.raises(trtrun.InputError, match="cut off"):
+        read_picture(tmp_path / "cut.jpg")
+
+
+def test_globs_lists_and_generators(tmp_path: Path, scene: np.ndarray) -> None:
+    for name in ("a1.png", "a10.png", "a2.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), scene)
+    assert [Path(i.name).name for i in read(str(tmp_path / "a*.png"))] == ["a1.png", "a2.png", "a10.png"]
+    mixed = [tmp_path / "b.png", scene, Image.fromarray(scene)]
+    assert [i.name for i in read(mixed)] == [str(tmp_path / "b.png"), "picture 1", "picture 2"]
+    assert [i.name for i in read(np.stack([scene, scene]))] == ["picture 0", "picture 1"]
+    assert [i.name for i in read(iter([scene, Item("mine", scene)]))] == ["picture 0", "mine"]
+    assert sorted(["f10", "f9", "f"], key=natural_key) == ["f", "f9", "f10"]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("nowhere.jpg", "no file 'nowhere.jpg'"),
+        ("*.nothing", "anything that matches"),
+        ("https://example.com/cat.jpg", "is not downloaded"),
+        (3.5, "from a float"),
+        (None, "from a NoneType"),
+        ([None], "from a NoneType"),
+    ],
+)
+def test_sources_that_are_none(source: object, said: str) -> None:
+    with pytest.raises(trtrun.InputError, match=said):
+        read(source)
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(trtrun.InputError, match="no picture or video"):
+        read(tmp_path)
+
+
+def write_video(path: Path, frames: int) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
+    for index in range(frames):
+        writer.write(np.full((48, 64, 3), index * 5, np.uint8))
+    writer.release()
+
+
+def test_videos(tmp_path: Path) -> None:
+    path = tmp_path / "clip.avi"
+    write_video(path, 30)
+    items = list(read(path))
+    assert [i.name for i in items] == [f"{path}#{index:06d}" for index in range(30)]
+    assert items[0].frames_per_second == 25
+    for index, item in enumerate(items):
+        assert abs(float(item.picture.mean()) - index * 5) < 3
+    data = path.read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("no video")
+    for name in ("cut.avi", "empty.mp4", "text.mp4"):
+        last = list(read(tmp_path / name))[-1]
+        assert last.picture is None, name
+        assert name in str(last.error)
+
+
+def test_a_stopped_reader_leaves_no_thread(tmp_path: Path, scene: np.ndarray) -> None:
+    write_video(tmp_path / "clip.avi", 40)
+    before = set(threading.enumerate())  # other tests' helpers stay
+    for _ in range(3):
+        items = read(tmp_path / "clip.avi")
+        next(items)
+        items.close()
+        pictures = read([scene] * 50)
+        next(pictures)
+        pictures.close()
+    assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("trtrun-")]
+
+
+def test_a_camera_that_is_not_there_is_reported() -> None:
+    (item,) = read(97)
+    assert item.picture is None
+    assert "camera 97" in str(item.error)
