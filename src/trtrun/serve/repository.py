@@ -174,8 +174,11 @@ class Repository:
 
     def _open(self, name: str, version: str, path: Path, statistics: Statistics) -> Model:
         runner = self._load(path)
+        warm = threading.Event()  # the requests that warm it up are nobody's
         try:
-            batcher = Batcher(runner, self._options, statistics.note)
+            batcher = Batcher(
+                runner, self._options, lambda outcome: statistics.note(outcome) if warm.is_set() else None
+            )
         except BaseException:
             runner.close()
             raise
@@ -185,6 +188,7 @@ class Repository:
         except BaseException:
             model.close()
             raise
+        warm.set()
         return model
 
     @staticmethod
