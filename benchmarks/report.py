@@ -39,15 +39,15 @@ Where trtrun is not ahead, and why:
 
 - **resnet50.static.b1.vs_recipe**: the recipe is 1.75 times what one core's copy and the engine alone take, without any
   transfer, so no more than that can be had.
-- **resnet50.static.b8**: the request is bound by one core's copy of 2.4 MB and the engine (640 µs). The driver's staging,
-  several threads and a copy inside the graph beat each other by 6 % from lease to lease; the session times them and
-  takes the best, and stays 6 % behind the bare loop here. A helper thread wakes up in 34 µs, which is why threads gain
-  little below 4 MB. At batch 32 they pay.
-- **device_arrays**: the GPU waits about 25 µs for the exchange of the torch tensor and the launch, where bare copies and a
-  launch take 12.
-- **throughput.resnet50.b32.vs_peak**: on this lease one core filled 9.6 MB no faster than the GPU computed the batch, and
-  the depth had been measured on one array that stayed in the cache. It is measured on several since then, with and
-  without helpers; this row is from before. On other leases it ran at 0.93 to 0.95, and 0.94 to 0.955 with the
+- **resnet50.static.b8**: the request is bound by one core's copy of 2.4 MB and the engine (640 µs). The driver's
+  staging, several threads and a copy inside the graph beat each other by 6 % from lease to lease; the session times
+  them and takes the best, and stays 6 % behind the bare loop here. A helper thread wakes up in 34 µs, which is why
+  threads gain little below 4 MB. At batch 32 they pay.
+- **device_arrays**: the GPU waits about 25 µs for the exchange of the torch tensor and the launch, where bare copies
+  and a launch take 12.
+- **throughput.resnet50.b32.vs_peak**: on this lease one core filled 9.6 MB no faster than the GPU computed the batch,
+  and the depth had been measured on one array that stayed in the cache. It is measured on several since then, with
+  and without helpers; this row is from before. On other leases it ran at 0.93 to 0.95, and 0.94 to 0.955 with the
   page-locked buffers filled already.
 - **hot_path.growth** counts bytes; its ratio is 1 for none and 0 otherwise.
 """

@@ -22,6 +22,7 @@ def command(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the HTTP protocol.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=-1, max=65535, help="Port of gRPC; -1 for none.")] = 8001,
     max_batch_size: Annotated[
         int | None,
         typer.Option(
@@ -47,7 +48,7 @@ def command(
     plugin: Plugins = None,
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log one JSON object a line.")] = False,
 ) -> None:
-    """Serve models over HTTP; clients of Triton and KServe work unchanged."""
+    """Serve models over HTTP and gRPC; clients of Triton and KServe work unchanged."""
     try:
         from ..serve.batcher import BatchOptions
         from ..serve.http_api import HttpOptions
@@ -83,6 +84,16 @@ def command(
         options=BatchOptions(max_batch_size, max_queue_delay / 1e3, queue_size, instances),
     )
     log.info("listening on http%s://%s:%d", "s" if tls_key else "", host, port)
-    failed = serve(served, ServerOptions(host, port, HttpOptions(max_body << 20, token), tls_certificate, tls_key))
+    failed = serve(
+        served,
+        ServerOptions(
+            host,
+            port,
+            None if grpc_port < 0 else grpc_port,
+            HttpOptions(max_body << 20, token),
+            tls_certificate,
+            tls_key,
+        ),
+    )
     if failed:
         raise typer.Exit(1)

@@ -32,12 +32,12 @@ from ..errors import (
 )
 from . import protocol
 from .metrics import exposition
-from .repository import Model, Repository, describe
+from .repository import EXTENSIONS, Model, Repository, describe
 from .shared_memory import SharedMemory
 
 _LOG = logging.getLogger("trtrun.serve")
+_PATIENCE = 64 << 20  # bytes of a request that is too large to read all the same
 HEADER_LENGTH = "inference-header-content-length"
-EXTENSIONS = ["binary_tensor_data", "model_repository", "parameters", "statistics", "system_shared_memory"]
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -172,14 +172,19 @@ class _Api:
         return hmac.compare_digest(given.encode(), f"Bearer {self._options.token}".encode())
 
     async def _body(self, request: Request) -> bytes | bytearray:
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._options.max_body:
-            raise _TooLarge
         body = bytearray()
+        read = 0
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._options.max_body:
-                raise _TooLarge
+            read += len(chunk)
+            if read <= self._options.max_body:
+                body += chunk
+            else:
+                body.clear()
+                # A client that is still sending would see its connection break instead of the answer.
+                if read > self._options.max_body + _PATIENCE:
+                    break
+        if read > self._options.max_body:
+            raise _TooLarge
         return body
 
     async def _json(self, request: Request) -> Mapping[str, Any]:
@@ -240,33 +245,12 @@ class _Api:
 
     async def stats(self, request: Request) -> Response:
         model = self._model(request)
-        return JSONResponse({"model_stats": [self._stats(model)]})
+        return JSONResponse({"model_stats": [self._repository.summary(model)]})
 
     async def all_stats(self, request: Request) -> Response:
-        return JSONResponse({"model_stats": [self._stats(model) for model, _ in self._repository.loaded()]})
-
-    def _stats(self, model: Model) -> dict[str, Any]:
-        found = self._repository.statistics(model.name)
-
-        def duration(count: int, seconds: float) -> dict[str, int]:
-            return {"count": count, "ns": int(1e9 * seconds)}
-
-        good = found.requests - found.failures
-        return {
-            "name": model.name,
-            "version": model.version,
-            "last_inference": int(1e3 * found.last),
-            "inference_count": good,
-            "execution_count": round(sum(count / max(rows, 1) for rows, count in found.batches.items())),
-            "inference_stats": {
-                "success": duration(good, found.queued + found.computed),
-                "fail": duration(found.failures, 0.0),
-                "queue": duration(good, found.queued),
-                "compute_infer": duration(good, found.computed),
-            },
-            "recent": found.recent(),
-            "waiting": model.batcher.waiting,
-        }
+        return JSONResponse(
+            {"model_stats": [self._repository.summary(model) for model, _ in self._repository.loaded()]}
+        )
 
     async def metrics(self, request: Request) -> Response:
         text, kind = exposition(self._repository)

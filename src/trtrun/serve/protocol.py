@@ -130,7 +130,7 @@ def parse(body: bytes | memoryview, header_length: int | None = None, memory: Me
     all_binary = _flag(parameters, "binary_data_output", "parameters")
     if header.get("outputs"):
         outputs = tuple(_requested(_mapping(o, "an output"), all_binary) for o in _list(header["outputs"], "outputs"))
-    timeout = _integer(parameters.get("timeout", 0), "timeout")
+    timeout = integer(parameters.get("timeout", 0), "timeout")
     identity = header.get("id", "")
     if not isinstance(identity, str):
         raise InputError(f"id must be text, got {identity!r}.")
@@ -139,7 +139,7 @@ def parse(body: bytes | memoryview, header_length: int | None = None, memory: Me
         outputs,
         identity,
         all_binary,
-        _integer(parameters.get("priority", 0), "priority"),
+        integer(parameters.get("priority", 0), "priority"),
         timeout / 1e6 if timeout else None,  # microseconds, as Triton has it
         parameters,
     )
@@ -218,8 +218,8 @@ def region_of(parameters: Mapping[str, Any]) -> Region | None:
         return None
     if not isinstance(name, str):
         raise InputError(f"shared_memory_region must be text, got {name!r}.")
-    offset = _integer(parameters.get("shared_memory_offset", 0), "shared_memory_offset")
-    return Region(name, offset, _integer(parameters.get("shared_memory_byte_size"), "shared_memory_byte_size"))
+    offset = integer(parameters.get("shared_memory_offset", 0), "shared_memory_offset")
+    return Region(name, offset, integer(parameters.get("shared_memory_byte_size"), "shared_memory_byte_size"))
 
 
 def shape_of(name: str, value: Any) -> tuple[int, ...]:
@@ -242,7 +242,7 @@ def _read(name: str, tensor: Mapping[str, Any], binary: memoryview, memory: Memo
     if region is not None:
         return from_bytes(name, memory(region), dtype, shape), 0
     if "binary_data_size" in parameters:
-        size = _integer(parameters["binary_data_size"], "binary_data_size")
+        size = integer(parameters["binary_data_size"], "binary_data_size")
         if size > len(binary):
             raise InputError(f"input {name!r} has {size} bytes of binary data, and {len(binary)} are left.")
         return from_bytes(name, binary[:size], dtype, shape), size
@@ -279,7 +279,7 @@ def _to_json(array: Array) -> list[Any]:
 
 def _requested(output: Mapping[str, Any], all_binary: bool) -> RequestedOutput:
     name, parameters = _name(output, "output"), _mapping(output.get("parameters", {}), "parameters")
-    if _integer(parameters.get("classification", 0), "classification"):
+    if integer(parameters.get("classification", 0), "classification"):
         raise InputError(f"output {name!r}: the classification extension is not served; take the top values yourself.")
     binary = _flag(parameters, "binary_data", f"output {name!r}") if "binary_data" in parameters else all_binary
     return RequestedOutput(name, binary, region_of(parameters))
@@ -304,7 +304,8 @@ def _name(tensor: Mapping[str, Any], what: str) -> str:
     return name
 
 
-def _integer(value: Any, what: str) -> int:
+def integer(value: Any, what: str) -> int:
+    """A parameter that is a count. Raises InputError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise InputError(f"{what} must be an integer that is not negative, got {value!r:.50}.")
     return value

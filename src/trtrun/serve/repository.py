@@ -21,6 +21,7 @@ from .batcher import Batcher, BatchOptions, Outcome
 
 _LOG = logging.getLogger("trtrun.serve")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+EXTENSIONS = ["binary_tensor_data", "model_repository", "parameters", "statistics", "system_shared_memory"]
 SUFFIXES = (".engine", ".plan", ".trt", ".onnx", ".bundle")
 
 Load = Callable[[Path], Runner]
@@ -239,6 +240,30 @@ class Repository:
     def statistics(self, name: str) -> Statistics:
         self.get(name)
         return self._entries[name].statistics
+
+    def summary(self, model: Model) -> dict[str, Any]:
+        """A model's statistics as the protocol has them, and what the last moments were like."""
+        found = self.statistics(model.name)
+
+        def duration(count: int, seconds: float) -> dict[str, int]:
+            return {"count": count, "ns": int(1e9 * seconds)}
+
+        good = found.requests - found.failures
+        return {
+            "name": model.name,
+            "version": model.version,
+            "last_inference": int(1e3 * found.last),
+            "inference_count": good,
+            "execution_count": round(sum(count / max(rows, 1) for rows, count in found.batches.items())),
+            "inference_stats": {
+                "success": duration(good, found.queued + found.computed),
+                "fail": duration(found.failures, 0.0),
+                "queue": duration(good, found.queued),
+                "compute_infer": duration(good, found.computed),
+            },
+            "recent": found.recent(),
+            "waiting": model.batcher.waiting,
+        }
 
     def index(self) -> list[dict[str, str]]:
         """Every model with its state, as the protocol's repository extension has it."""

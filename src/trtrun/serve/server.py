@@ -15,8 +15,10 @@ from typing import Any
 import uvicorn
 
 from ..errors import TrtrunError
+from . import grpc_api
 from .http_api import HttpOptions, application
 from .repository import Repository
+from .shared_memory import SharedMemory
 
 _LOG = logging.getLogger("trtrun.serve")
 
@@ -26,12 +28,14 @@ class ServerOptions:
     """Where to listen, and how to end.
 
     Attributes:
+        grpc_port: of the protocol over gRPC; None for none.
         tls_certificate, tls_key: PEM files; without them the connection is not encrypted.
         drain: seconds that running requests are given after SIGTERM.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = 8001
     http: HttpOptions = field(default_factory=HttpOptions)
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -45,8 +49,9 @@ def serve(repository: Repository, options: ServerOptions | None = None) -> list[
     loads anew what has changed on disk. On SIGTERM it refuses new connections, answers the requests it has, and ends.
     """
     options = options or ServerOptions()
+    memory = SharedMemory()
     config = uvicorn.Config(
-        application(repository, options.http),
+        application(repository, options.http, memory),
         host=options.host,
         port=options.port,
         log_config=None,
@@ -69,9 +74,21 @@ def serve(repository: Repository, options: ServerOptions | None = None) -> list[
             asyncio.get_running_loop().add_signal_handler(
                 signal.SIGHUP, lambda: threading.Thread(target=repository.reload_changed, daemon=True).start()
             )
-        loader = threading.Thread(target=load, name="trtrun-load", daemon=True)
-        loader.start()
+        over_grpc = None
+        if options.grpc_port is not None:
+            over_grpc, _ = grpc_api.server(
+                repository,
+                f"{options.host}:{options.grpc_port}",
+                memory,
+                max_body=options.http.max_body,
+                token=options.http.token,
+                tls=_tls(options),
+            )
+            await over_grpc.start()
+        threading.Thread(target=load, name="trtrun-load", daemon=True).start()
         await server.serve()
+        if over_grpc is not None:
+            await over_grpc.stop(options.drain)
 
     # When it has drained, uvicorn hands the signal on to whoever handled it before; the end of this function does that.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
@@ -84,6 +101,12 @@ def serve(repository: Repository, options: ServerOptions | None = None) -> list[
         repository.close()
         _LOG.info("stopped")
     return errors
+
+
+def _tls(options: ServerOptions) -> tuple[bytes, bytes] | None:
+    if options.tls_key is None or options.tls_certificate is None:
+        return None
+    return options.tls_key.read_bytes(), options.tls_certificate.read_bytes()
 
 
 class JsonFormatter(logging.Formatter):

@@ -32,12 +32,14 @@ class Server:
     """``trtrun serve`` in a process of its own."""
 
     def __init__(self, *arguments: str, log: Path) -> None:
-        with socket.socket() as free:
+        with socket.socket() as free, socket.socket() as other:
             free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+            other.bind(("127.0.0.1", 0))
+            self.port, self.grpc_port = free.getsockname()[1], other.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
         self.log = log
-        command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", str(self.port), "--json-logs"]
+        command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", str(self.port)]
+        command += ["--grpc-port", str(self.grpc_port), "--json-logs"]
         with log.open("w") as errors:
             self.process = subprocess.Popen(command, stderr=errors, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
         for _ in range(300):
@@ -278,7 +280,7 @@ def test_tokens(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_served(arguments: list[str], said: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", "0"]
+    command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", "0", "--grpc-port", "-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 1
     assert said in done.stderr

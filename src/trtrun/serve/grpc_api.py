@@ -1,0 +1,304 @@
+"""The protocol over gRPC, on the same repository as HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import lru_cache
+from importlib.resources import files
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from .. import __version__
+from ..errors import (
+    ClosedError,
+    InputError,
+    InputNameError,
+    ModelNotFoundError,
+    RequestTimeoutError,
+    ServerBusyError,
+    ShapeError,
+    TrtrunError,
+)
+from . import protocol
+from .protocol import InferRequest, RequestedOutput
+from .repository import EXTENSIONS, Repository, describe
+from .shared_memory import SharedMemory
+
+_LOG = logging.getLogger("trtrun.serve")
+_SERVICE = "inference.GRPCInferenceService"
+# Which of InferTensorContents' lists holds a datatype that is not given as raw bytes.
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+
+
+@lru_cache(maxsize=1)
+def messages() -> SimpleNamespace:
+    """The message classes by name. In a pool of their own: Triton's client brings messages of the same names."""
+    found = descriptor_pb2.FileDescriptorSet.FromString((files(__package__) / "open_inference.desc").read_bytes())
+    pool = descriptor_pool.DescriptorPool()
+    classes: dict[str, Any] = {}
+    for file in found.file:
+        pool.Add(file)
+        for message in file.message_type:
+            descriptor = pool.FindMessageTypeByName(f"{file.package}.{message.name}")
+            classes[message.name] = message_factory.GetMessageClass(descriptor)
+    return SimpleNamespace(**classes)
+
+
+def code_of(error: BaseException) -> grpc.StatusCode:
+    """The status that says what kind of error it was."""
+    kinds = (
+        (ModelNotFoundError, grpc.StatusCode.NOT_FOUND),
+        (ServerBusyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (ClosedError, grpc.StatusCode.UNAVAILABLE),
+        (RequestTimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),
+        (InputError, grpc.StatusCode.INVALID_ARGUMENT),
+    )
+    return next((code for kind, code in kinds if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+
+
+def server(
+    repository: Repository,
+    address: str,
+    memory: SharedMemory,
+    *,
+    max_body: int,
+    token: str | None = None,
+    tls: tuple[bytes, bytes] | None = None,
+) -> tuple[grpc.aio.Server, int]:
+    """A server that has not been started, and its port.
+
+    Args:
+        address: host and port; port 0 takes a free one.
+        max_body: bytes of a message at most.
+        token: what the metadata ``authorization`` must hold after ``Bearer``; None for nothing.
+        tls: private key and certificate chain in PEM.
+    """
+    made = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", max_body),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # two servers on one port would share the clients between them
+        ]
+    )
+    service = _Service(repository, memory, token)
+    names = descriptor_pb2.FileDescriptorSet.FromString((files(__package__) / "open_inference.desc").read_bytes())
+    handlers = {}
+    for method in names.file[0].service[0].method:
+        request = getattr(messages(), method.input_type.rpartition(".")[2])
+        response = getattr(messages(), method.output_type.rpartition(".")[2])
+        make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = make(
+            service.handler(method.name),
+            request_deserializer=request.FromString,
+            response_serializer=response.SerializeToString,
+        )
+    made.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
+    if tls is None:
+        return made, made.add_insecure_port(address)
+    return made, made.add_secure_port(address, grpc.ssl_server_credentials([tls]))
+
+
+class _Service:
+    def __init__(self, repository: Repository, memory: SharedMemory, token: str | None) -> None:
+        self._repository = repository
+        self._memory = memory
+        self._token = token
+
+    def handler(self, name: str) -> Any:
+        if name == "ModelStreamInfer":
+            return self._stream
+        method: Callable[[Any, Any], Awaitable[Any]] = getattr(self, f"_{name}")
+
+        async def guarded(request: Any, context: Any) -> Any:
+            await self._check(name, context)
+            try:
+                return await method(request, context)
+            except TrtrunError as error:
+                _LOG.info("%s %s: %s", name, code_of(error).name, error)
+                await context.abort(code_of(error), str(error))
+            except Exception as error:  # a bug must not end the call without a word
+                _LOG.exception("%s failed", name)
+                await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+
+        return guarded
+
+    async def _check(self, name: str, context: Any) -> None:
+        if self._token is None or name in ("ServerLive", "ServerReady"):
+            return
+        given = dict(context.invocation_metadata()).get("authorization", "")
+        if not hmac.compare_digest(str(given).encode(), f"Bearer {self._token}".encode()):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed")
+
+    async def _ServerLive(self, request: Any, context: Any) -> Any:
+        return messages().ServerLiveResponse(live=True)
+
+    async def _ServerReady(self, request: Any, context: Any) -> Any:
+        return messages().ServerReadyResponse(ready=self._repository.ready)
+
+    async def _ModelReady(self, request: Any, context: Any) -> Any:
+        try:
+            self._repository.get(request.name, request.version)
+        except ModelNotFoundError:
+            return messages().ModelReadyResponse(ready=False)
+        return messages().ModelReadyResponse(ready=True)
+
+    async def _ServerMetadata(self, request: Any, context: Any) -> Any:
+        return messages().ServerMetadataResponse(name="trtrun", version=__version__, extensions=EXTENSIONS)
+
+    async def _ModelMetadata(self, request: Any, context: Any) -> Any:
+        return messages().ModelMetadataResponse(**describe(self._repository.get(request.name, request.version)))
+
+    async def _ModelStatistics(self, request: Any, context: Any) -> Any:
+        models = [model for model, _ in self._repository.loaded()]
+        if request.name:
+            models = [self._repository.get(request.name, request.version)]
+        stats = [self._repository.summary(model) for model in models]
+        for one in stats:
+            del one["recent"], one["waiting"]  # not of the protocol
+        return messages().ModelStatisticsResponse(model_stats=stats)
+
+    async def _ModelInfer(self, request: Any, context: Any) -> Any:
+        return await self._infer(request, context.time_remaining())
+
+    async def _stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        await self._check("ModelStreamInfer", context)
+        async for request in requests:
+            answer = messages().ModelStreamInferResponse()
+            try:
+                answer.infer_response.CopyFrom(await self._infer(request, None))
+            except TrtrunError as error:
+                answer.error_message = str(error)
+            yield answer
+
+    async def _infer(self, request: Any, remaining: float | None) -> Any:
+        model = self._repository.get(request.model_name, request.model_version)
+        parsed = self._parse(request)
+        timeout = min((t for t in (parsed.timeout, remaining) if t is not None), default=None)
+        future = model.batcher.submit(parsed.inputs, priority=parsed.priority, timeout=timeout)
+        results = await asyncio.wrap_future(future)
+        return self._render(model.name, model.version, parsed, results)
+
+    def _parse(self, request: Any) -> InferRequest:
+        parameters = _parameters(request.parameters)
+        raw = iter(request.raw_input_contents)
+        inputs: dict[str, Any] = {}
+        for tensor in request.inputs:
+            if tensor.name in inputs:
+                raise InputNameError(f"input {tensor.name!r} is given twice.")
+            dtype, shape = protocol.dtype_of(tensor.datatype), protocol.shape_of(tensor.name, list(tensor.shape))
+            region = protocol.region_of(_parameters(tensor.parameters))
+            if region is not None:
+                inputs[tensor.name] = protocol.from_bytes(tensor.name, self._memory(region), dtype, shape)
+            elif request.raw_input_contents:
+                data = next(raw, None)
+                if data is None:
+                    raise InputError(f"raw_input_contents holds nothing for input {tensor.name!r}.")
+                inputs[tensor.name] = protocol.from_bytes(tensor.name, data, dtype, shape)
+            else:
+                inputs[tensor.name] = _from_contents(tensor, dtype, shape)
+        if next(raw, None) is not None:
+            raise InputError("raw_input_contents holds more than the request's inputs.")
+        outputs = tuple(
+            RequestedOutput(output.name, True, protocol.region_of(_parameters(output.parameters)))
+            for output in request.outputs
+        )
+        timeout = protocol.integer(parameters.get("timeout", 0), "timeout")
+        return InferRequest(
+            inputs,
+            outputs or None,
+            request.id,
+            True,
+            protocol.integer(parameters.get("priority", 0), "priority"),
+            timeout / 1e6 if timeout else None,
+            parameters,
+        )
+
+    def _render(self, model: str, version: str, request: InferRequest, results: Mapping[str, Any]) -> Any:
+        response = messages().ModelInferResponse(model_name=model, model_version=version, id=request.id)
+        for output in request.outputs or tuple(RequestedOutput(name, True) for name in results):
+            if output.name not in results:
+                raise InputNameError(f"there is no output {output.name!r}; the model gives {list(results)}.")
+            array = results[output.name]
+            tensor = response.outputs.add(
+                name=output.name, datatype=protocol.datatype(array.dtype), shape=list(array.shape)
+            )
+            if output.region is None:
+                response.raw_output_contents.append(bytes(protocol.bytes_of(array)))
+                continue
+            protocol.write(array, output.region, self._memory)
+            for key, value in protocol.region_parameters(output.region, array.nbytes).items():
+                if isinstance(value, str):
+                    tensor.parameters[key].string_param = value
+                else:
+                    tensor.parameters[key].int64_param = value
+        return response
+
+    async def _RepositoryIndex(self, request: Any, context: Any) -> Any:
+        rows = await asyncio.to_thread(self._repository.index)
+        return messages().RepositoryIndexResponse(
+            models=[row for row in rows if not request.ready or row["state"] == "READY"]
+        )
+
+    async def _RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+        if request.parameters:
+            raise InputError("models are loaded from the repository as they are; parameters are not taken.")
+        await asyncio.to_thread(self._repository.load, request.model_name)
+        return messages().RepositoryModelLoadResponse()
+
+    async def _RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+        await asyncio.to_thread(self._repository.unload, request.model_name)
+        return messages().RepositoryModelUnloadResponse()
+
+    async def _SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:
+        response = messages().SystemSharedMemoryStatusResponse()
+        for region in self._memory.status(request.name or None):
+            status = response.regions[region.name]
+            status.name, status.key, status.offset, status.byte_size = (
+                region.name,
+                region.key,
+                region.offset,
+                region.nbytes,
+            )
+        return response
+
+    async def _SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+        self._memory.register(request.name, request.key, request.byte_size, request.offset)
+        return messages().SystemSharedMemoryRegisterResponse()
+
+    async def _SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+        self._memory.unregister(request.name or None)
+        return messages().SystemSharedMemoryUnregisterResponse()
+
+
+def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {key: value.WhichOneof("parameter_choice") for key, value in given.items()}
+    return {key: getattr(given[key], which) for key, which in chosen.items() if which}
+
+
+def _from_contents(tensor: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    field = _CONTENTS.get(tensor.datatype)
+    if field is None:
+        raise InputError(f"input {tensor.name!r}: {tensor.datatype} must be given in raw_input_contents.")
+    given = np.array(getattr(tensor.contents, field))
+    if given.size != int(np.prod(shape, dtype=np.int64)):
+        raise ShapeError(f"input {tensor.name!r} of shape {list(shape)} got {given.size} values in {field}.")
+    array = given.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(array, given):
+        raise InputError(f"input {tensor.name!r} holds numbers that {tensor.datatype} does not.")
+    return array.reshape(shape)

@@ -1,0 +1,145 @@
+"""The same server asked over gRPC, by Triton's client and by messages of our own."""
+
+from __future__ import annotations
+
+import multiprocessing.shared_memory
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from tests import models
+from tests.unit.serve.test_server import Server
+from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.serve.grpc_api import messages
+
+RNG = np.random.default_rng()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("grpc")
+    (folder / "affine.onnx").write_bytes(models.affine())
+    (folder / "token").write_text("secret")
+    server = Server("--repository", str(folder), "--max-batch-size", "8", log=folder.parent / "grpc.log")
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        yield client
+
+
+def given(x: np.ndarray) -> triton.InferInput:
+    tensor = triton.InferInput("x", list(x.shape), "FP32")
+    tensor.set_data_from_numpy(x)
+    return tensor
+
+
+def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("affine")
+    assert not client.is_model_ready("nothing")
+    assert "model_repository" in client.get_server_metadata(as_json=True)["extensions"]
+    metadata = client.get_model_metadata("affine", as_json=True)
+    assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": ["-1", "12"]}]
+    (model,) = client.get_model_repository_index(as_json=True)["models"]
+    assert (model["name"], model["state"]) == ("affine", "READY")
+
+
+def test_inference_and_streams(client: triton.InferenceServerClient) -> None:
+    reference = OnnxRuntimeSession(models.affine())
+    answers: list[tuple[object, object]] = []
+    xs = [RNG.standard_normal((rows, 12)).astype(np.float32) for rows in (1, 3, 12)]
+    for x in xs:
+        result = client.infer("affine", [given(x)], request_id="5")
+        for name, array in reference.run({"x": x}).items():
+            np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
+        assert result.get_response().id == "5"
+    client.start_stream(lambda result, error: answers.append((result, error)))
+    for x in xs:
+        client.async_stream_infer("affine", [given(x)])
+    client.async_stream_infer("affine", [given(np.zeros((1, 13), np.float32))])
+    client.stop_stream()
+    assert len(answers) == 4
+    for x, (result, error) in zip(xs, answers, strict=False):
+        assert error is None
+        for name, array in reference.run({"x": x}).items():
+            np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
+    assert "dimension 1 must be 12" in str(answers[3][1])
+    stats = client.get_inference_statistics("affine", as_json=True)["model_stats"][0]
+    assert int(stats["inference_count"]) >= 6
+
+
+def test_contents_by_type(server: Server) -> None:
+    """What clients send that do not pack tensors themselves."""
+    kinds = messages()
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=kinds.ModelInferRequest.SerializeToString,
+            response_deserializer=kinds.ModelInferResponse.FromString,
+        )
+        x = RNG.standard_normal((2, 12)).astype(np.float32)
+        request = kinds.ModelInferRequest(model_name="affine")
+        tensor = request.inputs.add(name="x", datatype="FP32", shape=[2, 12])
+        tensor.contents.fp32_contents.extend(x.ravel().tolist())
+        response = infer(request)
+        (output,) = response.outputs
+        wanted = OnnxRuntimeSession(models.affine()).run({"x": x})[output.name]
+        found = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(tuple(output.shape))
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+        del tensor.contents.fp32_contents[-1]
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(request)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_errors_have_their_codes(client: triton.InferenceServerClient) -> None:
+    for model, shape, code in (("nothing", (1, 12), "NOT_FOUND"), ("affine", (1, 13), "INVALID_ARGUMENT")):
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer(model, [given(np.zeros(shape, np.float32))])
+        assert code in caught.value.status()
+    with pytest.raises(InferenceServerException, match=r"not loaded|no model"):
+        client.unload_model("nothing")
+    client.load_model("affine")
+
+
+def test_system_shared_memory(client: triton.InferenceServerClient) -> None:
+    x = RNG.standard_normal((4, 12)).astype(np.float32)
+    name, array = next(iter(OnnxRuntimeSession(models.affine()).run({"x": x}).items()))
+    memory = multiprocessing.shared_memory.SharedMemory(create=True, size=x.nbytes + array.nbytes)
+    try:
+        memory.buf[: x.nbytes] = x.tobytes()
+        client.register_system_shared_memory("region", memory.name, x.nbytes + array.nbytes)
+        tensor = triton.InferInput("x", [4, 12], "FP32")
+        tensor.set_shared_memory("region", x.nbytes)
+        output = triton.InferRequestedOutput(name)
+        output.set_shared_memory("region", array.nbytes, offset=x.nbytes)
+        client.infer("affine", [tensor], outputs=[output])
+        found = np.frombuffer(memory.buf, np.float32, array.size, x.nbytes).reshape(array.shape).copy()
+        np.testing.assert_allclose(found, array, rtol=1e-4, atol=1e-5)
+        assert "region" in client.get_system_shared_memory_status(as_json=True)["regions"]
+        client.unregister_system_shared_memory("region")
+    finally:
+        memory.close()
+        memory.unlink()
+
+
+def test_tokens(tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    (tmp_path / "token").write_text("secret")
+    server = Server(str(tmp_path / "affine.onnx"), "--token-file", str(tmp_path / "token"), log=tmp_path / "log")
+    with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        assert client.is_server_ready()
+        with pytest.raises(InferenceServerException, match="bearer token"):
+            client.get_model_metadata("affine")
+        assert client.get_model_metadata("affine", headers={"authorization": "Bearer secret"}).name == "affine"
+    assert server.stop() == 0
