@@ -1,0 +1,372 @@
+"""Measure trtrun serve with Triton's own client: a server process, and load from processes of their own.
+
+    python benchmarks/serve.py [overhead batching naive shm overload reload]
+
+With a GPU the models are engines, and results go to benchmarks/results/<gpu>.json; without one they run in ONNX
+Runtime on the CPU, and the figures are only printed. Needs tritonclient[http,grpc]; ``naive`` also fastapi.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+from results import Record, compare_rates, compare_times, in_turns, store
+
+import trtrun
+from trtrun.building.builder import build_plan
+from trtrun.building.options import BuildOptions, parse_shapes
+from trtrun.cuda.device import Device, gpu_count
+
+ROW = (3, 224, 224)
+GPU = gpu_count() > 0
+DTYPE = "float16" if GPU else "float32"  # CPUs compute no fp16
+PROCESSES, THREADS = 4, 16  # of the load: 64 clients
+
+
+def model_file(folder: Path, name: str) -> Path:
+    """A model of any batch up to 32: an engine with a GPU, an ONNX file without."""
+    model = {"resnet50": models.resnet50, "mobilenet": models.mobilenet_v3_small}[name](None, DTYPE)
+    if not GPU:
+        path = folder / f"{name}.onnx"
+        path.write_bytes(model)
+        return path
+    shape = "x".join(map(str, ROW))
+    options = BuildOptions(profiles=parse_shapes([f"images=1x{shape}:16x{shape}:32x{shape}"]), specialize=(1, 8, 32))
+    path = folder / f"{name}.engine"
+    path.write_bytes(build_plan(model, options))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def serving(path: Path, *arguments: str) -> Iterator[tuple[str, str]]:
+    """A server process; its addresses for HTTP and gRPC."""
+    http, over_grpc = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "trtrun", "serve", f"model={path}", "--port", http.partition(":")[2]]
+    command += ["--grpc-port", over_grpc.partition(":")[2], *arguments]
+    log = path.with_suffix(".log")
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stderr=errors)
+    try:
+        wait_until_ready(over_grpc, process, log)
+        yield http, over_grpc
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    import tritonclient.grpc as triton
+
+    with triton.InferenceServerClient(address) as client:
+        for _ in range(600):
+            try:
+                if client.is_server_ready():
+                    return
+            except Exception:  # not listening yet
+                pass
+            if process.poll() is not None:
+                break
+            time.sleep(0.1)
+    raise SystemExit(f"the server did not get ready:\n{log.read_text()[-2000:]}")
+
+
+def images(batch: int, count: int = 4) -> list[np.ndarray]:
+    rng = np.random.default_rng()
+    return [rng.standard_normal((batch, *ROW), np.float32).astype(DTYPE) for _ in range(count)]
+
+
+def request(array: np.ndarray) -> list[Any]:
+    import tritonclient.grpc as triton
+    from tritonclient.utils import np_to_triton_dtype
+
+    tensor = triton.InferInput("images", list(array.shape), np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    return [tensor]
+
+
+def _load(address: str, seconds: float, threads: int, naive: bool, found: Any) -> None:
+    """One process of the load: latencies of what was answered, and errors by kind."""
+    import tritonclient.grpc as triton
+
+    requests = [request(array) for array in images(1)]
+    bodies = [array.tobytes() for array in images(1)]
+    latencies: list[float] = []
+    errors: dict[str, int] = {}
+    until = time.perf_counter() + seconds
+
+    def ask() -> None:
+        import http.client
+
+        client: Any = http.client.HTTPConnection(address) if naive else triton.InferenceServerClient(address)
+        turn = 0
+        while time.perf_counter() < until:
+            start = time.perf_counter()
+            turn += 1
+            try:
+                if naive:
+                    client.request("POST", "/infer", bodies[turn % 4])
+                    answer = client.getresponse()
+                    answer.read()
+                    if answer.status != 200:
+                        raise RuntimeError(str(answer.status))
+                else:
+                    client.infer("model", requests[turn % 4])
+                latencies.append(time.perf_counter() - start)
+            except Exception as error:
+                status = getattr(error, "status", None)
+                kind = str(status() if callable(status) else error) or type(error).__name__
+                errors[kind] = errors.get(kind, 0) + 1
+        client.close()
+
+    pool = [threading.Thread(target=ask) for _ in range(threads)]
+    for thread in pool:
+        thread.start()
+    for thread in pool:
+        thread.join()
+    found.put((latencies, errors))
+
+
+def load(
+    address: str, seconds: float, *, threads: int = THREADS, processes: int = PROCESSES, naive: bool = False
+) -> tuple[float, list[float], dict[str, int]]:
+    """Requests per second, latencies and errors of a load from several processes."""
+    context = multiprocessing.get_context("spawn")
+    found = context.Queue()
+    pool = [context.Process(target=_load, args=(address, seconds, threads, naive, found)) for _ in range(processes)]
+    for process in pool:
+        process.start()
+    latencies: list[float] = []
+    errors: dict[str, int] = {}
+    for _ in pool:
+        some, kinds = found.get(timeout=seconds + 120)
+        latencies += some
+        for kind, count in kinds.items():
+            errors[kind] = errors.get(kind, 0) + count
+    for process in pool:
+        process.join()
+    return len(latencies) / seconds, latencies, errors
+
+
+def overhead(folder: Path) -> Iterator[Record]:
+    """One request at a time over gRPC, against the same in the process."""
+    import tritonclient.grpc as triton
+
+    path = model_file(folder, "resnet50")
+    array = images(1, 1)[0]
+    with serving(path) as (_, address), triton.InferenceServerClient(address) as client, trtrun.load(path) as runner:
+        inputs = request(array)
+        times = in_turns(
+            {"served": lambda: client.infer("model", inputs), "here": lambda: runner.run({"images": array})},
+            calls=50 if GPU else 5,
+            rounds=5,
+        )
+    difference = [1e3 * (a - b) for a, b in zip(times["served"], times["here"], strict=True)]
+    middle = statistics.median(difference)
+    yield Record(
+        "serve.grpc.b1.overhead",
+        round(1e6 * statistics.median(times["served"]), 1),
+        round(1e6 * statistics.median(times["here"]), 1),
+        "µs",
+        round(middle, 4),
+        (round(min(difference), 4), round(max(difference), 4)),
+        "milliseconds that gRPC on loopback adds to a request, p50",
+    )
+
+
+def batching(folder: Path) -> Iterator[Record]:
+    path = model_file(folder, "mobilenet")
+    rates: dict[str, list[float]] = {"on": [], "off": []}
+    with (
+        serving(path, "--max-batch-size", "32") as (_, on),
+        serving(path, "--max-batch-size", "1") as (_, off),
+    ):
+        for _ in range(3):
+            for kind, address in (("on", on), ("off", off)):
+                rates[kind].append(load(address, 3.0)[0])
+    what = f"{PROCESSES * THREADS} clients, one image each: dynamic batching / the same server without"
+    yield compare_rates("serve.batching.vs_off", what, rates["on"], rates["off"])
+
+
+_NAIVE = """
+import sys
+import numpy as np, uvicorn
+from fastapi import FastAPI, Request, Response
+sys.path.insert(0, sys.argv[3])
+if sys.argv[1].endswith(".onnx"):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(sys.argv[1])
+    infer = lambda x: session.run(None, {"images": x})[0]
+else:
+    import peers
+    from cuda.bindings import driver
+    from trtrun import flavor
+    from trtrun.cuda.device import Device
+    from trtrun.engine import Engine
+    peers.checked(driver.cuCtxSetCurrent(Device()._context))
+    engine = Engine(sys.argv[1])
+    recipe = peers.Recipe(flavor.load("tensorrt_rtx").module, engine.handle)
+    infer = lambda x: recipe.infer({"images": x})["logits"]
+app = FastAPI()
+
+@app.post("/infer")
+async def run(request: Request) -> Response:
+    x = np.frombuffer(await request.body(), sys.argv[4]).reshape(1, 3, 224, 224)
+    return Response(infer(x).tobytes())
+
+uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
+"""
+
+
+def naive(folder: Path) -> Iterator[Record]:
+    """A plain FastAPI handler around the recipe, with an engine of batch 1, as it is pasted."""
+    path = model_file(folder, "mobilenet")
+    single = folder / f"single{path.suffix}"
+    model = models.mobilenet_v3_small(1, DTYPE)
+    single.write_bytes(build_plan(model) if GPU else model)
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _NAIVE, str(single), str(port), str(Path(__file__).parent), DTYPE]
+    )
+    rates: dict[str, list[float]] = {"ours": [], "naive": []}
+    try:
+        with serving(path, "--max-batch-size", "32") as (_, address):
+            for _ in range(100):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.2)
+            for _ in range(3):
+                rates["naive"].append(load(f"127.0.0.1:{port}", 3.0, naive=True)[0])
+                rates["ours"].append(load(address, 3.0)[0])
+    finally:
+        process.kill()
+        process.wait()
+    what = f"{PROCESSES * THREADS} clients, one image each: trtrun serve / a FastAPI handler around the recipe"
+    yield compare_rates("serve.vs_naive", what, rates["ours"], rates["naive"])
+
+
+def shm(folder: Path) -> Iterator[Record]:
+    """Batch 32 through system shared memory, against the same over the wire."""
+    from multiprocessing import shared_memory
+
+    import tritonclient.grpc as triton
+
+    path, array = model_file(folder, "resnet50"), images(32, 1)[0]
+    memory = shared_memory.SharedMemory(create=True, size=array.nbytes)
+    try:
+        with serving(path, "--max-batch-size", "32") as (_, address), triton.InferenceServerClient(address) as client:
+            client.register_system_shared_memory("images", memory.name, array.nbytes)
+            placed = request(array)
+            placed[0].set_shared_memory("images", array.nbytes)
+
+            def through_memory() -> None:
+                np.frombuffer(memory.buf, array.dtype, array.size).reshape(array.shape)[...] = array
+                client.infer("model", placed)
+
+            def over_the_wire() -> None:
+                client.infer("model", request(array))
+
+            times = in_turns({"memory": through_memory, "wire": over_the_wire}, calls=20 if GPU else 1, rounds=5)
+        yield compare_times(
+            "serve.shm.vs_wire",
+            "batch 32 of ResNet-50 over the wire / through system shared memory, the client's copy included, p50",
+            times["memory"],
+            times["wire"],
+        )
+    finally:
+        memory.close()
+        memory.unlink()
+
+
+def overload(folder: Path, seconds: float = 60.0 if GPU else 10.0) -> Iterator[Record]:
+    """Four times as many clients as fill the server, with a short queue; and how the rest fares at four fifths."""
+    path = model_file(folder, "mobilenet")
+    with serving(path, "--max-batch-size", "32", "--queue-size", "64") as (_, address):
+        calm = load(address, 5.0, threads=6)[1]
+        _, busy, errors = load(address, seconds, threads=4 * THREADS)
+    others = sum(count for kind, count in errors.items() if "RESOURCE_EXHAUSTED" not in kind)
+    print(f"  errors: {errors}", file=sys.stderr)
+    ratio = float(np.percentile(busy, 99) / np.percentile(calm, 99))
+    yield Record(
+        "serve.overload",
+        round(1e6 * float(np.percentile(busy, 99))),
+        round(1e6 * float(np.percentile(calm, 99))),
+        "µs",
+        round(ratio, 3),
+        (round(ratio, 3), round(ratio, 3)),
+        f"p99 of accepted requests under four times the load / at moderate load; {others} other errors",
+    )
+
+
+def reload(folder: Path) -> Iterator[Record]:
+    """Reloads under load: requests that were lost."""
+    import tritonclient.grpc as triton
+
+    path = model_file(folder, "mobilenet")
+    count = 200 if GPU else 20
+    with serving(path, "--max-batch-size", "32") as (_, address), triton.InferenceServerClient(address) as client:
+        lost: list[int] = []
+
+        def ask() -> None:
+            _, _, errors = load(address, 60.0 if GPU else 20.0, threads=4, processes=2)
+            lost.append(sum(errors.values()))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        done = 0
+        while thread.is_alive() and done < count:
+            client.load_model("model")
+            done += 1
+        thread.join()
+    yield Record(
+        "serve.reload", lost[0], 0, "requests", lost[0], (lost[0], lost[0]), f"lost in {done} reloads under load"
+    )
+
+
+GROUPS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    f.__name__: f for f in (overhead, batching, naive, shm, overload, reload)
+}
+
+
+def main(names: list[str]) -> None:
+    os.environ.setdefault("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    records: list[Record] = []
+    for name in names or list(GROUPS):
+        print(name, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            for record in GROUPS[name](Path(folder)):
+                records.append(record)
+                print(
+                    f"  {record.id}: {record.ratio} {record.spread}  {record.ours} / {record.reference} {record.unit}"
+                )
+        if GPU:
+            device = Device()
+            print(store(records, {"gpu": device.name, "driver": f"CUDA {device.driver_version}"}))
+    if not GPU:
+        print(json.dumps("ONNX Runtime on the CPU: these figures say that it works, not how fast it is"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
