@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -87,7 +88,37 @@ def test_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "fp8, calibrated with 8 requests" in result.stdout
     assert operators((tmp_path / "affine.fp8.onnx").read_bytes())["QuantizeLinear"]
-    for arguments, said in ((["--data", str(tmp_path / "none")], "no .npz"), (["--precision", "int4"], "fp8 or int8")):
+    for arguments, said in (
+        (["--data", str(tmp_path / "none")], "does not exist"),
+        (["--precision", "int4"], "fp8 or int8"),
+    ):
         result = CliRunner().invoke(app, ["quantize", str(model), "--data", str(data), *arguments])
         assert result.exit_code == 1
         assert said in str(result.exception)
+
+
+def test_calibrated_on_pictures(tmp_path: Path) -> None:
+    """A classifier; what is no picture is left out, and said."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.standard_normal((8, 3, 3, 3)).astype(np.float32),
+        "v": rng.standard_normal((8, 10)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["images", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "v"], ["scores"]),
+    ]
+    inputs, outputs = [models.value("images", [1, 3, 64, 64])], [models.value("scores", [1, 10])]
+    model, pictures = tmp_path / "classifier.onnx", tmp_path / "pictures"
+    model.write_bytes(models._model(nodes, inputs, outputs, weights))
+    pictures.mkdir()
+    for index in range(5):
+        cv2.imwrite(str(pictures / f"{index}.png"), rng.integers(0, 256, (80 + index, 100, 3)).astype(np.uint8))
+    (pictures / "broken.png").write_bytes(b"no picture")
+    result = CliRunner().invoke(app, ["quantize", str(model), "--data", str(pictures)])
+    assert result.exit_code == 0, result.output
+    assert "calibrated with 5 requests" in result.stdout
+    assert "broken.png is left out" in result.stderr
+    assert operators((tmp_path / "classifier.fp8.onnx").read_bytes())["QuantizeLinear"] == 2

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
+from .vision import HeadName, InputSize, parse_size
 
 
 def command(
@@ -16,8 +17,8 @@ def command(
     data: Annotated[
         Path,
         typer.Option(
-            help="Typical requests: a folder of .npz files with an array per input (or .npy files for one input), or "
-            "one such file."
+            help="What the model is used on: a folder of pictures; or of .npz files with an array per input, or .npy "
+            "files for a single input; or one such file."
         ),
     ],
     output: Annotated[
@@ -27,8 +28,13 @@ def command(
         str, typer.Option(help="fp8 (GPUs from compute capability 8.9 on) or int8 (full TensorRT).")
     ] = "fp8",
     keep: Annotated[list[str] | None, typer.Option(help="Node that stays in fp32; several allowed.")] = None,
+    head: HeadName = None,
+    size: InputSize = None,
 ) -> None:
-    """Write the model with Q/DQ nodes, as TensorRT takes int8 and fp8; then build it with trtrun build."""
+    """Write the model with Q/DQ nodes, as TensorRT takes int8 and fp8; then build it with trtrun build.
+
+    Pictures are brought into the input as trtrun detect does it: as the head wants it, or as --head and --size say.
+    """
     from rich.console import Console
 
     from ..building.files import write_atomic
@@ -36,19 +42,28 @@ def command(
 
     if precision not in ("fp8", "int8"):
         raise InputError(f"--precision is fp8 or int8, got {precision!r}.")
-    files = sorted(data.iterdir()) if data.is_dir() else [data]
-    files = [file for file in files if file.suffix in (".npz", ".npy")]
-    if not files:
-        raise InputError(f"{str(data)!r} holds no .npz or .npy file to calibrate with.")
+    if not data.exists():
+        raise InputError(f"{str(data)!r} does not exist.")
+    arrays = sorted(data.iterdir()) if data.is_dir() else [data]
+    arrays = [file for file in arrays if file.suffix in (".npz", ".npy")]
+    requests = _arrays(model, arrays) if arrays else _pictures(model, data, head, size)
     target = output or model.with_name(f"{model.stem}.{precision}.onnx")
+    count = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for request in requests:
+            count += 1
+            yield request
+
     progress = Console(stderr=True)
-    with progress.status(f"calibrating with {len(files)} requests"):
-        quantized = quantize(model, _requests(model, files), precision=precision, keep=keep or ())  # type: ignore[arg-type]  # checked above
+    with progress.status("calibrating"):
+        quantized = quantize(model, counted(), precision=precision, keep=keep or ())  # type: ignore[arg-type]
         write_atomic(target, quantized)
-    typer.echo(f"{target}: {len(quantized):,} bytes, {precision}, calibrated with {len(files)} requests")
+    typer.echo(f"{target}: {len(quantized):,} bytes, {precision}, calibrated with {count} requests")
 
 
-def _requests(model: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
+def _arrays(model: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
     import onnx
 
     from .options import read_arrays, read_npz
@@ -58,3 +73,21 @@ def _requests(model: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
     names = [value.name for value in graph.input if value.name not in weights]
     for file in files:
         yield read_npz(file) or {} if file.suffix == ".npz" else read_arrays([str(file)], names)
+
+
+def _pictures(model: Path, source: Path, head: str | None, size: str | None) -> Iterator[dict[str, Any]]:
+    from rich.console import Console
+
+    from ..onnx_runtime import OnnxRuntimeSession
+    from ..vision import task
+    from ..vision.sources import read
+
+    with OnnxRuntimeSession(model) as runner:
+        prepared = task(runner, head=head, size=None if size is None else parse_size(size))
+        for item in read(str(source)):
+            if item.picture is None:
+                Console(stderr=True).print(
+                    f"{item.name} is left out: {item.error}", style="yellow", highlight=False, soft_wrap=True
+                )
+            else:
+                yield prepared.request([item.picture])[0]
