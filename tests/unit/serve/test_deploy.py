@@ -1,0 +1,55 @@
+"""The deployment files say what the command and the server understand. They were not deployed here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import yaml
+from typer.main import get_command
+
+from trtrun.cli import app
+from trtrun.serve.http_api import application
+from trtrun.serve.repository import Repository
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+
+
+def options() -> set[str]:
+    serve = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    return {name for parameter in serve.params for name in parameter.opts}
+
+
+def documents() -> list[dict]:
+    return [
+        one for name in ("kubernetes.yaml", "kserve.yaml") for one in yaml.safe_load_all((DEPLOY / name).read_text())
+    ]
+
+
+def containers() -> list[dict]:
+    specs = [one["spec"].get("template", one)["spec"] for one in documents() if one["kind"] != "Service"]
+    return [container for spec in specs for container in spec["containers"]]
+
+
+def test_every_option_exists() -> None:
+    unit = re.search(r"^ExecStart=(.*)$", (DEPLOY / "trtrun.service").read_text(), re.M)
+    docker = re.findall(r"^(?:ENTRYPOINT|CMD) (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.M)
+    assert unit
+    given = [*shlex.split(unit[1]), *(word for line in docker for word in yaml.safe_load(line))]
+    given += [word for container in containers() for word in container["args"]]
+    wanted = {word for word in given if word.startswith("--")}
+    assert wanted
+    assert wanted <= options()
+
+
+def test_probes_ask_what_the_server_answers() -> None:
+    served = {route.path for route in application(Repository(lambda path: None)).routes}  # type: ignore[arg-type, return-value]
+    probes = [
+        probe["httpGet"]["path"]
+        for container in containers()
+        for kind, probe in container.items()
+        if kind.endswith("Probe")
+    ]
+    assert len(probes) == 4
+    assert set(probes) <= served
