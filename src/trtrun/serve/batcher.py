@@ -154,6 +154,12 @@ class Batcher:
                 self._condition.notify_all()  # one alone may be somebody who waits for another batch to fill
         return request.future
 
+    def warm_up(self, inputs: Mapping[str, Array]) -> None:
+        """Run a request on every instance, past the queue and the statistics. Raises what it raises."""
+        for clone in self._clones:
+            for _ in range(3):  # the first compiles kernels, the second captures graphs
+                clone.run(inputs)
+
     def _work(self, runner: Runner) -> None:
         while batch := self._next():
             self._run(runner, batch)
@@ -180,7 +186,9 @@ class Batcher:
                     if self._queue and self._idle:
                         self._condition.notify_all()
                     return batch
-                self._condition.wait(left)
+                # Or until one of them may no longer be begun.
+                deadlines = [request.deadline for request in self._queue if request.deadline is not None]
+                self._condition.wait(min([left, *(deadline - time.perf_counter() for deadline in deadlines)]))
 
     def _expire(self) -> None:
         now = time.perf_counter()

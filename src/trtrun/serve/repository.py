@@ -175,11 +175,8 @@ class Repository:
 
     def _open(self, name: str, version: str, path: Path, statistics: Statistics) -> Model:
         runner = self._load(path)
-        warm = threading.Event()  # the requests that warm it up are nobody's
         try:
-            batcher = Batcher(
-                runner, self._options, lambda outcome: statistics.note(outcome) if warm.is_set() else None
-            )
+            batcher = Batcher(runner, self._options, statistics.note)
         except BaseException:
             runner.close()
             raise
@@ -189,7 +186,6 @@ class Repository:
         except BaseException:
             model.close()
             raise
-        warm.set()
         return model
 
     @staticmethod
@@ -201,9 +197,7 @@ class Repository:
                 return  # nobody knows values or shapes that would do
             shape = spec.profiles[0].opt if spec.profiles else tuple(max(size, 1) for size in spec.shape)
             inputs[name] = np.zeros(shape, spec.dtype)
-        futures = [model.batcher.submit(inputs) for _ in range(2 * model.batcher.options.instances)]
-        for future in futures:
-            future.result()
+        model.batcher.warm_up(inputs)
 
     def reload_changed(self) -> None:
         """Load anew what is loaded and has changed on disk; what fails is logged, and the old one stays."""

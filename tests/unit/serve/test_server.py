@@ -259,6 +259,35 @@ def test_termination_answers_what_is_under_way(tmp_path: Path) -> None:
     assert server.process.wait(20) == 0
 
 
+def test_back_pressure_and_timeouts(tmp_path: Path) -> None:
+    model = tmp_path / "affine.onnx"
+    model.write_bytes(models.affine())
+    batching = ["--max-batch-size", "64", "--max-queue-delay", "3000", "--instances", "1", "--queue-size", "1"]
+    server = Server(str(model), *batching, log=tmp_path / "log")
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 12], "data": [0.0] * 12}
+
+    def asking(**parameters: int) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(server.address)
+        connection.request("POST", "/v2/models/affine/infer", json.dumps({"inputs": [x], "parameters": parameters}))
+        return connection
+
+    start = time.perf_counter()
+    waiting = asking(timeout=500_000)  # it waits for others to fill its batch
+    time.sleep(0.2)
+    refused = asking()
+    answer = refused.getresponse()
+    assert answer.status == 503
+    assert answer.headers["Retry-After"] == "1"
+    assert "queue" in json.loads(answer.read())["error"]
+    answer = waiting.getresponse()
+    assert answer.status == 504
+    assert time.perf_counter() - start < 2.5
+    answer.read()
+    refused.close()
+    waiting.close()
+    assert server.stop() == 0
+
+
 def test_tokens(tmp_path: Path) -> None:
     model, token = tmp_path / "affine.onnx", tmp_path / "token"
     model.write_bytes(models.affine())
