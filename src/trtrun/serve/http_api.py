@@ -325,4 +325,5 @@ class _Api:
 
 
 def _error(status: int, message: str) -> Response:
-    return JSONResponse({"error": message}, status)
+    # What the message shows of a request may be no text: JSON can name half of a surrogate pair.
+    return JSONResponse({"error": message.encode(errors="replace").decode()}, status)

@@ -151,6 +151,8 @@ def test_errors_are_the_clients_own(client: triton.InferenceServerClient, server
     assert server.get(path, b"{}")[0] == 400
     assert server.get(path, b"{" * 5000)[0] == 400
     assert server.get(path, b"x" * (2 << 20))[0] == 413
+    half = rb'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 12], "data": "\ud800"}]}'
+    assert server.get(path, half)[0] == 400  # and the answer is text
     assert server.get("/v2/models/..%2f..%2foutside")[0] == 404
     assert server.get("/v2/repository/models/linked/load", b"")[0] == 404
     assert server.get("/nowhere")[0] == 404
