@@ -67,9 +67,8 @@ def random_rows(rng: np.random.Generator, dtype: np.dtype[Any], request: Any, sh
     """
     steps = (shape[0], *(1 for _ in shape[1:]))
     if dtype.kind not in "iub":
-        return (rng.random(shape, np.float32) * 1.5 - 0.5) * np.geomspace(0.25, 4, shape[0], dtype=np.float32).reshape(
-            steps
-        )
+        scales = np.geomspace(0.25, 4, shape[0], dtype=np.float32)
+        return (rng.random(shape, np.float32) * 1.5 - 0.5) * scales.reshape(steps)
     pool = np.arange(2)
     if dtype.kind != "b" and dtype.itemsize == 1:  # pictures, not indices
         pool = np.arange(np.iinfo(dtype).min, np.iinfo(dtype).max + 1)

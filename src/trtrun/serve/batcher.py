@@ -211,8 +211,12 @@ class Batcher:
 
     def _run(self, runner: Runner, batch: list[_Request]) -> None:
         batch = [request for request in batch if request.future.set_running_or_notify_cancel()]
-        if not batch:
-            return
+        if batch and not self._answer(runner, batch):
+            for request in batch:  # the one at fault fails alone
+                self._answer(runner, [request])
+
+    def _answer(self, runner: Runner, batch: list[_Request]) -> bool:
+        """Run these requests together; False when they must be asked again one by one."""
         start = time.perf_counter()
         rows = sum(request.rows for request in batch)
         try:
@@ -221,12 +225,10 @@ class Batcher:
                 raise InputError("an output has no row for each of the batch's")
         except BaseException as error:
             if len(batch) > 1 and not isinstance(error, DeviceError):
-                for request in batch:  # the one at fault fails alone
-                    self._run_alone(runner, request)
-                return
+                return False
             for request in batch:
                 self._fail(request, error, start - request.arrived, time.perf_counter() - start, rows)
-            return
+            return True
         computed = time.perf_counter() - start
         first = 0
         for request in batch:
@@ -236,16 +238,7 @@ class Batcher:
                 first += request.rows
             self._report(Outcome(start - request.arrived, computed, rows))
             request.future.set_result(part)
-
-    def _run_alone(self, runner: Runner, request: _Request) -> None:
-        start = time.perf_counter()
-        try:
-            results = runner.run(request.inputs)
-        except BaseException as error:
-            self._fail(request, error, start - request.arrived, time.perf_counter() - start, request.rows)
-            return
-        self._report(Outcome(start - request.arrived, time.perf_counter() - start, request.rows))
-        request.future.set_result(results)
+        return True
 
     def _fail(self, request: _Request, error: BaseException, queued: float, computed: float, rows: int) -> None:
         self._report(Outcome(queued, computed, rows, error))

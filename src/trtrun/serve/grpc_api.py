@@ -47,12 +47,16 @@ _CONTENTS = {
 
 
 @lru_cache(maxsize=1)
+def _descriptors() -> Any:
+    return descriptor_pb2.FileDescriptorSet.FromString((files(__package__) / "open_inference.desc").read_bytes())
+
+
+@lru_cache(maxsize=1)
 def messages() -> SimpleNamespace:
     """The message classes by name. In a pool of their own: Triton's client brings messages of the same names."""
-    found = descriptor_pb2.FileDescriptorSet.FromString((files(__package__) / "open_inference.desc").read_bytes())
     pool = descriptor_pool.DescriptorPool()
     classes: dict[str, Any] = {}
-    for file in found.file:
+    for file in _descriptors().file:
         pool.Add(file)
         for message in file.message_type:
             descriptor = pool.FindMessageTypeByName(f"{file.package}.{message.name}")
@@ -97,9 +101,8 @@ def server(
         ]
     )
     service = _Service(repository, memory, token)
-    names = descriptor_pb2.FileDescriptorSet.FromString((files(__package__) / "open_inference.desc").read_bytes())
     handlers = {}
-    for method in names.file[0].service[0].method:
+    for method in _descriptors().file[0].service[0].method:
         request = getattr(messages(), method.input_type.rpartition(".")[2])
         response = getattr(messages(), method.output_type.rpartition(".")[2])
         make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
@@ -231,10 +234,7 @@ class _Service:
 
     def _render(self, model: str, version: str, request: InferRequest, results: Mapping[str, Any]) -> Any:
         response = messages().ModelInferResponse(model_name=model, model_version=version, id=request.id)
-        for output in request.outputs or tuple(RequestedOutput(name, True) for name in results):
-            if output.name not in results:
-                raise InputNameError(f"there is no output {output.name!r}; the model gives {list(results)}.")
-            array = results[output.name]
+        for output, array in protocol.wanted(request, results):
             tensor = response.outputs.add(
                 name=output.name, datatype=protocol.datatype(array.dtype), shape=list(array.shape)
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,13 +152,9 @@ def render(
 
     Raises InputNameError for an output that does not exist, and what writing to shared memory raises.
     """
-    wanted = request.outputs or tuple(RequestedOutput(name, request.binary) for name in results)
     tensors: list[dict[str, Any]] = []
     pieces: list[bytes | memoryview] = []
-    for output in wanted:
-        if output.name not in results:
-            raise InputNameError(f"there is no output {output.name!r}; the model gives {list(results)}.")
-        array = results[output.name]
+    for output, array in wanted(request, results):
         tensor: dict[str, Any] = {
             "name": output.name,
             "datatype": datatype(array.dtype),
@@ -178,6 +174,14 @@ def render(
         response["id"] = request.id
     header = json.dumps(response).encode()
     return [header, *pieces], len(header) if pieces else None
+
+
+def wanted(request: InferRequest, results: Mapping[str, Array]) -> Iterator[tuple[RequestedOutput, Array]]:
+    """The outputs that a request names, or all, with their arrays. InputNameError for others."""
+    for output in request.outputs or tuple(RequestedOutput(name, request.binary) for name in results):
+        if output.name not in results:
+            raise InputNameError(f"there is no output {output.name!r}; the model gives {list(results)}.")
+        yield output, results[output.name]
 
 
 def bytes_of(array: Array) -> memoryview:
