@@ -29,13 +29,17 @@ class Record:
 def in_turns(
     contenders: dict[str, Callable[[], object]], *, rounds: int = 9, calls: int = 100
 ) -> dict[str, list[float]]:
-    """Median seconds per call of each contender in each round. All run in every round, so that drift hits all."""
+    """Median seconds per call of each contender in each round.
+
+    All run in every round, so that drift hits all, in the reverse order every other time: what one leaves in the caches
+    is there for the next.
+    """
     for call in contenders.values():
         for _ in range(20):
             call()
     medians: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
+    for turn in range(rounds):
+        for name, call in reversed(contenders.items()) if turn % 2 else contenders.items():
             for _ in range(5):
                 call()
             times = []

@@ -208,7 +208,7 @@ class _Clone(RunnerAbove):
 
     def _move(self) -> None:
         gpu, runner = self._parent.place()
-        runner.copy_helpers = self._runner.copy_helpers
+        runner.copy_helpers = self._runner.copy_helpers  # and no turns: those of the GPU that failed are not there
         self._release()
         self._gpu, self._runner = gpu, runner
 

@@ -23,12 +23,13 @@ import numpy as np
 
 from .errors import ClosedError, ExecutionError, OutOfMemoryError
 from .runner import Pending, Runner
+from .turns import Turns
 
 Request = Any  # a mapping from input name to array, or one array for an engine with one input
 Result = dict[str, Any]
 
-_DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16)
-_TRIAL = 0.1  # seconds that each depth is measured
+_STEPS = (1, 2, 3, 4, 6, 8, 12, 16)  # requests that compute at once on a GPU
+_TRIAL = 0.1  # seconds that each is measured
 _LARGE = 1 << 20  # bytes of a request from which memory decides as well as the GPU
 _CACHES = 128 << 20  # more than the caches hold
 
@@ -39,7 +40,9 @@ class Pipeline:
     Args:
         runner: what to run; the pipeline works on clones of it and leaves it alone.
         depth: how many requests are in flight at once. Without it the depth is measured with the first request:
-            the smallest whose throughput is within 1.5 % of the best of 1, 2, 3, 4, 6, 8, 12 and 16 for each GPU.
+            the smallest whose throughput is within 1.5 % of the best of 1, 2, 3, 4, 6, 8, 12 and 16 for each GPU. When
+            requests have 1 MB and more, one more is in flight than take :class:`~trtrun.turns.Turns` to compute, and
+            whether several threads shall fill them is measured too. A depth that is given is taken as it is.
 
     A request is a mapping from input name to array, or a single array for an engine with one input.
     """
@@ -204,34 +207,49 @@ class Pipeline:
     def _grow(self, depth: int) -> None:
         while len(self._clones) < depth:
             runner = self._runner.clone()
-            # The other slots' requests overlap with this one's copies. Measured at batch 32 of ResNet-50: four threads
-            # filled faster and slowed the GPU down, 21,300 images/s; one thread 22,700. Hosts with slow memory differ.
+            # The other slots' requests overlap with this one's copies, and several threads that copy may slow them down
+            # by as much as they fill faster; hosts differ.
             runner.copy_helpers = False
             self._clones.append(runner)
             self._slots.give(runner)
 
+    def _take_turns(self, width: int | None) -> None:
+        gpus = len(self._completers)
+        turns = [None if width is None else Turns(width) for _ in range(gpus)]
+        for index, runner in enumerate(self._clones):  # made on one GPU after the other
+            runner.turns = turns[index % gpus]
+
     def _tune(self, inputs: Mapping[str, Any]) -> None:
         """Measure the depth with the first request. A request that fails leaves the depth to the next one."""
         variants = _variants(inputs)
+        large = len(variants) > 1
         rates: dict[int, tuple[float, float]] = {}  # without and with helpers
         best, idle = 0.0, 0
-        for depth in (step * self._runner.parallel for step in _DEPTHS):
+
+        def grow(step: int) -> int:
+            depth = (step + large) * len(self._completers)
+            self._grow(depth)
+            self._take_turns(step if large else None)
+            return depth
+
+        for step in _STEPS:
             try:
-                self._grow(depth)
+                depth = grow(step)
                 alone = self._throughput(self._clones[:depth], variants, helpers=False)
-                helped = self._throughput(self._clones[:depth], variants, helpers=True) if len(variants) > 1 else 0.0
+                helped = self._throughput(self._clones[:depth], variants, helpers=True) if large else 0.0
             except OutOfMemoryError:
                 if not rates:
                     raise
                 break  # no room for more: what fits is what there is
-            rates[depth] = alone, helped
+            rates[step] = alone, helped
             # Twice in a row, because one measurement varies by as much as a step may gain.
             idle = 0 if max(alone, helped) > 1.01 * best else idle + 1
             best = max(best, alone, helped)
             if idle == 2:
                 break
-        chosen = min(depth for depth, pair in rates.items() if max(pair) >= 0.985 * best)
-        alone, helped = rates[chosen]
+        step = min(step for step, pair in rates.items() if max(pair) >= 0.985 * best)
+        alone, helped = rates[step]
+        chosen = grow(step)
         for runner in self._clones[:chosen]:
             runner.copy_helpers = helped > 1.03 * alone  # more than measurements vary
         for runner in self._clones[chosen:]:

@@ -39,6 +39,7 @@ _LOG = logging.getLogger("trtrun")
 
 _CAPTURE_ATTEMPTS = 5
 _MAX_BORROWING = 16  # graphs that read the caller's memory; one for each set of addresses that keeps coming back
+_ALIGNMENT = 256  # bytes, of tensor addresses
 _MAX_SEEN = 64  # sets of addresses that are counted
 
 ShapeKey = tuple[Shape, ...]
@@ -468,7 +469,9 @@ class Route:
             for context in self._contexts:
                 if capabilities.has_stream_capturable and not context.is_stream_capturable(self._handle):
                     raise ExecutionError("TensorRT says that this engine cannot be captured for these shapes")
-            self._graphs[steps] = capture(self._stream, lambda stream: self._enqueue(stream, steps))
+            with self._bound(steps[2]) as copied:
+                steps_left = (steps[0], steps[1], copied)
+                self._graphs[steps] = capture(self._stream, lambda stream: self._enqueue(stream, steps_left))
         except TrtrunError as error:
             # Another thread that synchronizes the whole device spoils a capture, whatever its mode; the next may do.
             self._failed_captures += 1
@@ -477,6 +480,31 @@ class Route:
                 return
             self.graph_reason = f"capture failed: {error}"
             _LOG.warning("%s runs without a CUDA graph, which is slower: %s", self._engine.name, error)
+
+    @contextmanager
+    def _bound(self, borrowed: tuple[Copy, ...]) -> Iterator[tuple[Copy, ...]]:
+        """Let the engine read the caller's memory itself; the copies are returned that cannot be spared so.
+
+        Not where an output shares the memory of its input, which would be the caller's then, nor where memory is not
+        aligned as TensorRT wants it.
+        """
+        names = {
+            address: name
+            for address, name, view in zip(self.input_addresses, self._engine.inputs, self.inputs, strict=True)
+            if view.nbytes
+        }
+        changed = set(self._engine.aliases.values())
+        spared = [
+            copy for copy in borrowed if copy[1] % _ALIGNMENT == 0 and not self.parts and names[copy[0]] not in changed
+        ]
+        context = self._contexts[0]
+        try:
+            for target, source, _ in spared:
+                context.set_tensor_address(names[target], source)
+            yield tuple(copy for copy in borrowed if copy not in spared)
+        finally:
+            for target, _, _ in spared:
+                context.set_tensor_address(names[target], target)
 
     def drop_graphs(self) -> None:
         for graph in self._graphs.values():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from typing_extensions import Self
@@ -17,6 +17,9 @@ from typing_extensions import Self
 from .arrays import as_host_array
 from .errors import ClosedError, DtypeError, ExecutionError, InputError, InputNameError, ShapeError
 from .tensor_spec import TensorSpecs
+
+if TYPE_CHECKING:
+    from .turns import Turns
 
 OutputMode = Literal["copy", "view", "device"]
 
@@ -45,9 +48,11 @@ class Runner(ABC):
     Attributes:
         copy_helpers: fill large inputs with several threads, where the runner has such. It makes one request faster;
             where requests overlap anyway, one thread may serve the GPU as well and leave it more of the memory.
+        turns: what the runners share whose requests shall compute a few at a time, where the runner is on a GPU.
     """
 
     copy_helpers: bool = True
+    turns: Turns | None = None
 
     @property
     def parallel(self) -> int:
@@ -165,6 +170,14 @@ class RunnerAbove(Runner):
     @copy_helpers.setter
     def copy_helpers(self, wanted: bool) -> None:
         self._runner.copy_helpers = wanted
+
+    @property
+    def turns(self) -> Turns | None:
+        return self._runner.turns
+
+    @turns.setter
+    def turns(self, shared: Turns | None) -> None:
+        self._runner.turns = shared
 
     @property
     def parallel(self) -> int:

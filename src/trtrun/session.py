@@ -186,7 +186,8 @@ class Session(Runner):
                     self._move(self._stream, self._handle)
                 try:
                     start = time.perf_counter()
-                    route, steps, borrowed = self._start(inputs, outputs != "device", timed=caller is None)
+                    timed = caller is None and outputs != "device"  # the GPU is waited for and the time noted
+                    route, steps, borrowed = self._start(inputs, outputs != "device", timed)
                     if outputs == "device":
                         return self._device_outputs(route, steps, caller, borrowed)
                     trial = self._trial if self._finish(route, steps) else None
@@ -306,7 +307,10 @@ class Session(Runner):
         route = self._route(key, arrays)
         steps = self._fill(route, arrays, to_host, timed)
         try:
-            route.launch(steps, self._at)
+            if self.turns is None:
+                route.launch(steps, self._at)
+            else:
+                self.turns.launch(self._at, lambda: route.launch(steps, self._at))
         except DeviceError:
             raise
         except ExecutionError as error:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import trtrun
+from tests import models
 from tests.gpu.conftest import relative_error
+from trtrun.cuda.event import Event
+from trtrun.cuda.memory import DeviceMemory, fill_async
+from trtrun.cuda.stream import create_stream
 from trtrun.pipeline import Pipeline
 from trtrun.session import Session
+from trtrun.turns import Turns
 
 Open = Callable[..., Session]
 
@@ -130,3 +137,52 @@ def test_a_spoiled_capture_is_tried_again(open_session: Open, reference: Callabl
         check(x, session(x), reference)
     assert route.settled((1, True, ()))
     assert session.graph_reason is None
+
+
+def test_large_requests_take_turns(tmp_path: Path) -> None:
+    """Answers are right while requests wait for each other on the GPU, from one thread and from several."""
+    rng = np.random.default_rng()
+    batches = [rng.standard_normal((rows, 3, 256, 256)).astype(np.float32) for rows in (2, 4, 3, 4) * 5]
+    path = tmp_path / "convolution.onnx"
+    path.write_bytes(models.convolution())
+    shapes = trtrun.ShapeRange((1, 3, 256, 256), (4, 3, 256, 256), (4, 3, 256, 256))
+    reference = trtrun.OnnxRuntimeSession(path)
+    expected = [reference(x) for x in batches]
+    options = trtrun.BuildOptions(profiles=({"x": shapes},))
+    with trtrun.load(path, build_options=options) as session, Pipeline(session) as pipeline:
+        for _ in range(3):
+            for out, wanted in zip(pipeline.map(batches), expected, strict=True):
+                assert all(relative_error(out[name], wanted[name]) <= 1e-3 for name in wanted)
+        (turns,) = {clone.turns for clone in pipeline._clones}
+        assert turns is not None
+        assert pipeline.depth == turns.width + 1
+        assert len(turns._last) == turns.width
+        with ThreadPoolExecutor(6) as threads:
+            for future, wanted in zip([threads.submit(pipeline.submit, x) for x in batches], expected, strict=True):
+                out = future.result().result()
+                assert all(relative_error(out[name], wanted[name]) <= 1e-3 for name in wanted)
+
+
+def test_turns_let_so_many_requests_compute_at_once(open_session: Open) -> None:
+    """The third of three with two turns starts when the first is done, whatever its stream has to do."""
+    session = open_session("convolution")
+    with session._device:
+        turns = Turns(2)
+        streams = [create_stream(session._device) for _ in range(3)]
+        memory = DeviceMemory(session._device, 1 << 28)
+        target = memory.address
+        begun, ended = ([Event(session._device, spin=True) for _ in range(3)] for _ in range(2))
+        for stream, begin, end in zip(streams, begun, ended, strict=True):
+
+            def launch(stream=stream, begin=begin, end=end) -> None:
+                begin.record(int(stream.handle))
+                for _ in range(20):
+                    fill_async(target, 1, 1 << 28, int(stream.handle))
+                end.record(int(stream.handle))
+
+            turns.launch(stream, launch)
+        for event in ended:
+            event.synchronize()
+        assert begun[1].since(begun[0]) < ended[0].since(begun[0])
+        assert begun[2].since(begun[0]) >= ended[0].since(begun[0])
+        memory.close()

@@ -19,7 +19,7 @@ LAYERS = [
     ["runner", "arrays", "flavor", "layout"],
     ["cuda"],
     ["building"],
-    ["runtime_cache", "buffers", "output_allocator", "refit"],
+    ["runtime_cache", "buffers", "output_allocator", "refit", "turns"],
     ["engine", "batches", "filling"],
     ["route", "session", "state", "debug_tensors", "onnx_runtime"],
     ["pipeline"],
@@ -34,7 +34,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Above the Runner contract: these know no concrete runner.
 ABOVE_THE_CONTRACT = {
     "vision": {"errors", "runner", "tensor_spec", "arrays", "cuda", "pipeline"},
-    "pipeline": {"errors", "runner"},
+    "pipeline": {"errors", "runner", "turns"},
     "serve": {"errors", "runner", "tensor_spec"},
     "splitting": {"errors", "runner", "pipeline", "tensor_spec"},
     "multi_gpu": {"errors", "runner", "tensor_spec"},

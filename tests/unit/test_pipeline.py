@@ -254,6 +254,17 @@ def test_depth_is_measured() -> None:
         assert sum(not clone.closed for clone in runner.made) == 1 + pipeline.depth
 
 
+def test_large_requests_take_turns_and_small_ones_do_not() -> None:
+    for size, large in ((16, False), (1 << 18, True)):
+        with Pipeline(FakeRunner(0.01)) as pipeline:
+            pipeline.submit(np.ones(size, np.float32)).result()
+            turns = {clone.turns for clone in pipeline._clones}
+            assert len(turns) == 1
+            (shared,) = turns
+            assert (shared is not None) == large
+            assert shared is None or pipeline.depth == shared.width + 1
+
+
 def test_depth_must_be_positive() -> None:
     with pytest.raises(ValueError, match="depth"):
         Pipeline(FakeRunner(), depth=0)

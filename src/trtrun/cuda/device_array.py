@@ -22,6 +22,8 @@ _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 def gpu_ordinal(array: Any) -> int | None:
     """The GPU an array lies on, or None for an array on the host or anything that is no array."""
+    if getattr(array, "is_cuda", False):  # torch, which takes ten times as long to answer in Python below
+        return int(array.get_device())
     if hasattr(array, "__dlpack_device__"):
         kind, ordinal = array.__dlpack_device__()
         return int(ordinal) if int(kind) in _DLPACK_CUDA else None
