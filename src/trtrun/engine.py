@@ -30,6 +30,7 @@ from .runtime_cache import RuntimeCache
 from .tensor_spec import ShapeRange, TensorSpec, TensorSpecs, to_shape
 
 if TYPE_CHECKING:
+    from .bound import Bound
     from .filling import Choice
     from .flavor import ICudaEngine, IExecutionContext, Runtime
     from .session import Session
@@ -83,7 +84,7 @@ class Engine:
         self.ways: dict[object, tuple[int, ...] | None] = {}  # per shape key, the batch sizes that ran it fastest
         self.choices: dict[object, Choice] = {}  # per shape key, how large inputs get to the GPU
         self._users = threading.Condition()  # guards the next three
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._sessions: weakref.WeakSet[Session | Bound] = weakref.WeakSet()
         self._occupants = 0  # uses outside a session, see occupied()
         self._alone = False
         self._idle_contexts: list[IExecutionContext] = []
@@ -326,14 +327,14 @@ class Engine:
             self._runtime_cache.note(shapes)
             self._runtime_cache.save()
 
-    def enter(self, session: Session) -> None:
+    def enter(self, session: Session | Bound) -> None:
         """Count a session among the users; the caller may hold no lock that the session's requests take."""
         with self._users:
             self._users.wait_for(lambda: not self._alone)
             self.check_open()
             self._sessions.add(session)
 
-    def leave(self, session: Session) -> None:
+    def leave(self, session: Session | Bound) -> None:
         with self._users:
             self._sessions.discard(session)
             last = self.auto_close and not self._sessions
@@ -355,7 +356,7 @@ class Engine:
                 self._users.notify_all()
 
     @contextmanager
-    def _without_users(self) -> Iterator[list[Session]]:
+    def _without_users(self) -> Iterator[list[Session | Bound]]:
         """Nobody begins to use the engine inside the block; who uses it are the sessions that are yielded."""
         with self._users:
             self._users.wait_for(lambda: not self._alone)

@@ -39,7 +39,7 @@ _LOG = logging.getLogger("trtrun")
 
 _CAPTURE_ATTEMPTS = 5
 _MAX_BORROWING = 16  # graphs that read the caller's memory; one for each set of addresses that keeps coming back
-_ALIGNMENT = 256  # bytes, of tensor addresses
+ALIGNMENT = 256  # bytes, of tensor addresses
 _MAX_SEEN = 64  # sets of addresses that are counted
 
 ShapeKey = tuple[Shape, ...]
@@ -79,6 +79,19 @@ def choose_profile(engine: Engine, key: ShapeKey, pinned: int | None = None) -> 
             "Pass shapes of one profile, or rebuild the engine with a profile that holds them."
         )
     return best
+
+
+def set_shapes(engine: Engine, context: IExecutionContext, key: ShapeKey, pinned: int | None, stream: int) -> None:
+    """Give a context the profile and the input shapes of a key; a switch of profile is enqueued on the stream handle.
+
+    Raises ShapeError where no profile holds them, see :func:`choose_profile`, or TensorRT refuses them.
+    """
+    profile = choose_profile(engine, key, pinned)
+    if profile != context.active_optimization_profile and not context.set_optimization_profile_async(profile, stream):
+        raise ExecutionError(f"TensorRT could not switch to optimization profile {profile}.")
+    for spec, shape in zip(engine.inputs.values(), key, strict=True):
+        if spec.is_dynamic and not context.set_input_shape(spec.name, shape):
+            raise ShapeError(f"TensorRT refused shape {list(shape)} for input {spec.name!r} under profile {profile}.")
 
 
 class Route:
@@ -163,7 +176,12 @@ class Route:
         with engine.flavor.logger.capture() as lines:
             try:
                 for context, shapes in zip(self._contexts, self._keys(key), strict=True):
-                    self._set_shapes(context, shapes, self._handle if stream is None else stream)
+                    set_shapes(engine, context, shapes, self._profile, self._handle if stream is None else stream)
+                    for spec, shape in zip(engine.inputs.values(), shapes, strict=True):
+                        if spec.location == "host":
+                            # infer_shapes reads shape tensors: they must be bound, with this request's values.
+                            memory = self._buffers.host(spec.name, nbytes_of(shape, spec.dtype))
+                            context.set_tensor_address(spec.name, memory.ctypes.data)
                     missing = context.infer_shapes()
                     if missing:
                         raise ExecutionError(
@@ -183,24 +201,6 @@ class Route:
         if self.parts is None:
             return [key]
         return [tuple((size, *shape[1:]) for shape in key) for size in self.parts]
-
-    def _set_shapes(self, context: IExecutionContext, key: ShapeKey, stream: int) -> None:
-        engine = self._engine
-        profile = choose_profile(engine, key, self._profile)
-        if profile != context.active_optimization_profile and not context.set_optimization_profile_async(
-            profile, stream
-        ):
-            raise ExecutionError(f"TensorRT could not switch to optimization profile {profile}.")
-        for spec, shape in zip(engine.inputs.values(), key, strict=True):
-            if spec.is_dynamic and not context.set_input_shape(spec.name, shape):
-                raise ShapeError(
-                    f"TensorRT refused shape {list(shape)} for input {spec.name!r} under profile {profile}."
-                )
-            if spec.location == "host":
-                # infer_shapes reads shape tensors, so they must be bound, with this request's values, before it.
-                context.set_tensor_address(
-                    spec.name, self._buffers.host(spec.name, nbytes_of(shape, spec.dtype)).ctypes.data
-                )
 
     def _reserve(self, key: ShapeKey) -> None:
         """Reserve memory for this key. Addresses are read afterwards: reserving may move buffers."""
@@ -495,7 +495,7 @@ class Route:
         }
         changed = set(self._engine.aliases.values())
         spared = [
-            copy for copy in borrowed if copy[1] % _ALIGNMENT == 0 and not self.parts and names[copy[0]] not in changed
+            copy for copy in borrowed if copy[1] % ALIGNMENT == 0 and not self.parts and names[copy[0]] not in changed
         ]
         context = self._contexts[0]
         try:

@@ -34,6 +34,7 @@ from .tensor_spec import Shape, TensorSpecs
 if TYPE_CHECKING:
     from cuda.core import Event, Stream
 
+    from .bound import Bound
     from .engine import Engine
 
 _MAX_ROUTES = 16  # shape keys with an execution context and graphs of their own; the least recently used goes first
@@ -114,6 +115,7 @@ class Session(Runner):
         self._wanted = [(spec.name, spec.dtype) for spec in self._specs if spec.name not in self._state]
         self._names = dict(self._wanted).keys()  # a dict's own keys compare in C
         self._formatted = {spec.name for spec in self._specs if spec.format}
+        self._formatted_output = next((spec for spec in engine.outputs.values() if spec.format), None)
         self._dynamic = any(spec.is_dynamic for spec in self._specs)
         self._host_located = any(spec.location == "host" for spec in self._specs)
         self._routes: OrderedDict[ShapeKey, Route] = OrderedDict()
@@ -201,12 +203,11 @@ class Session(Runner):
             self._device.leave(entered)
 
     def _check_device_outputs(self) -> None:
-        for spec in self.outputs.values():
-            if spec.format:
-                raise InputError(
-                    f"output {spec.name!r} comes as {spec.format}, which trtrun converts on the host. Ask for "
-                    'outputs="copy", or build the engine with row-major linear outputs.'
-                )
+        if self._formatted_output is not None:
+            raise InputError(
+                f"output {self._formatted_output.name!r} comes as {self._formatted_output.format}, which trtrun "
+                'converts on the host. Ask for outputs="copy", or build the engine with row-major linear outputs.'
+            )
 
     def _join(self, stream: Any) -> Stream:
         """Let this request take its place in the caller's stream, which is returned."""
@@ -676,6 +677,28 @@ class Session(Runner):
 
         self.check_open()
         return StatefulSession(self.engine, pairs, initial=initial, cuda_graph=self._cuda_graph, profile=self._profile)
+
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, stream: Any | None = None) -> Bound:
+        """A request over GPU arrays that stay the same, for loops that must cost nothing but the launch.
+
+        ``call = session.bind({"images": x}, {"logits": y}, stream=stream)``, then per request write ``x`` on the
+        stream, ``call()``, and read ``y`` on the stream. The engine reads and writes the arrays in place, with an
+        execution context of its own; several may be bound, for example two that take turns.
+
+        Args:
+            inputs: a GPU array for each input, and
+            outputs: for each output, of the engine's dtypes and of shapes that belong together, C-contiguous, at
+                addresses that are multiples of 256 bytes, as allocators give them.
+            stream: the CUDA stream on which it runs, as for :meth:`run`; a call does not wait then.
+
+        Raises InputError, InputNameError, DtypeError or ShapeError for arrays that do not fit, and for engines with
+        tensors on the host, vectorized formats, or outputs whose shape is known only after running.
+        """
+        from .bound import Bound
+
+        self.check_open()
+        with self._device:
+            return Bound(self.engine, inputs, outputs, stream=stream, profile=self._profile)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

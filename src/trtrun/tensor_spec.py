@@ -147,8 +147,8 @@ class TensorSpecs(Mapping[str, TensorSpec]):
             bound[name] = value
         return bound
 
-    def check_names(self, given: Iterable[str]) -> None:
-        """Raise InputNameError unless ``given`` names each tensor once and nothing else."""
+    def check_names(self, given: Iterable[str], kind: str = "inputs") -> None:
+        """Raise InputNameError unless ``given`` names each of these ``kind`` once and nothing else."""
         given = set(given)
         if given == self._specs.keys():
             return
@@ -156,7 +156,7 @@ class TensorSpecs(Mapping[str, TensorSpec]):
         missing = [name for name in self._specs if name not in given]
         problems = [f"unknown: {unknown}"] if unknown else []
         problems += [f"missing: {missing}"] if missing else []
-        raise InputNameError(f"the inputs do not match the engine's ({'; '.join(problems)}). It takes: {self!r}.")
+        raise InputNameError(f"the {kind} do not match the engine's ({'; '.join(problems)}), which are: {self!r}.")
 
 
 def can_cast_exactly(source: np.dtype[Any], target: np.dtype[Any]) -> bool:

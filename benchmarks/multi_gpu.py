@@ -1,0 +1,244 @@
+"""Measure that one process fills all the GPUs of a machine.
+
+    python benchmarks/multi_gpu.py [scaling serve_scaling]
+
+Needs two GPUs or more, of one kind. Results go to benchmarks/results/<gpu>-x<count>.json.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import serve
+from results import Record, compare_rates, store
+
+import trtrun
+from trtrun import flavor
+from trtrun.building.builder import build_plan
+from trtrun.cuda.device import Device, gpu_count
+from trtrun.pipeline import Pipeline
+
+BATCH = 8
+ROUNDS = 5
+SECONDS = 1.0
+
+
+def arrays(count: int = 16) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((BATCH, 3, 224, 224), np.float32).astype(np.float16) for _ in range(count)]
+
+
+def mapped(pipeline: Pipeline, inputs: list[np.ndarray], seconds: float = SECONDS) -> float:
+    """Images per second through Pipeline.map over host arrays."""
+    turn, start, count = itertools.cycle(inputs), time.perf_counter(), 0
+
+    def source() -> Iterator[np.ndarray]:
+        while time.perf_counter() - start < seconds:
+            yield next(turn)
+
+    for _ in pipeline.map(source()):
+        count += 1
+    return BATCH * count / (time.perf_counter() - start)
+
+
+def submitted(pipeline: Pipeline, inputs: list[np.ndarray], threads: int, seconds: float = SECONDS) -> float:
+    """Images per second when several threads submit."""
+    counts = [0] * threads
+    start = time.perf_counter()
+
+    def work(index: int) -> None:
+        turn = itertools.cycle(inputs[index:] + inputs[:index])
+        last = None
+        while time.perf_counter() - start < seconds:
+            last = pipeline.submit(next(turn))
+            counts[index] += 1
+        if last is not None:
+            last.result()
+
+    pool = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
+    for thread in pool:
+        thread.start()
+    for thread in pool:
+        thread.join()
+    return BATCH * sum(counts) / (time.perf_counter() - start)
+
+
+def _alone(path: str, ordinal: int, go: Any, found: Any) -> None:
+    """A process of its own for one GPU."""
+    inputs = arrays()
+    with trtrun.load(path, device=ordinal) as runner, Pipeline(runner) as pipeline:
+        mapped(pipeline, inputs, 0.3)
+        found.put(0.0)
+        go.wait()
+        found.put([mapped(pipeline, inputs) for _ in range(ROUNDS)])
+
+
+def processes(path: Path, gpus: int) -> list[float]:
+    """Images per second of one process per GPU, all at once."""
+    context = multiprocessing.get_context("spawn")
+    go, found = context.Event(), context.Queue()
+    pool = [context.Process(target=_alone, args=(str(path), ordinal, go, found)) for ordinal in range(gpus)]
+    for process in pool:
+        process.start()
+    for _ in pool:
+        found.get(timeout=120)
+    go.set()
+    rates = [found.get(timeout=120) for _ in pool]
+    for process in pool:
+        process.join()
+    return [sum(turn) for turn in zip(*rates, strict=True)]
+
+
+def scaling(folder: Path) -> Iterator[Record]:
+    gpus, inputs = gpu_count(), arrays()
+    path = folder / "resnet50.engine"
+    path.write_bytes(build_plan(models.resnet50(BATCH)))
+    with (
+        trtrun.load(path) as single,
+        Pipeline(single) as alone,
+        trtrun.load(path, devices="all") as everywhere,
+        Pipeline(everywhere) as spread,
+    ):
+        expected = [single(x)["logits"] for x in inputs]
+        for _ in range(3):
+            for out, wanted in zip(spread.map(inputs), expected, strict=True):
+                error = np.linalg.norm(out["logits"].astype(np.float64) - wanted) / np.linalg.norm(wanted)
+                assert error < 1e-2, error
+        mapped(alone, inputs, 0.3)
+        before = [Device(ordinal).memory()[0] for ordinal in range(gpus)]
+        rates: dict[str, list[float]] = {"one": [], "all": [], "threads": []}
+        for _ in range(ROUNDS):
+            rates["one"].append(gpus * mapped(alone, inputs))
+            rates["all"].append(mapped(spread, inputs))
+            rates["threads"].append(submitted(spread, inputs, 2 * gpus))
+        grown = [before[ordinal] - Device(ordinal).memory()[0] for ordinal in range(gpus)]
+        depth, slots = spread.depth, spread._clones[0]
+        print(f"  depth {alone.depth} alone, {depth} on all; helpers {slots.copy_helpers}, turns {slots.turns}")
+        print(f"  device memory grown by {grown} bytes", flush=True)
+    start = time.perf_counter()
+    for x in inputs * 8:
+        x.copy()
+    print(f"  one core copies {len(inputs) * 8 * inputs[0].nbytes / (time.perf_counter() - start) / 1e9:.1f} GB/s")
+    rates["processes"] = processes(path, gpus)
+    what = f"Pipeline.map on {gpus} GPUs / {gpus} × one GPU, host arrays in and out, ResNet-50 batch {BATCH}"
+    yield compare_rates("multi_gpu.scaling", what, rates["all"], rates["one"])
+    what = f"the same, {2 * gpus} threads that submit / {gpus} × one GPU"
+    yield compare_rates("multi_gpu.scaling.threads", what, rates["threads"], rates["one"])
+    what = f"the same, one process per GPU / {gpus} × one GPU"
+    yield compare_rates("multi_gpu.scaling.processes", what, rates["processes"], rates["one"])
+
+
+def _shared_load(address: str, seconds: float, index: int, ready: Any, go: Any, found: Any) -> None:
+    """One client process: requests of batch 8 from and to system shared memory, four at a time."""
+    from multiprocessing import shared_memory
+
+    import tritonclient.grpc as triton
+
+    array = arrays(1)[0]
+    size, out = array.nbytes, BATCH * 1000 * 2
+    counts: list[int] = []
+
+    def ask(thread: int) -> None:
+        memory = shared_memory.SharedMemory(create=True, size=size + out)
+        client = triton.InferenceServerClient(address)
+        region = f"m{index}-{thread}"
+        try:
+            client.register_system_shared_memory(region, memory.name, size + out)
+            np.frombuffer(memory.buf, array.dtype, array.size).reshape(array.shape)[...] = array
+            placed = serve.request(array)
+            placed[0].set_shared_memory(region, size)
+            answer = triton.InferRequestedOutput("logits")
+            answer.set_shared_memory(region, out, size)
+            client.infer("model", placed, outputs=[answer])
+            ready.put(0)
+            go.wait()
+            count, until = 0, time.perf_counter() + seconds
+            while time.perf_counter() < until:
+                client.infer("model", placed, outputs=[answer])
+                count += 1
+            counts.append(count)
+            client.unregister_system_shared_memory(region)
+        finally:
+            client.close()
+            memory.close()
+            memory.unlink()
+
+    pool = [threading.Thread(target=ask, args=(thread,)) for thread in range(4)]
+    for thread in pool:
+        thread.start()
+    for thread in pool:
+        thread.join()
+    found.put(BATCH * sum(counts) / seconds)
+
+
+def served(path: Path, clients: int, *arguments: str, seconds: float = 4.0) -> float:
+    """Images per second of a server under the load of so many processes."""
+    context = multiprocessing.get_context("spawn")
+    with serve.serving(path, "--max-batch-size", str(BATCH), *arguments) as (_, address):
+        ready, go, found = context.Queue(), context.Event(), context.Queue()
+        pool = [
+            context.Process(target=_shared_load, args=(address, seconds, index, ready, go, found))
+            for index in range(clients)
+        ]
+        for process in pool:
+            process.start()
+        for _ in range(4 * clients):
+            ready.get(timeout=120)
+        go.set()
+        total = sum(found.get(timeout=120) for _ in pool)
+        for process in pool:
+            process.join()
+        return total
+
+
+def serve_scaling(folder: Path) -> Iterator[Record]:
+    gpus = gpu_count()
+    path = folder / "served.engine"
+    path.write_bytes(build_plan(models.resnet50(BATCH)))
+    rates: dict[str, list[float]] = {"one": [], "all": []}
+    for _ in range(3):
+        rates["one"].append(gpus * served(path, 6))
+        rates["all"].append(served(path, 6 * gpus, "--all-devices", "--instances", str(2 * gpus)))
+    what = f"trtrun serve on {gpus} GPUs / {gpus} × one GPU, gRPC and shared memory, batch {BATCH}"
+    yield compare_rates("multi_gpu.serve_scaling", what, rates["all"], rates["one"])
+
+
+GROUPS = {f.__name__: f for f in (scaling, serve_scaling)}
+
+
+def main(names: list[str]) -> None:
+    gpus = gpu_count()
+    if gpus < 2:
+        raise SystemExit("this needs two GPUs or more")
+    environment: dict[str, object] = {
+        "gpu": f"{Device().name} x{gpus}",
+        "driver": f"CUDA {Device().driver_version}",
+        "tensorrt": flavor.load("tensorrt_rtx").title,
+        "trtrun": trtrun.__version__,
+        "cpu cores": os.cpu_count(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    records: list[Record] = []
+    for name in names or list(GROUPS):
+        print(name, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            for record in GROUPS[name](Path(folder)):
+                records.append(record)
+                low, high = record.spread
+                print(f"  {record.id}: {record.ratio:.3f} ({low:.3f}–{high:.3f})  {record.ours} / {record.reference}")
+        print(store(records, environment), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
