@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import trtrun
 from tests import models
 from trtrun.building.builder import build_plan
+from trtrun.building.graph import prepare
 from trtrun.building.options import BuildOptions, parse_shapes
 from trtrun.building.quantization import quantize
 from trtrun.cli import app
@@ -122,3 +123,26 @@ def test_calibrated_on_pictures(tmp_path: Path) -> None:
     assert "calibrated with 5 requests" in result.stdout
     assert "broken.png is left out" in result.stderr
     assert operators((tmp_path / "classifier.fp8.onnx").read_bytes())["QuantizeLinear"] == 2
+
+
+def test_fp8_convolutions_get_a_scale_per_channel_which_changes_no_number(tmp_path: Path) -> None:
+    """TensorRT-RTX 1.6.1 computes them wrongly with one scale for all channels."""
+    data = quantize(models.convolution(), requests("convolution"), precision="fp8")
+    prepared, changes = prepare(data, BuildOptions())
+    assert prepared is not None
+    assert changes == ["1 fp8 convolutions: the scale of the weights is written once per channel"]
+    dequantized = next(n for n in onnx.load_from_string(prepared).graph.node if n.input[0] == "W_quantized")
+    shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load_from_string(prepared).graph.initializer}
+    assert [shapes[name] for name in dequantized.input] == [[8, 3, 3, 3], [8], [8]]
+    assert prepare(prepared, BuildOptions()) == (None, [])
+    for request in requests("convolution", 3):
+        before, after = OnnxRuntimeSession(data).run(request), OnnxRuntimeSession(prepared).run(request)
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+    path = tmp_path / "outside.onnx"
+    onnx.save(onnx.load_from_string(data), path, save_as_external_data=True, size_threshold=0, location="w.bin")
+    from_file, _ = prepare(path, BuildOptions())
+    assert from_file is not None
+    request = requests("convolution", 1)[0]
+    before, after = OnnxRuntimeSession(data).run(request), OnnxRuntimeSession(from_file).run(request)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert build_plan(path, BuildOptions(profiles=parse_shapes([CASES["convolution"][1]])))

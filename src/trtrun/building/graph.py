@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import BuildError, MissingPackageError, OnnxError
+from . import rewrites
 from .options import BuildOptions
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes of one ONNX message
@@ -53,7 +54,8 @@ def prepare(model: str | os.PathLike[str] | bytes, options: BuildOptions) -> tup
     changes = _untie(graph_only)
     if options.fp16 and options.bf16:
         raise BuildError("fp16 and bf16 exclude each other. Choose one.")
-    if not (changes or options.outputs or options.simplify or options.fp16 or options.bf16):
+    rewritten = rewrites.needed(graph_only)
+    if not (changes or rewritten or options.outputs or options.simplify or options.fp16 or options.bf16):
         return None, []
     proto: Any = graph_only
     if not isinstance(model, bytes):
@@ -64,6 +66,8 @@ def prepare(model: str | os.PathLike[str] | bytes, options: BuildOptions) -> tup
         proto = _simplify(proto, name, changes)
     if options.fp16 or options.bf16:
         proto = _to_half(proto, options, name, changes)
+    if rewritten:
+        changes += rewrites.fp8_scales(proto)
     if proto.ByteSize() > _PROTOBUF_LIMIT:
         raise OnnxError(
             f"{name} holds {proto.ByteSize():,} bytes with its external data, more than one ONNX message can: it can "
