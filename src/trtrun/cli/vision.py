@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,29 @@ InputSize = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT of a
 Score = Annotated[float | None, typer.Option("--score", min=0, max=1, help="Lowest score of an object.")]
 Iou = Annotated[float | None, typer.Option("--iou", min=0, max=1, help="Overlap from which the worse is dropped.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Pictures per request.")]
+Track = Annotated[bool, typer.Option("--track", help="Number the objects of a video through its frames.")]
 Labels = Annotated[Path | None, typer.Option("--labels", help="Text file with one class name per line.")]
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What the commands share."""
+
+    source: str
+    model: Path
+    out: Path | None
+    show_table: bool
+    as_json: bool
+    save_video: bool
+    size: str | None
+    batch: int
+    device: int
+    plugin: list[Path] | None
+    head: str | None = None
+    score: float | None = None
+    iou: float | None = None
+    labels: Path | None = None
+    track: bool = False
 
 
 def detect(
@@ -41,6 +64,7 @@ def detect(
     show_table: ShowTable = False,
     as_json: AsJson = False,
     save_video: SaveVideo = False,
+    track: Track = False,
     oriented: Annotated[bool, typer.Option("--oriented", help="The model finds oriented boxes.")] = False,
     head: HeadName = None,
     size: InputSize = None,
@@ -52,10 +76,24 @@ def detect(
     plugin: Plugins = None,
 ) -> None:
     """Find objects: boxes with a class and a score."""
-    task = "obb" if oriented else "detect"
-    _run(
-        task, source, model, out, show_table, as_json, save_video, head, size, score, iou, batch, labels, device, plugin
+    wishes = _Wishes(
+        source,
+        model,
+        out,
+        show_table,
+        as_json,
+        save_video,
+        size,
+        batch,
+        device,
+        plugin,
+        head,
+        score,
+        iou,
+        labels,
+        track,
     )
+    _run("obb" if oriented else "detect", wishes)
 
 
 def segment(
@@ -65,6 +103,7 @@ def segment(
     show_table: ShowTable = False,
     as_json: AsJson = False,
     save_video: SaveVideo = False,
+    track: Track = False,
     kind: Annotated[
         str | None, typer.Option("--kind", help="segment (objects), semantic (pixels) or matting (foreground).")
     ] = None,
@@ -80,9 +119,24 @@ def segment(
     """Find what every pixel belongs to: objects, classes, or foreground and background."""
     if kind not in (None, "segment", "semantic", "matting"):
         raise typer.BadParameter("choose segment, semantic or matting", param_hint="--kind")
-    _run(
-        kind, source, model, out, show_table, as_json, save_video, head, size, score, iou, batch, labels, device, plugin
+    wishes = _Wishes(
+        source,
+        model,
+        out,
+        show_table,
+        as_json,
+        save_video,
+        size,
+        batch,
+        device,
+        plugin,
+        head,
+        score,
+        iou,
+        labels,
+        track,
     )
+    _run(kind, wishes)
 
 
 def pose(
@@ -92,6 +146,7 @@ def pose(
     show_table: ShowTable = False,
     as_json: AsJson = False,
     save_video: SaveVideo = False,
+    track: Track = False,
     head: HeadName = None,
     size: InputSize = None,
     score: Score = None,
@@ -101,9 +156,10 @@ def pose(
     plugin: Plugins = None,
 ) -> None:
     """Find people or other things with keypoints."""
-    _run(
-        "pose", source, model, out, show_table, as_json, save_video, head, size, score, iou, batch, None, device, plugin
+    wishes = _Wishes(
+        source, model, out, show_table, as_json, save_video, size, batch, device, plugin, head, score, iou, track=track
     )
+    _run("pose", wishes)
 
 
 def classify(
@@ -121,10 +177,8 @@ def classify(
     plugin: Plugins = None,
 ) -> None:
     """Say what whole pictures show."""
-    _run(
-        "classify", source, model, out, show_table, as_json, save_video, None, size, None, None, batch, labels, device,
-        plugin, top=top,
-    )  # fmt: skip
+    wishes = _Wishes(source, model, out, show_table, as_json, save_video, size, batch, device, plugin, labels=labels)
+    _run("classify", wishes, top=top)
 
 
 def ocr(
@@ -148,67 +202,48 @@ def ocr(
         runners = [stack.enter_context(load(p, device=device, plugins=plugin or ())) for p in (detector, recognizer)]
         characters = None if labels is None else read_labels(labels)
         reader = TextReader(*runners, size=parse_size(size), characters=characters)
-        _report(source, reader.stream(source), runners[0], "ocr", out, show_table, as_json, save_video)
+        wishes = _Wishes(source, detector, out, show_table, as_json, save_video, size, 1, device, plugin)
+        _report(reader.stream(source), runners[0], "ocr", wishes)
 
 
-def _run(
-    task: str | None,
-    source: str,
-    model: Path,
-    out: Path | None,
-    show_table: bool,
-    as_json: bool,
-    save_video: bool,
-    head: str | None,
-    size: str | None,
-    score: float | None,
-    iou: float | None,
-    batch: int,
-    labels: Path | None,
-    device: int,
-    plugin: list[Path] | None,
-    **options: Any,
-) -> None:
-    from dataclasses import replace
-
+def _run(task: str | None, wishes: _Wishes, **options: Any) -> None:
     from .. import vision
     from ..predictor import load
 
-    with load(model, device=device, plugins=plugin or ()) as runner:
-        names = None if labels is None else dict(enumerate(read_labels(labels)))
-        wanted = None if size is None else parse_size(size)
-        work = vision.task(runner, task, head=head, size=wanted, names=names, **options)
-        chosen: dict[str, Any] = {"score_threshold": score, "iou_threshold": iou}
+    with load(wishes.model, device=wishes.device, plugins=wishes.plugin or ()) as runner:
+        names = None if wishes.labels is None else dict(enumerate(read_labels(wishes.labels)))
+        size = None if wishes.size is None else parse_size(wishes.size)
+        work = vision.task(runner, task, head=wishes.head, size=size, names=names, **options)
+        chosen: dict[str, Any] = {"score_threshold": wishes.score, "iou_threshold": wishes.iou}
         work.selection = replace(work.selection, **{name: v for name, v in chosen.items() if v is not None})
         # On the CPU requests in flight only share its cores.
         depth = 1 if runner.backend.startswith("ONNX Runtime") else None
-        found = work.stream(source, batch=batch, depth=depth)
-        _report(source, found, runner, str(work.head), out, show_table, as_json, save_video)
+        found: Iterable[Found] = work.stream(wishes.source, batch=wishes.batch, depth=depth)
+        if wishes.track:
+            from ..vision.tracking import track
+
+            found = track(found)
+        _report(found, runner, str(work.head), wishes)
 
 
-def _report(
-    source: str,
-    found: Iterable[Found],
-    runner: Runner,
-    what: str,
-    out: Path | None,
-    show_table: bool,
-    as_json: bool,
-    save_video: bool,
-) -> None:
+def _report(found: Iterable[Found], runner: Runner, what: str, wishes: _Wishes) -> None:
     """Write, print and count what comes; exit code 1 when an item failed."""
     from rich.console import Console
     from rich.table import Table
 
     from ..vision.draw import draw
 
-    console = Console(stderr=as_json)  # so that --json leaves stdout to the data
-    table = Table("picture", "size", "found", box=None, pad_edge=False) if show_table and not as_json else None
+    console = Console(stderr=wishes.as_json)  # so that --json leaves stdout to the data
+    table = (
+        Table("picture", "size", "found", box=None, pad_edge=False)
+        if wishes.show_table and not wishes.as_json
+        else None
+    )
     rows: list[dict[str, Any]] = []
     failed = done = 0
     start = time.perf_counter()
-    with _Writer(out, save_video) as writer:
-        for item in _with_progress(found, source, console):
+    with _Writer(wishes.out, wishes.save_video) as writer:
+        for item in _with_progress(found, wishes.source, console):
             row: dict[str, Any] = {"name": item.name}
             if item.error is not None or item.picture is None or item.result is None:
                 failed += 1
@@ -220,19 +255,19 @@ def _report(
                 done += 1
                 height, width = item.picture.shape[:2]
                 row |= {"width": width, "height": height, "results": item.result.to_json()}
-                if out is not None:
+                if wishes.out is not None:
                     row["file"] = str(writer.write(item, draw(item.picture, item.result)))
                 if table is not None:
                     table.add_row(_escape(item.name), f"{width}×{height}", "\n".join(_lines(row["results"])))
-            if as_json:
+            if wishes.as_json:
                 rows.append(row)
         seconds = time.perf_counter() - start
-    if as_json:
+    if wishes.as_json:
         typer.echo(json.dumps({"backend": runner.backend, "head": what, "items": rows}, indent=2))
     if table is not None:
         console.print(table)
     rate = f", {done / seconds:.1f} pictures/s" if done else ""
-    where = f"; written to {out}" if out is not None and done else ""
+    where = f"; written to {wishes.out}" if wishes.out is not None and done else ""
     console.print(
         f"{what} on {runner.backend}: {done} pictures in {seconds:.2f} s{rate}, {failed} failed{where}",
         highlight=False,

@@ -62,6 +62,8 @@ def _draw_detections(picture: Picture, found: Detections) -> Picture:
     # One class without a name needs no number beside every box.
     nameless = not found.names and not found.class_ids.any()
     texts = [f"{'' if nameless else found.label(i) + ' '}{found.scores[i]:.2f}" for i in range(len(found))]
+    if found.track_ids is not None:
+        texts = [f"#{i} {text}" if i >= 0 else text for i, text in zip(found.track_ids, texts, strict=True)]
     labels = sv.LabelAnnotator(
         palette, text_scale=letters, text_thickness=stroke, text_padding=max(2, round(7 * letters)), smart_position=True
     )

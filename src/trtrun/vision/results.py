@@ -47,6 +47,7 @@ class Detections(_Result):
         keypoints: float32 [N, K, 2], x and y in pixels, or None.
         keypoint_scores: float32 [N, K], how sure each is or whether it is visible, or None.
         corners: float32 [N, 4, 2], the corners in order around an oriented box, or None; ``boxes`` then enclose them.
+        track_ids: int64 [N], the number of an object through a video, -1 without one yet; None without tracking.
     """
 
     boxes: Array
@@ -57,6 +58,7 @@ class Detections(_Result):
     keypoints: Array | None = None
     keypoint_scores: Array | None = None
     corners: Array | None = None
+    track_ids: Array | None = None
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -73,6 +75,8 @@ class Detections(_Result):
             self._freeze("keypoint_scores", np.float32, (count, self.keypoints.shape[1]))
         if self.corners is not None:
             self._freeze("corners", np.float32, (count, 4, 2))
+        if self.track_ids is not None:
+            self._freeze("track_ids", np.int64, (count,))
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -93,6 +97,8 @@ class Detections(_Result):
             }
             if self.names:
                 row["class"] = self.label(index)
+            if self.track_ids is not None and self.track_ids[index] >= 0:
+                row["track_id"] = int(self.track_ids[index])
             if self.corners is not None:
                 row["corners"] = [_pixels(point) for point in self.corners[index]]
             if self.keypoints is not None:
@@ -144,6 +150,7 @@ class Detections(_Result):
             mask=masks,
             confidence=np.array(self.scores),
             class_id=np.array(self.class_ids),
+            tracker_id=None if self.track_ids is None else np.array(self.track_ids),
             data=data,
         )
 
