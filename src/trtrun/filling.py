@@ -17,6 +17,7 @@ from .cuda.memory import copy_async, is_pageable
 
 LARGE = 1 << 20  # bytes from which there is something to choose: below, copying inside the graph is always faster
 _MANY_THREADS = 4 << 20  # bytes from which several threads are the better guess
+_CHUNK = 1 << 19  # bytes; smaller ones cost more calls than they hide
 _TURNS = 7  # requests that each way is timed in
 
 # Copies an array of the view's dtype and layout to the device address, through the page-locked view or past it, on a
@@ -34,6 +35,17 @@ def whole(address: int, view: Host, array: Host, stream: int) -> bool:
     """By one thread, then in one copy beside the graph: what disturbs other requests in flight least."""
     np.copyto(view, array)
     copy_async(address, view.ctypes.data, view.nbytes, stream)
+    return True
+
+
+def chunks(address: int, view: Host, array: Host, stream: int) -> bool:
+    """By one thread in chunks, each sent while the next is copied."""
+    target, given = view.reshape(-1).view(np.uint8), array.reshape(-1).view(np.uint8)
+    source, nbytes = view.ctypes.data, view.nbytes
+    for start in range(0, nbytes, _CHUNK):
+        stop = min(start + _CHUNK, nbytes)
+        np.copyto(target[start:stop], given[start:stop])
+        copy_async(address + start, source + start, stop - start, stream)
     return True
 
 
@@ -63,7 +75,7 @@ class Choice:
     def __init__(self, nbytes: int) -> None:
         self.best: Way = threads if nbytes >= _MANY_THREADS else driver
         self.settled = False
-        self._times: dict[Way, list[float]] = {way: [] for way in (driver, threads, inside)}
+        self._times: dict[Way, list[float]] = {way: [] for way in (driver, chunks, threads, inside)}
 
     def next(self) -> Way:
         """The way for a request that will be timed."""

@@ -195,7 +195,7 @@ def test_page_locked_arrays_of_the_caller_may_be_changed_at_once(
         assert relative_error(pending.result()["y"], expected(x)["y"]) <= 1e-3
 
 
-@pytest.mark.parametrize("way", [filling.inside, filling.whole, filling.driver, filling.threads])
+@pytest.mark.parametrize("way", [filling.inside, filling.whole, filling.chunks, filling.driver, filling.threads])
 def test_every_way_of_a_large_input(
     way: filling.Way, open_session: Open, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from trtrun import filling
 from trtrun.filling import Choice, Way
 
 
-@pytest.mark.parametrize("fastest", [filling.driver, filling.threads, filling.inside])
+@pytest.mark.parametrize("fastest", [filling.driver, filling.chunks, filling.threads, filling.inside])
 def test_the_fastest_by_median_is_kept(fastest: Way) -> None:
     choice = Choice(2 << 20)
     tried = []
@@ -16,11 +16,11 @@ def test_the_fastest_by_median_is_kept(fastest: Way) -> None:
         way = choice.next()
         tried.append(way)
         # A hiccup in each way, and among the slow ones one request that was quick.
-        odd = len(tried) > 9 and len(tried) % 7 == 0
+        odd = len(tried) > 11 and len(tried) % 7 == 0
         choice.note(way, (1.0 if way is fastest else 1.1) * (1.5 if odd else 1.0))
         assert len(tried) < 100
     assert choice.best is choice.next() is fastest
-    assert tried[:3] == [filling.driver, filling.threads, filling.inside]  # in turns
+    assert tried[:4] == [filling.driver, filling.chunks, filling.threads, filling.inside]  # in turns
     choice.note(filling.driver, 0.0)  # a request that was under way meanwhile
     assert choice.best is fastest
 
