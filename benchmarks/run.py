@@ -253,10 +253,10 @@ def _versus_onnx_runtime(model: bytes, inputs: list[np.ndarray], ours: list[floa
             command = [sys.executable, "-c", _ORT_THROUGHPUT, *files]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
             try:
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=20)
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=15)
                 rates[way] = [float(rate) for rate in done.stdout.split()[-5:]]
             except subprocess.TimeoutExpired:
-                print(f"  ONNX Runtime, {way}: not done after 20 s", file=sys.stderr)
+                print(f"  ONNX Runtime, {way}: not done after 15 s", file=sys.stderr)
             except subprocess.CalledProcessError as error:
                 print(f"  ONNX Runtime, {way}: {error.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
     if not rates:
