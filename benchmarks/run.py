@@ -86,6 +86,8 @@ def latency() -> Iterator[Record]:
                 contenders[label] = make()
             except Exception as error:
                 print(f"  {label} is left out of {name}: {error}", file=sys.stderr)
+        if name == "resnet50.static.b8":
+            contenders["chunked"] = peers.Chunked(RTX, engine.handle)
         expected = session(inputs[0])["logits"]
         for label, peer in contenders.items():
             if label != "floor":
@@ -106,8 +108,13 @@ def latency() -> Iterator[Record]:
             "ort": "ONNX Runtime with TensorRT-RTX 0.4.0, the better of its modes",
             "torch": "torch fp16 channels-last, CUDA graph",
         }
-        floor = times.pop("floor")
+        for choice in engine.choices.values():
+            print(f"  the input's way: {choice.best.__name__}")
+        floor, chunked = times.pop("floor"), times.pop("chunked", None)
         for label in ("recipe", "ort"):
+            if label in times and chunked:
+                what_floor = f"{what[label]} / one core's copy in chunks that overlap with their transfers, p50"
+                yield compare_times(f"floor.chunked.{name}.vs_{label}", what_floor, chunked, times[label])
             if label in times:
                 what_floor = f"{what[label]} / one core's copy of the input and the engine's graph, nothing else, p50"
                 yield compare_times(f"floor.{name}.vs_{label}", what_floor, floor, times[label])
