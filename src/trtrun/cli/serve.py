@@ -38,6 +38,7 @@ def command(
     ] = 1024,
     instances: Annotated[int, typer.Option(min=1, help="Batches of a model in progress at once.")] = 2,
     max_body: Annotated[int, typer.Option(min=1, help="Mebibytes of a request at most.")] = 256,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Megapixels of a picture at most.")] = 64,
     token_file: Annotated[
         Path | None, typer.Option(help="File with a secret; requests need Authorization: Bearer SECRET then.")
     ] = None,
@@ -90,7 +91,7 @@ def command(
             host,
             port,
             None if grpc_port < 0 else grpc_port,
-            HttpOptions(max_body << 20, token),
+            HttpOptions(max_body << 20, max_pixels << 20, token),
             tls_certificate,
             tls_key,
         ),

@@ -143,16 +143,20 @@ class Batcher:
             None if timeout is None else now + timeout,
         )
         with self._condition:
-            if self._closing:
-                raise ClosedError("the model is being unloaded.")
-            if len(self._queue) >= self.options.queue_size:
-                raise ServerBusyError(
-                    f"{len(self._queue)} requests wait already, which is all the queue holds. Come back later."
-                )
+            self.check_room()
             bisect.insort(self._queue, request)
             if self._idle or sum(other.rows for other in self._queue) >= self.max_batch_size:
                 self._condition.notify_all()  # one alone may be somebody who waits for another batch to fill
         return request.future
+
+    def check_room(self) -> None:
+        """Raise what :meth:`submit` would for any request now: ServerBusyError or ClosedError."""
+        if self._closing:
+            raise ClosedError("the model is being unloaded.")
+        if len(self._queue) >= self.options.queue_size:
+            raise ServerBusyError(
+                f"{len(self._queue)} requests wait already, which is all the queue holds. Come back later."
+            )
 
     def warm_up(self, inputs: Mapping[str, Array]) -> None:
         """Run a request on every instance, past the queue and the statistics. Raises what it raises."""

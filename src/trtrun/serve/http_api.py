@@ -9,9 +9,11 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -20,23 +22,28 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..errors import (
     ClosedError,
     InputError,
+    MediaTypeError,
+    MissingPackageError,
     ModelNotFoundError,
     RequestTimeoutError,
+    RequestTooLargeError,
     ServerBusyError,
     TrtrunError,
 )
 from . import protocol
 from .metrics import exposition
-from .repository import EXTENSIONS, Model, Repository, describe
+from .pictures import Pictures, form_of
+from .repository import EXTENSIONS, Model, Repository, configuration, describe
 from .shared_memory import SharedMemory
 
 _LOG = logging.getLogger("trtrun.serve")
-_PATIENCE = 64 << 20  # bytes of a request that is too large to read all the same
+_PATIENCE = (64 << 20, 5.0)  # bytes and seconds of a body that nobody wants, read all the same
 HEADER_LENGTH = "inference-header-content-length"
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -48,15 +55,13 @@ class HttpOptions:
 
     Attributes:
         max_body: bytes of a request at most.
+        max_pixels: of a picture at most; each takes three bytes once it is decoded.
         token: a secret that requests must carry as ``Authorization: Bearer TOKEN``; None for none. Health is open.
     """
 
     max_body: int = 256 << 20
+    max_pixels: int = 1 << 26
     token: str | None = None
-
-
-class _TooLarge(Exception):
-    pass
 
 
 def status_of(error: BaseException) -> int:
@@ -67,6 +72,12 @@ def status_of(error: BaseException) -> int:
         return 503
     if isinstance(error, RequestTimeoutError):
         return 504
+    if isinstance(error, RequestTooLargeError):
+        return 413
+    if isinstance(error, MediaTypeError):
+        return 415
+    if isinstance(error, MissingPackageError):
+        return 501
     return 400 if isinstance(error, InputError) else 500
 
 
@@ -97,6 +108,7 @@ def application(repository: Repository, options: HttpOptions | None = None, memo
                 ("/config", "GET", api.config),
                 ("/stats", "GET", api.stats),
                 ("/infer", "POST", api.infer),
+                ("/predict", "POST", api.predict),
             )
         ),
         route("/v2/repository/index", "POST", api.index),
@@ -116,7 +128,8 @@ def application(repository: Repository, options: HttpOptions | None = None, memo
         route("/v2/cudasharedmemory/{rest:path}", "GET", api.no_cuda_memory),
         route("/v2/cudasharedmemory/{rest:path}", "POST", api.no_cuda_memory),
     ]
-    return Starlette(routes=routes)
+    handlers = {404: _no_route, 405: _no_route}
+    return _Drained(Starlette(routes=routes, exception_handlers=handlers))
 
 
 class _Api:
@@ -124,6 +137,7 @@ class _Api:
         self._repository = repository
         self._options = options
         self._memory = memory
+        self._pictures = Pictures(options.max_pixels)
 
     def guarded(self, handler: Handler) -> Handler:
         """The handler behind the token, its errors as the protocol's, one line in the log."""
@@ -134,9 +148,6 @@ class _Api:
             problem = ""
             try:
                 response = await handler(request) if self._allowed(request) else _error(401, "a bearer token is needed")
-            except _TooLarge:
-                problem = f"the body is larger than {self._options.max_body} bytes"
-                response = _error(413, problem)
             except ClientDisconnect:
                 problem, response = "the client has gone", Response(status_code=499)
             except TrtrunError as error:
@@ -173,18 +184,10 @@ class _Api:
 
     async def _body(self, request: Request) -> bytes | bytearray:
         body = bytearray()
-        read = 0
         async for chunk in request.stream():
-            read += len(chunk)
-            if read <= self._options.max_body:
-                body += chunk
-            else:
-                body.clear()
-                # A client that is still sending would see its connection break instead of the answer.
-                if read > self._options.max_body + _PATIENCE:
-                    break
-        if read > self._options.max_body:
-            raise _TooLarge
+            if len(body) + len(chunk) > self._options.max_body:
+                raise RequestTooLargeError(f"the body is larger than {self._options.max_body} bytes.")
+            body += chunk
         return body
 
     async def _json(self, request: Request) -> Mapping[str, Any]:
@@ -220,28 +223,7 @@ class _Api:
         return JSONResponse({"ready": True})
 
     async def config(self, request: Request) -> Response:
-        model = self._model(request)
-        described = describe(model)
-
-        def dims(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            batched = model.batcher.max_batch_size > 1
-            return [
-                {"name": t["name"], "data_type": f"TYPE_{t['datatype']}", "dims": t["shape"][1 if batched else 0 :]}
-                for t in tensors
-            ]
-
-        batching = model.batcher.options
-        return JSONResponse(
-            {
-                "name": model.name,
-                "platform": described["platform"],
-                "max_batch_size": model.batcher.max_batch_size if model.batcher.max_batch_size > 1 else 0,
-                "input": dims(described["inputs"]),
-                "output": dims(described["outputs"]),
-                "dynamic_batching": {"max_queue_delay_microseconds": int(1e6 * batching.max_queue_delay)},
-                "instance_group": [{"count": batching.instances}],
-            }
-        )
+        return JSONResponse(configuration(self._model(request)))
 
     async def stats(self, request: Request) -> Response:
         model = self._model(request)
@@ -261,16 +243,30 @@ class _Api:
     async def infer(self, request: Request) -> Response:
         model = self._model(request)
         length = request.headers.get(HEADER_LENGTH)
-        if length is not None and not length.isdecimal():
-            raise InputError(f"Inference-Header-Content-Length must be a number, got {length!r:.50}.")
+        header_length = None if length is None else _number(length, HEADER_LENGTH)
         body = await self._body(request)
-        parsed = protocol.parse(memoryview(body), None if length is None else int(length), self._memory)
+        parsed = protocol.parse(memoryview(body), header_length, self._memory)
         future = model.batcher.submit(parsed.inputs, priority=parsed.priority, timeout=parsed.timeout)
         results = await asyncio.wrap_future(future)
         pieces, header = protocol.render(model.name, model.version, parsed, results, self._memory)
         if header is None:
             return Response(bytes(pieces[0]), media_type="application/json")
         return Response(b"".join(pieces), media_type="application/octet-stream", headers={HEADER_LENGTH: str(header)})
+
+    async def predict(self, request: Request) -> Response:
+        model, query = self._model(request), request.query_params
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in ("", "application/octet-stream") and not kind.startswith("image/"):
+            raise MediaTypeError(f"the body is {kind!r:.60}; send image/… or application/octet-stream.")
+        timeout = _number(query.get("timeout", "0"), "timeout")
+        content, media_type = await self._pictures.predict(
+            model,
+            await self._body(request),
+            form_of(request.headers.get("accept", ""), query.get("annotated", "0") not in ("0", "false")),
+            priority=_number(query.get("priority", "0"), "priority"),
+            timeout=timeout / 1e6 if timeout else None,
+        )
+        return Response(content, media_type=media_type)
 
     # Repository and shared memory
 
@@ -322,6 +318,58 @@ class _Api:
         return PlainTextResponse(
             (files(__package__) / "openapi.json").read_text(encoding="utf-8"), media_type="application/json"
         )
+
+
+async def _no_route(request: Request, error: Any) -> Response:
+    response = _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    response.headers.update(error.headers or {})
+    return response
+
+
+class _Drained:
+    """Reads what is left of a request before it is answered, or closes the connection behind the answer.
+
+    A client that is still sending when the connection closes sees it reset, and not the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.routes = app.routes  # type: ignore[attr-defined]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        more = scope["type"] == "http"
+        begun = False
+
+        async def received() -> Message:
+            nonlocal more, begun
+            message = await receive()
+            begun = True
+            more = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def drain() -> None:
+            most, seconds = _PATIENCE
+            read = 0
+            with suppress(asyncio.TimeoutError):
+                while more and read <= most:
+                    read += len((await asyncio.wait_for(received(), seconds)).get("body", b""))
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and more:
+                # Who asks before he sends has sent nothing yet.
+                if begun or (b"expect", b"100-continue") not in scope["headers"]:
+                    await drain()
+                if more:
+                    message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+            await send(message)
+
+        await self._app(scope, received, sending)
+
+
+def _number(text: str, what: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise InputError(f"{what} must be an integer that is not negative, got {text!r:.50}.")
+    return int(text)
 
 
 def _error(status: int, message: str) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing.shared_memory
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from tests import models
-from tests.unit.serve.test_server import Server
+from tests.unit.serve.process import Server
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.serve.grpc_api import messages
 
@@ -110,27 +109,6 @@ def test_errors_have_their_codes(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match=r"not loaded|no model"):
         client.unload_model("nothing")
     client.load_model("affine")
-
-
-def test_system_shared_memory(client: triton.InferenceServerClient) -> None:
-    x = RNG.standard_normal((4, 12)).astype(np.float32)
-    name, array = next(iter(OnnxRuntimeSession(models.affine()).run({"x": x}).items()))
-    memory = multiprocessing.shared_memory.SharedMemory(create=True, size=x.nbytes + array.nbytes)
-    try:
-        memory.buf[: x.nbytes] = x.tobytes()
-        client.register_system_shared_memory("region", memory.name, x.nbytes + array.nbytes)
-        tensor = triton.InferInput("x", [4, 12], "FP32")
-        tensor.set_shared_memory("region", x.nbytes)
-        output = triton.InferRequestedOutput(name)
-        output.set_shared_memory("region", array.nbytes, offset=x.nbytes)
-        client.infer("affine", [tensor], outputs=[output])
-        found = np.frombuffer(memory.buf, np.float32, array.size, x.nbytes).reshape(array.shape).copy()
-        np.testing.assert_allclose(found, array, rtol=1e-4, atol=1e-5)
-        assert "region" in client.get_system_shared_memory_status(as_json=True)["regions"]
-        client.unregister_system_shared_memory("region")
-    finally:
-        memory.close()
-        memory.unlink()
 
 
 def test_tokens(tmp_path: Path) -> None:
