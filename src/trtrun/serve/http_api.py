@@ -44,6 +44,10 @@ from .shared_memory import SharedMemory
 
 _LOG = logging.getLogger("trtrun.serve")
 _PATIENCE = (64 << 20, 5.0)  # bytes and seconds of a body that nobody wants, read all the same
+# The page loads nothing from anywhere else, and talks to this server only.
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
+)
 HEADER_LENGTH = "inference-header-content-length"
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -94,7 +98,7 @@ def application(repository: Repository, options: HttpOptions | None = None, memo
     routes = [
         Route("/v2/health/live", api.live, methods=["GET"]),
         Route("/v2/health/ready", api.ready, methods=["GET"]),
-        route("/", "GET", api.page),
+        Route("/", api.page, methods=["GET"]),  # holds no secret, and asks for the token itself
         route("/openapi.json", "GET", api.openapi),
         route("/metrics", "GET", api.metrics),
         route("/v2", "GET", api.server),
@@ -312,7 +316,8 @@ class _Api:
     # For people
 
     async def page(self, request: Request) -> Response:
-        return HTMLResponse((files(__package__) / "page.html").read_text(encoding="utf-8"))
+        text = (files(__package__) / "page.html").read_text(encoding="utf-8")
+        return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
 
     async def openapi(self, request: Request) -> Response:
         return PlainTextResponse(
