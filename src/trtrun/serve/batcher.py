@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ClosedError, DeviceError, InputError, RequestTimeoutError, ServerBusyError
-from ..runner import Runner
+from ..runner import OutputMode, Runner
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Results = dict[str, Array]
+Results = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ class Outcome:
 @dataclass(order=True)
 class _Request:
     rank: tuple[int, int]  # by priority, then the older first
-    key: tuple[Any, ...] = field(compare=False)  # requests of one key can be one batch
+    key: tuple[Any, ...] = field(compare=False)  # requests of one key can be one batch; those without run alone
     rows: int = field(compare=False)
-    inputs: Mapping[str, Array] = field(compare=False)
+    inputs: Mapping[str, Any] = field(compare=False)
+    outputs: OutputMode = field(compare=False)
     future: Future[Results] = field(compare=False)
     arrived: float = field(compare=False)
     deadline: float | None = field(compare=False)
@@ -110,14 +111,21 @@ class Batcher:
         return held
 
     def submit(
-        self, inputs: Mapping[str, Array], *, priority: int = 0, timeout: float | None = None
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        outputs: OutputMode = "copy",
     ) -> Future[Results]:
         """Put a request into the queue.
 
         Args:
-            inputs: an array per input; they must not change until the future is done.
+            inputs: an array per input; they must not change until the future is done. A request with arrays on a
+                GPU runs alone.
             priority: 1 is served first, 2 after it, and so on; 0 is last.
             timeout: seconds in which it must be begun, else the future raises RequestTimeoutError.
+            outputs: as :meth:`~trtrun.runner.Runner.run` has it; a request with others than copies runs alone.
 
         Raises InputError for inputs that do not fit, ServerBusyError when the queue is full, ClosedError after close().
         """
@@ -132,12 +140,15 @@ class Batcher:
             if len(batches) == 1:
                 (rows,) = batches
                 key = tuple((name, shape[1:], dtype) for name, shape, dtype in key)
+        if outputs != "copy" or not all(isinstance(array, np.ndarray) for array in inputs.values()):
+            key = ()
         now = time.perf_counter()
         request = _Request(
             (priority or sys.maxsize, next(self._numbers)),
             key,
             rows,
             inputs,
+            outputs,
             Future(),
             now,
             None if timeout is None else now + timeout,
@@ -205,6 +216,8 @@ class Batcher:
         """The first request and those that fit into a batch with it; and whether no other could join them."""
         first = self._queue[0]
         batch, rows = [first], first.rows
+        if not first.key:
+            return batch, True
         for request in self._queue[1:]:
             if rows >= self.max_batch_size:
                 break
@@ -224,7 +237,8 @@ class Batcher:
         start = time.perf_counter()
         rows = sum(request.rows for request in batch)
         try:
-            results = runner.run(self._joined(runner, batch, rows) if len(batch) > 1 else batch[0].inputs)
+            inputs = self._joined(runner, batch, rows) if len(batch) > 1 else batch[0].inputs
+            results = runner.run(inputs, outputs=batch[0].outputs)
             if len(batch) > 1 and any(array.shape[:1] != (rows,) for array in results.values()):
                 raise InputError("an output has no row for each of the batch's")
         except BaseException as error:

@@ -29,8 +29,8 @@ from ..errors import (
 )
 from . import protocol
 from .protocol import InferRequest, RequestedOutput
-from .repository import EXTENSIONS, Repository, describe
-from .shared_memory import SharedMemory
+from .repository import EXTENSIONS, Repository, configuration, describe
+from .shared_memory import CudaRegion, SharedMemory, SystemRegion
 
 _LOG = logging.getLogger("trtrun.serve")
 _SERVICE = "inference.GRPCInferenceService"
@@ -167,6 +167,9 @@ class _Service:
     async def _ModelMetadata(self, request: Any, context: Any) -> Any:
         return messages().ModelMetadataResponse(**describe(self._repository.get(request.name, request.version)))
 
+    async def _ModelConfig(self, request: Any, context: Any) -> Any:
+        return messages().ModelConfigResponse(config=configuration(self._repository.get(request.name, request.version)))
+
     async def _ModelStatistics(self, request: Any, context: Any) -> Any:
         models = [model for model, _ in self._repository.loaded()]
         if request.name:
@@ -193,7 +196,12 @@ class _Service:
         model = self._repository.get(request.model_name, request.model_version)
         parsed = self._parse(request)
         timeout = min((t for t in (parsed.timeout, remaining) if t is not None), default=None)
-        future = model.batcher.submit(parsed.inputs, priority=parsed.priority, timeout=timeout)
+        future = model.batcher.submit(
+            parsed.inputs,
+            priority=parsed.priority,
+            timeout=timeout,
+            outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
+        )
         results = await asyncio.wrap_future(future)
         return self._render(model.name, model.version, parsed, results)
 
@@ -267,7 +275,7 @@ class _Service:
 
     async def _SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:
         response = messages().SystemSharedMemoryStatusResponse()
-        for region in self._memory.status(request.name or None):
+        for region in self._memory.status(SystemRegion, request.name or None):
             status = response.regions[region.name]
             status.name, status.key, status.offset, status.byte_size = (
                 region.name,
@@ -282,8 +290,25 @@ class _Service:
         return messages().SystemSharedMemoryRegisterResponse()
 
     async def _SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
-        self._memory.unregister(request.name or None)
+        self._memory.unregister(SystemRegion, request.name or None)
         return messages().SystemSharedMemoryUnregisterResponse()
+
+    async def _CudaSharedMemoryStatus(self, request: Any, context: Any) -> Any:
+        response = messages().CudaSharedMemoryStatusResponse()
+        for region in self._memory.status(CudaRegion, request.name or None):
+            status = response.regions[region.name]
+            status.name, status.device_id, status.byte_size = region.name, region.device_id, region.nbytes
+        return response
+
+    async def _CudaSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+        await asyncio.to_thread(
+            self._memory.register_cuda, request.name, request.raw_handle, request.device_id, request.byte_size
+        )
+        return messages().CudaSharedMemoryRegisterResponse()
+
+    async def _CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+        self._memory.unregister(CudaRegion, request.name or None)
+        return messages().CudaSharedMemoryUnregisterResponse()
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:

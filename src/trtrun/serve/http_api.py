@@ -6,6 +6,7 @@ Plain Starlette: the bodies are tensors, of which FastAPI's models and validatio
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import json
 import logging
@@ -40,7 +41,7 @@ from . import protocol
 from .metrics import exposition
 from .pictures import Pictures, form_of
 from .repository import EXTENSIONS, Model, Repository, configuration, describe
-from .shared_memory import SharedMemory
+from .shared_memory import CudaRegion, SharedMemory, SystemRegion
 
 _LOG = logging.getLogger("trtrun.serve")
 _PATIENCE = (64 << 20, 5.0)  # bytes and seconds of a body that nobody wants, read all the same
@@ -90,7 +91,6 @@ def application(repository: Repository, options: HttpOptions | None = None, memo
     options, memory = options or HttpOptions(), memory or SharedMemory()
     api = _Api(repository, options, memory)
     model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
-    shm = "/v2/systemsharedmemory"
 
     def route(path: str, method: str, handler: Handler) -> Route:
         return Route(path, api.guarded(handler), methods=[method])
@@ -119,18 +119,19 @@ def application(repository: Repository, options: HttpOptions | None = None, memo
         route("/v2/repository/models/{model}/load", "POST", api.load),
         route("/v2/repository/models/{model}/unload", "POST", api.unload),
         *(
-            route(shm + path, method, handler)
+            route(f"/v2/{kind}sharedmemory{path}", method, handler)
+            for kind, status, register, unregister in (
+                ("system", api.shm_status, api.shm_register, api.shm_unregister),
+                ("cuda", api.cuda_status, api.cuda_register, api.cuda_unregister),
+            )
             for path, method, handler in (
-                ("/status", "GET", api.shm_status),
-                ("/region/{region}/status", "GET", api.shm_status),
-                ("/region/{region}/register", "POST", api.shm_register),
-                ("/region/{region}/unregister", "POST", api.shm_unregister),
-                ("/unregister", "POST", api.shm_unregister),
+                ("/status", "GET", status),
+                ("/region/{region}/status", "GET", status),
+                ("/region/{region}/register", "POST", register),
+                ("/region/{region}/unregister", "POST", unregister),
+                ("/unregister", "POST", unregister),
             )
         ),
-        # Triton's CUDA shared memory is not served yet, and clients ask for its status.
-        route("/v2/cudasharedmemory/{rest:path}", "GET", api.no_cuda_memory),
-        route("/v2/cudasharedmemory/{rest:path}", "POST", api.no_cuda_memory),
     ]
     handlers = {404: _no_route, 405: _no_route}
     return _Drained(Starlette(routes=routes, exception_handlers=handlers))
@@ -250,7 +251,12 @@ class _Api:
         header_length = None if length is None else _number(length, HEADER_LENGTH)
         body = await self._body(request)
         parsed = protocol.parse(memoryview(body), header_length, self._memory)
-        future = model.batcher.submit(parsed.inputs, priority=parsed.priority, timeout=parsed.timeout)
+        future = model.batcher.submit(
+            parsed.inputs,
+            priority=parsed.priority,
+            timeout=parsed.timeout,
+            outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
+        )
         results = await asyncio.wrap_future(future)
         pieces, header = protocol.render(model.name, model.version, parsed, results, self._memory)
         if header is None:
@@ -291,27 +297,44 @@ class _Api:
         return JSONResponse({})
 
     async def shm_status(self, request: Request) -> Response:
-        return JSONResponse(
-            [
-                {"name": r.name, "key": r.key, "offset": r.offset, "byte_size": r.nbytes}
-                for r in self._memory.status(request.path_params.get("region"))
-            ]
-        )
+        found = self._memory.status(SystemRegion, request.path_params.get("region"))
+        return JSONResponse([{"name": r.name, "key": r.key, "offset": r.offset, "byte_size": r.nbytes} for r in found])
 
     async def shm_register(self, request: Request) -> Response:
         wanted = await self._json(request)
         key, nbytes, offset = wanted.get("key"), wanted.get("byte_size"), wanted.get("offset", 0)
-        if not isinstance(key, str) or not isinstance(nbytes, int) or not isinstance(offset, int):
+        if not isinstance(key, str):
             raise InputError("registering shared memory takes key, byte_size and offset.")
+        nbytes, offset = protocol.integer(nbytes, "byte_size"), protocol.integer(offset, "offset")
         self._memory.register(request.path_params["region"], key, nbytes, offset)
         return JSONResponse({})
 
     async def shm_unregister(self, request: Request) -> Response:
-        self._memory.unregister(request.path_params.get("region"))
+        self._memory.unregister(SystemRegion, request.path_params.get("region"))
         return JSONResponse({})
 
-    async def no_cuda_memory(self, request: Request) -> Response:
-        raise InputError("CUDA shared memory is not served; use system shared memory.")
+    async def cuda_status(self, request: Request) -> Response:
+        found = self._memory.status(CudaRegion, request.path_params.get("region"))
+        return JSONResponse([{"name": r.name, "device_id": r.device_id, "byte_size": r.nbytes} for r in found])
+
+    async def cuda_register(self, request: Request) -> Response:
+        wanted = await self._json(request)
+        handle = wanted.get("raw_handle")
+        text = handle.get("b64") if isinstance(handle, dict) else None
+        if not isinstance(text, str):
+            raise InputError('registering CUDA shared memory takes raw_handle {"b64": …}, device_id and byte_size.')
+        try:
+            raw = base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise InputError(f"raw_handle is not base64: {error}.") from error
+        device_id = protocol.integer(wanted.get("device_id", 0), "device_id")
+        nbytes = protocol.integer(wanted.get("byte_size"), "byte_size")
+        await asyncio.to_thread(self._memory.register_cuda, request.path_params["region"], raw, device_id, nbytes)
+        return JSONResponse({})
+
+    async def cuda_unregister(self, request: Request) -> Response:
+        self._memory.unregister(CudaRegion, request.path_params.get("region"))
+        return JSONResponse({})
 
     # For people
 

@@ -22,7 +22,15 @@ from .batcher import Batcher, BatchOptions, Outcome
 
 _LOG = logging.getLogger("trtrun.serve")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-EXTENSIONS = ["binary_tensor_data", "model_repository", "parameters", "statistics", "system_shared_memory"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "cuda_shared_memory",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+    "system_shared_memory",
+]
 SUFFIXES = (".engine", ".plan", ".trt", ".onnx", ".bundle")
 
 Load = Callable[[Path], Runner]

@@ -16,7 +16,7 @@ from pathlib import Path
 class Server:
     """``trtrun serve`` in a process of its own."""
 
-    def __init__(self, *arguments: str, log: Path) -> None:
+    def __init__(self, *arguments: str, log: Path, gpu: bool = False) -> None:
         with socket.socket() as free, socket.socket() as other:
             free.bind(("127.0.0.1", 0))
             other.bind(("127.0.0.1", 0))
@@ -26,7 +26,8 @@ class Server:
         command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", str(self.port)]
         command += ["--grpc-port", str(self.grpc_port), "--json-logs"]
         with log.open("w") as errors:
-            self.process = subprocess.Popen(command, stderr=errors, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+            hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
+            self.process = subprocess.Popen(command, stderr=errors, env={**os.environ, **hidden})
         for _ in range(300):
             if self.process.poll() is not None or self.get("/v2/health/ready")[0] == 200:
                 break

@@ -121,3 +121,16 @@ def test_tokens(tmp_path: Path) -> None:
             client.get_model_metadata("affine")
         assert client.get_model_metadata("affine", headers={"authorization": "Bearer secret"}).name == "affine"
     assert server.stop() == 0
+
+
+def test_configuration(client: triton.InferenceServerClient) -> None:
+    config = client.get_model_config("affine").config
+    assert (config.name, config.backend, config.max_batch_size) == ("affine", "trtrun", 8)
+    (given,) = config.input
+    assert (given.name, given.data_type, list(given.dims)) == ("x", 11, [12])  # TYPE_FP32
+    names = list(OnnxRuntimeSession(models.affine()).outputs)
+    assert [output.name for output in config.output] == names
+    assert config.instance_group[0].count == 2
+    assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
+    with pytest.raises(InferenceServerException, match="not served"):
+        client.get_model_config("affine", "9")

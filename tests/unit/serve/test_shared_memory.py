@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import multiprocessing.shared_memory
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests import models
 from tests.unit.serve.process import Server
+from trtrun.cuda.device import gpu_count
 from trtrun.onnx_runtime import OnnxRuntimeSession
 
 RNG = np.random.default_rng()
@@ -71,3 +73,17 @@ def test_system_shared_memory(connection: tuple[Any, Any]) -> None:
     finally:
         memory.close()
         memory.unlink()
+
+
+@pytest.mark.skipif(gpu_count() > 0, reason="with a GPU: tests/gpu/test_serve_cuda_shared_memory.py")
+def test_cuda_shared_memory_without_a_gpu(connection: tuple[Any, Any]) -> None:
+    kind, client = connection
+    status = client.get_cuda_shared_memory_status()
+    assert not (status if kind is tritonclient.http else status.regions)
+    with pytest.raises(InferenceServerException, match=r"cannot be opened: .*GPU") as caught:
+        client.register_cuda_shared_memory("region", base64.b64encode(bytes(64)), 0, 16)
+    assert "400" in caught.value.status() or "INVALID_ARGUMENT" in caught.value.status()
+    with pytest.raises(InferenceServerException, match="has 64 bytes, got 3"):
+        client.register_cuda_shared_memory("region", base64.b64encode(b"abc"), 0, 16)
+    client.unregister_cuda_shared_memory("region")
+    client.unregister_cuda_shared_memory()
