@@ -13,15 +13,10 @@ import numpy as np
 import pytest
 from cuda.bindings import driver
 
+from tests.unit.serve.process import Server
 from trtrun.cuda.check import check
 from trtrun.cuda.device import Device
 from trtrun.cuda.memory import DeviceMemory
-
-for package in ("uvicorn", "starlette", "httptools", "prometheus_client", "grpc"):
-    pytest.importorskip(package)
-
-from tests.unit.serve.process import Server
-from trtrun.serve.grpc_api import messages
 
 RNG = np.random.default_rng()
 SIZE = 4 << 20  # of every allocation: more than the 2 MiB that CUDA hands out in one piece
@@ -55,6 +50,8 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def server(plan: Callable[[str], bytes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    for package in ("uvicorn", "starlette", "httptools", "prometheus_client", "grpc"):
+        pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("cuda")
     (folder / "affine.engine").write_bytes(plan("affine"))
     server = Server(str(folder / "affine.engine"), log=folder / "log", gpu=True)
@@ -195,6 +192,8 @@ def test_what_cannot_be_registered(server: Server, exported: Exported) -> None:
 
 def test_over_grpc(server: Server, exported: Exported, reference: Callable[[str], Any]) -> None:
     import grpc
+
+    from trtrun.serve.grpc_api import messages
 
     kinds = messages()
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +66,8 @@ def command(
         raise InputError("there is nothing to serve: name models, or --repository FOLDER.")
     if (tls_certificate is None) != (tls_key is None):
         raise InputError("--tls-certificate and --tls-key belong together.")
+    if tls_certificate is not None and tls_key is not None:
+        _check_tls(tls_certificate, tls_key)
     if repository is not None and not repository.is_dir():
         raise InputError(f"{str(repository)!r} is no folder.")
     token = None
@@ -98,3 +101,18 @@ def command(
     )
     if failed:
         raise typer.Exit(1)
+
+
+def _check_tls(certificate: Path, key: Path) -> None:
+    """Raise InputError unless these are a certificate and its key, which the servers would say less clearly."""
+    for path in (certificate, key):
+        if not path.is_file():
+            raise InputError(f"there is no file {str(path)!r}.")
+    try:
+        # Without a password OpenSSL would ask the terminal for that of an encrypted key.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{str(certificate)!r} and {str(key)!r} are no certificate and its key, both in PEM and without a "
+            f"password: {error}."
+        ) from error

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from .. import __version__
 from ..errors import (
@@ -108,13 +109,25 @@ def server(
         make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
         handlers[method.name] = make(
             service.handler(method.name),
-            request_deserializer=request.FromString,
+            request_deserializer=_reader(request),
             response_serializer=response.SerializeToString,
         )
     made.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
     if tls is None:
         return made, made.add_insecure_port(address)
     return made, made.add_secure_port(address, grpc.ssl_server_credentials([tls]))
+
+
+def _reader(kind: Any) -> Callable[[bytes], Any]:
+    """A message of this kind; the error for bytes that are none, which gRPC itself would call the server's fault."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except DecodeError as error:
+            return error
+
+    return read
 
 
 class _Service:
@@ -131,6 +144,8 @@ class _Service:
         async def guarded(request: Any, context: Any) -> Any:
             await self._check(name, context)
             try:
+                if isinstance(request, DecodeError):
+                    raise InputError(f"the message is no {name} request: {request}")
                 return await method(request, context)
             except TrtrunError as error:
                 _LOG.info("%s %s: %s", name, code_of(error).name, error)
@@ -187,9 +202,14 @@ class _Service:
         async for request in requests:
             answer = messages().ModelStreamInferResponse()
             try:
+                if isinstance(request, DecodeError):
+                    raise InputError(f"the message is no ModelInfer request: {request}")
                 answer.infer_response.CopyFrom(await self._infer(request, None))
             except TrtrunError as error:
                 answer.error_message = str(error)
+            except Exception as error:  # a bug must not end the stream of the requests behind
+                _LOG.exception("ModelStreamInfer failed")
+                answer.error_message = f"{type(error).__name__}: {error}"
             yield answer
 
     async def _infer(self, request: Any, remaining: float | None) -> Any:

@@ -268,11 +268,13 @@ class _Api:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in ("", "application/octet-stream") and not kind.startswith("image/"):
             raise MediaTypeError(f"the body is {kind!r:.60}; send image/… or application/octet-stream.")
-        timeout = _number(query.get("timeout", "0"), "timeout")
+        timeout, annotated = _number(query.get("timeout", "0"), "timeout"), query.get("annotated", "false")
+        if annotated not in ("0", "1", "false", "true"):
+            raise InputError(f"annotated must be true or false, got {annotated!r:.50}.")
         content, media_type = await self._pictures.predict(
             model,
             await self._body(request),
-            form_of(request.headers.get("accept", ""), query.get("annotated", "0") not in ("0", "false")),
+            form_of(request.headers.get("accept", ""), annotated in ("1", "true")),
             priority=_number(query.get("priority", "0"), "priority"),
             timeout=timeout / 1e6 if timeout else None,
         )
@@ -282,6 +284,8 @@ class _Api:
 
     async def index(self, request: Request) -> Response:
         only_ready = (await self._json(request)).get("ready", False)
+        if not isinstance(only_ready, bool):
+            raise InputError(f"ready must be true or false, got {only_ready!r:.50}.")
         rows = await asyncio.to_thread(self._repository.index)
         return JSONResponse([row for row in rows if not only_ready or row["state"] == "READY"])
 

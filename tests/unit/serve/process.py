@@ -16,7 +16,7 @@ from pathlib import Path
 class Server:
     """``trtrun serve`` in a process of its own."""
 
-    def __init__(self, *arguments: str, log: Path, gpu: bool = False) -> None:
+    def __init__(self, *arguments: str, log: Path, gpu: bool = False, wait: bool = True) -> None:
         with socket.socket() as free, socket.socket() as other:
             free.bind(("127.0.0.1", 0))
             other.bind(("127.0.0.1", 0))
@@ -28,7 +28,7 @@ class Server:
         with log.open("w") as errors:
             hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
             self.process = subprocess.Popen(command, stderr=errors, env={**os.environ, **hidden})
-        for _ in range(300):
+        for _ in range(300 if wait else 0):
             if self.process.poll() is not None or self.get("/v2/health/ready")[0] == 200:
                 break
             time.sleep(0.1)
@@ -47,3 +47,11 @@ class Server:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
+
+    @staticmethod
+    def refused(*arguments: str) -> str:
+        """What the command says when it ends by itself, which it must, with 1."""
+        command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", "0", "--grpc-port", "-1"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1, done.stderr
+        return done.stderr

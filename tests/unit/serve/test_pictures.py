@@ -141,7 +141,12 @@ def test_pictures_are_requests_like_any_other(server: Server) -> None:
         return json.loads(server.get("/v2/models/faces/stats")[1])["model_stats"][0]["inference_count"]
 
     before = count()
-    for query, status in (("", 200), ("?priority=1&timeout=60000000", 200), ("?timeout=-1", 400)):
+    for query, status in (
+        ("", 200),
+        ("?priority=1&timeout=60000000", 200),
+        ("?timeout=-1", 400),
+        ("?annotated=2", 400),
+    ):
         assert post(server, f"/v2/models/faces/predict{query}", encoded())[0] == status
     assert post(server, "/v2/models/faces/predict?priority=" + "9" * 5000, encoded())[0] == 400
     assert count() == before + 2
