@@ -37,6 +37,14 @@ def command(
     queue_size: Annotated[
         int, typer.Option(min=1, help="Requests to a model that may wait; more are turned away.")
     ] = 1024,
+    max_queue_time: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Milliseconds that a request may be expected to wait in a queue that does not empty any more; "
+            "those that would wait longer are turned away. The time of a batch unless given.",
+        ),
+    ] = None,
     instances: Annotated[int, typer.Option(min=1, help="Batches of a model in progress at once.")] = 2,
     max_body: Annotated[int, typer.Option(min=1, help="Mebibytes of a request at most.")] = 256,
     max_pixels: Annotated[int, typer.Option(min=1, help="Megapixels of a picture at most.")] = 64,
@@ -85,7 +93,13 @@ def command(
         lambda path: load(path, device=device, devices="all" if all_devices else None, plugins=plugin or ()),
         named(models or ()),
         folder=repository,
-        options=BatchOptions(max_batch_size, max_queue_delay / 1e3, queue_size, instances),
+        options=BatchOptions(
+            max_batch_size,
+            max_queue_delay / 1e3,
+            queue_size,
+            instances,
+            None if max_queue_time is None else max_queue_time / 1e3,
+        ),
     )
     log.info("listening on http%s://%s:%d", "s" if tls_key else "", host, port)
     failed = serve(

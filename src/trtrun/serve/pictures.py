@@ -53,7 +53,7 @@ class Pictures:
         taken, and what submitting and running raise.
         """
         task = model.task()
-        model.batcher.check_room()  # before the work that decoding is
+        model.batcher.check_room(priority)  # before the work that decoding is
         picture, inputs, geometries = await self._in_thread(lambda: self._prepare(task, data))
         outputs = await asyncio.wrap_future(model.batcher.submit(inputs, priority=priority, timeout=timeout))
         return await self._in_thread(lambda: _answer(model, task, picture, task.decode(outputs, geometries)[0], form))
