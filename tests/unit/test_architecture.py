@@ -27,7 +27,7 @@ LAYERS = [
     ["bundle"],
     ["predictor", "inspection"],
     ["vision", "benchmark", "comparison", "serve"],
-    ["demo"],
+    ["demo", "integrations"],
     ["cli"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
