@@ -84,10 +84,14 @@ def tiny(batch: int | None = 1) -> bytes:
     return net.model(net.linear(x, 8, 10), [batch or "N", 3, 32, 32], 10)
 
 
-def resnet50(batch: int | None = 1, dtype: str = "float16") -> bytes:
-    """ResNet-50: images [N, 3, 224, 224] to logits [N, 1000]."""
+def resnet50(batch: int | None = 1, dtype: str = "float16", side: int = 224, enlarge: int = 1) -> bytes:
+    """ResNet-50: images [N, 3, side, side], which it enlarges first, to logits [N, 1000]."""
     net = _Network(dtype)
-    x = net.node("Relu", [net.conv("images", 3, 64, 7, 2)])
+    x = "images"
+    if enlarge > 1:  # much to compute for what is small to send
+        net.weights.append(numpy_helper.from_array(np.float32([1, 1, enlarge, enlarge]), "scales"))
+        x = net.node("Resize", [x, "", "scales"], mode="nearest")
+    x = net.node("Relu", [net.conv(x, 3, 64, 7, 2)])
     x = net.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     channels = 64
     for width, blocks, first_stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
@@ -102,7 +106,7 @@ def resnet50(batch: int | None = 1, dtype: str = "float16") -> bytes:
             x = net.node("Relu", [net.node("Add", [h, x])])
             channels = 4 * width
     x = net.node("Flatten", [net.node("GlobalAveragePool", [x])])
-    return net.model(net.linear(x, 2048, 1000), [batch or "N", 3, 224, 224], 1000)
+    return net.model(net.linear(x, 2048, 1000), [batch or "N", 3, side, side], 1000)
 
 
 # kernel, expansion, output channels, squeeze-and-excitation, hard-swish (else ReLU), stride

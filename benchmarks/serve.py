@@ -35,6 +35,8 @@ from trtrun.cuda.device import Device, gpu_count
 
 ROW = (3, 224, 224)
 GPU = gpu_count() > 0
+# For overload: a model that is slower than the network, so that it and not the protocol is what has too much to do.
+SLOW_SIDE, SLOW_ENLARGE, SLOW_BATCH = (64, 24, 4) if GPU else (64, 2, 4)
 DTYPE = "float16" if GPU else "float32"  # CPUs compute no fp16
 PROCESSES, THREADS = 4, 16  # of the load: 64 clients
 
@@ -50,6 +52,17 @@ def model_file(folder: Path, name: str) -> Path:
     options = BuildOptions(profiles=parse_shapes([f"images=1x{shape}:16x{shape}:32x{shape}"]), specialize=(1, 8, 32))
     path = folder / f"{name}.engine"
     path.write_bytes(build_plan(model, options))
+    return path
+
+
+def slow_model_file(folder: Path) -> Path:
+    model = models.resnet50(None, DTYPE, SLOW_SIDE, SLOW_ENLARGE)
+    path = folder / ("slow.engine" if GPU else "slow.onnx")
+    if GPU:
+        shape = f"x3x{SLOW_SIDE}x{SLOW_SIDE}"
+        options = BuildOptions(profiles=parse_shapes([f"images=1{shape}:{SLOW_BATCH}{shape}:{SLOW_BATCH}{shape}"]))
+        model = build_plan(model, options)
+    path.write_bytes(model)
     return path
 
 
@@ -106,14 +119,18 @@ def request(array: np.ndarray) -> list[Any]:
     return [tensor]
 
 
-def _load(address: str, seconds: float, threads: int, naive: bool, found: Any) -> None:
-    """One process of the load: latencies of what was answered, and errors by kind."""
+def _load(address: str, seconds: float, threads: int, naive: bool, checked: bool, found: Any, stop: Any) -> None:
+    """One process of the load: latencies of what was answered, and errors by kind, wrong answers among them."""
     import tritonclient.grpc as triton
 
     requests = [request(array) for array in images(1)]
     bodies = [array.tobytes() for array in images(1)]
     latencies: list[float] = []
     errors: dict[str, int] = {}
+    wanted: list[np.ndarray] = []
+    if checked:
+        with triton.InferenceServerClient(address) as client:
+            wanted += [client.infer("model", inputs).as_numpy("logits").astype(np.float64) for inputs in requests]
     until = time.perf_counter() + seconds
 
     def ask() -> None:
@@ -121,7 +138,7 @@ def _load(address: str, seconds: float, threads: int, naive: bool, found: Any) -
 
         client: Any = http.client.HTTPConnection(address) if naive else triton.InferenceServerClient(address)
         turn = 0
-        while time.perf_counter() < until:
+        while time.perf_counter() < until and not stop.is_set():
             start = time.perf_counter()
             turn += 1
             try:
@@ -132,7 +149,11 @@ def _load(address: str, seconds: float, threads: int, naive: bool, found: Any) -
                     if answer.status != 200:
                         raise RuntimeError(str(answer.status))
                 else:
-                    client.infer("model", requests[turn % 4])
+                    answer = client.infer("model", requests[turn % 4])
+                    if checked:
+                        difference = answer.as_numpy("logits").astype(np.float64) - wanted[turn % 4]
+                        if not np.linalg.norm(difference) <= 0.02 * np.linalg.norm(wanted[turn % 4]):
+                            raise RuntimeError("wrong answer")
                 latencies.append(time.perf_counter() - start)
             except Exception as error:
                 status = getattr(error, "status", None)
@@ -149,12 +170,20 @@ def _load(address: str, seconds: float, threads: int, naive: bool, found: Any) -
 
 
 def load(
-    address: str, seconds: float, *, threads: int = THREADS, processes: int = PROCESSES, naive: bool = False
+    address: str,
+    seconds: float,
+    *,
+    threads: int = THREADS,
+    processes: int = PROCESSES,
+    naive: bool = False,
+    checked: bool = False,
+    stop: Any = None,
 ) -> tuple[float, list[float], dict[str, int]]:
     """Requests per second, latencies and errors of a load from several processes."""
     context = multiprocessing.get_context("spawn")
-    found = context.Queue()
-    pool = [context.Process(target=_load, args=(address, seconds, threads, naive, found)) for _ in range(processes)]
+    found, stop = context.Queue(), stop or context.Event()
+    arguments = (address, seconds, threads, naive, checked, found, stop)
+    pool = [context.Process(target=_load, args=arguments) for _ in range(processes)]
     for process in pool:
         process.start()
     latencies: list[float] = []
@@ -167,6 +196,67 @@ def load(
     for process in pool:
         process.join()
     return len(latencies) / seconds, latencies, errors
+
+
+def _arrivals(address: str, rate: float, seconds: float, seed: int, found: Any) -> None:
+    """One process of a load that does not wait for answers: requests at random times, so many a second."""
+    import asyncio
+    import random
+
+    import grpc
+    import grpc.aio
+
+    from trtrun.serve.grpc_api import messages
+
+    kinds, shape = messages(), (1, 3, SLOW_SIDE, SLOW_SIDE)
+    array = np.random.default_rng(seed).standard_normal(shape, np.float32).astype(DTYPE)
+    message = kinds.ModelInferRequest(model_name="model", raw_input_contents=[array.tobytes()])
+    message.inputs.add(name="images", datatype="FP16" if DTYPE == "float16" else "FP32", shape=shape)
+    body, latencies, errors = message.SerializeToString(), [], {}
+
+    async def ask(infer: Any, due: float) -> None:
+        try:
+            await infer(body)
+            latencies.append(time.perf_counter() - due)  # since it was due, should this process be late
+        except grpc.RpcError as error:
+            errors[error.code().name] = errors.get(error.code().name, 0) + 1
+
+    async def run() -> None:
+        draw = random.Random(seed)
+        async with grpc.aio.insecure_channel(address) as channel:
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            due = time.perf_counter()
+            until, asked = due + seconds, set()
+            while due < until:
+                await asyncio.sleep(max(due - time.perf_counter(), 0))
+                task = asyncio.create_task(ask(infer, due))
+                asked.add(task)
+                task.add_done_callback(asked.discard)
+                due += draw.expovariate(rate)
+            await asyncio.gather(*asked)
+
+    asyncio.run(run())
+    found.put((latencies, errors))
+
+
+def arrivals(address: str, rate: float, seconds: float) -> tuple[list[float], dict[str, int]]:
+    """Latencies and errors of requests that come at this rate, whether the server keeps up or not."""
+    context = multiprocessing.get_context("spawn")
+    found, processes = context.Queue(), PROCESSES if GPU else 1
+    arguments = [(address, rate / processes, seconds, seed, found) for seed in range(processes)]
+    pool = [context.Process(target=_arrivals, args=some) for some in arguments]
+    for process in pool:
+        process.start()
+    latencies: list[float] = []
+    errors: dict[str, int] = {}
+    for _ in pool:
+        some, kinds = found.get(timeout=seconds + 120)
+        latencies += some
+        for kind, count in kinds.items():
+            errors[kind] = errors.get(kind, 0) + count
+    for process in pool:
+        process.join()
+    return latencies, errors
 
 
 def overhead(folder: Path) -> Iterator[Record]:
@@ -204,7 +294,7 @@ def batching(folder: Path) -> Iterator[Record]:
     ):
         for _ in range(3):
             for kind, address in (("on", on), ("off", off)):
-                rates[kind].append(load(address, 3.0)[0])
+                rates[kind].append(load(address, 1.5)[0])
     what = f"{PROCESSES * THREADS} clients, one image each: dynamic batching / the same server without"
     yield compare_rates("serve.batching.vs_off", what, rates["on"], rates["off"])
 
@@ -258,8 +348,8 @@ def naive(folder: Path) -> Iterator[Record]:
                         break
                 time.sleep(0.2)
             for _ in range(3):
-                rates["naive"].append(load(f"127.0.0.1:{port}", 3.0, naive=True)[0])
-                rates["ours"].append(load(address, 3.0)[0])
+                rates["naive"].append(load(f"127.0.0.1:{port}", 1.5, naive=True)[0])
+                rates["ours"].append(load(address, 1.5)[0])
     finally:
         process.kill()
         process.wait()
@@ -300,14 +390,21 @@ def shm(folder: Path) -> Iterator[Record]:
         memory.unlink()
 
 
-def overload(folder: Path, seconds: float = 60.0 if GPU else 10.0) -> Iterator[Record]:
-    """Four times as many clients as fill the server, with a short queue; and how the rest fares at four fifths."""
-    path = model_file(folder, "mobilenet")
-    with serving(path, "--max-batch-size", "32", "--queue-size", "64") as (_, address):
-        calm = load(address, 5.0, threads=6)[1]
-        _, busy, errors = load(address, seconds, threads=4 * THREADS)
-    others = sum(count for kind, count in errors.items() if "RESOURCE_EXHAUSTED" not in kind)
-    print(f"  errors: {errors}", file=sys.stderr)
+def overload(folder: Path) -> Iterator[Record]:
+    """Four times what the server can do, with its default queue, against four fifths of it."""
+    seconds = 60.0 if GPU else 16.0
+    path = slow_model_file(folder)
+    with serving(path, "--max-batch-size", str(SLOW_BATCH)) as (_, address):
+        arrivals(address, 10.0, 1.0)  # whoever is first waits for kernels and graphs
+        answered, _ = arrivals(address, 3000.0 if GPU else 200.0, 4.0)
+        capacity = len(answered) / 4.0
+        calm, _ = arrivals(address, 0.8 * capacity, 8.0)
+        busy, errors = arrivals(address, 4.0 * capacity, seconds)
+    others = sum(count for kind, count in errors.items() if kind != "RESOURCE_EXHAUSTED")
+    for name, latencies, length in (("at 80 %", calm, 8.0), ("at 400 %", busy, seconds)):
+        p50, p99 = 1e3 * np.percentile(latencies, (50, 99))
+        print(f"  {name}: {len(latencies) / length:.0f}/s of {capacity:.0f}/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+    print(f"  errors at 400 %: {errors}", flush=True)
     ratio = float(np.percentile(busy, 99) / np.percentile(calm, 99))
     yield Record(
         "serve.overload",
@@ -316,33 +413,36 @@ def overload(folder: Path, seconds: float = 60.0 if GPU else 10.0) -> Iterator[R
         "µs",
         round(ratio, 3),
         (round(ratio, 3), round(ratio, 3)),
-        f"p99 of accepted requests under four times the load / at moderate load; {others} other errors",
+        f"p99 of accepted requests at four times the capacity / at 80 % of it; {others} errors but back-pressure",
     )
 
 
 def reload(folder: Path) -> Iterator[Record]:
-    """Reloads under load: requests that were lost."""
+    """Reloads under load: requests that were lost or answered wrongly."""
     import tritonclient.grpc as triton
 
     path = model_file(folder, "mobilenet")
     count = 200 if GPU else 20
+    stop = multiprocessing.get_context("spawn").Event()
     with serving(path, "--max-batch-size", "32") as (_, address), triton.InferenceServerClient(address) as client:
         lost: list[int] = []
 
         def ask() -> None:
-            _, _, errors = load(address, 60.0 if GPU else 20.0, threads=4, processes=2)
+            rate, _, errors = load(address, 90.0, threads=4, processes=2, checked=True, stop=stop)
+            print(f"  {round(90 * rate)} requests, errors: {errors}", flush=True)
             lost.append(sum(errors.values()))
 
         thread = threading.Thread(target=ask)
         thread.start()
-        done = 0
-        while thread.is_alive() and done < count:
+        time.sleep(4)  # the load's processes start
+        done, until = 0, time.monotonic() + (70 if GPU else 15)
+        while done < count and time.monotonic() < until:
             client.load_model("model")
             done += 1
+        stop.set()
         thread.join()
-    yield Record(
-        "serve.reload", lost[0], 0, "requests", lost[0], (lost[0], lost[0]), f"lost in {done} reloads under load"
-    )
+    what = f"lost or wrong in {done} reloads under load"
+    yield Record("serve.reload", lost[0], 0, "requests", lost[0], (lost[0], lost[0]), what)
 
 
 GROUPS: dict[str, Callable[[Path], Iterator[Record]]] = {
@@ -355,12 +455,14 @@ def main(names: list[str]) -> None:
     records: list[Record] = []
     for name in names or list(GROUPS):
         print(name, flush=True)
+        start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             for record in GROUPS[name](Path(folder)):
                 records.append(record)
                 print(
                     f"  {record.id}: {record.ratio} {record.spread}  {record.ours} / {record.reference} {record.unit}"
                 )
+        print(f"  {time.monotonic() - start:.0f} s", flush=True)
         if GPU:
             device = Device()
             print(store(records, {"gpu": device.name, "driver": f"CUDA {device.driver_version}"}))

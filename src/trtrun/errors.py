@@ -14,7 +14,9 @@
     ├── InputError (ValueError)                what the caller passed does not fit the engine
     │   ├── InputNameError                     unknown, missing or extra names
     │   ├── ShapeError                         wrong rank, or a dimension outside every profile
-    │   └── DtypeError (TypeError)             a conversion that could change values
+    │   ├── DtypeError (TypeError)             a conversion that could change values
+    │   ├── RequestTooLargeError               more bytes or pixels than a server takes
+    │   └── MediaTypeError                     a request's body is of a kind that is not taken there
     ├── UnsupportedTensorError                 the engine has an input or output trtrun cannot carry
     ├── ExecutionError                         TensorRT or ONNX Runtime failed while running a request
     ├── DeviceError                            CUDA failed
@@ -114,6 +116,14 @@ class ShapeError(InputError):
 
 class DtypeError(InputError, TypeError):
     """An input's dtype differs from the engine's and converting it could change values."""
+
+
+class RequestTooLargeError(InputError):
+    """A request to a server has more bytes, or its picture more pixels, than the server takes."""
+
+
+class MediaTypeError(InputError):
+    """The body of a request to a server is of a kind that is not taken there."""
 
 
 class UnsupportedTensorError(TrtrunError):

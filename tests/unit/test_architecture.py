@@ -27,7 +27,7 @@ LAYERS = [
     ["bundle"],
     ["predictor", "inspection"],
     ["vision", "benchmark", "comparison", "serve"],
-    ["demo"],
+    ["demo", "integrations"],
     ["cli"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
@@ -35,7 +35,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 ABOVE_THE_CONTRACT = {
     "vision": {"errors", "runner", "tensor_spec", "arrays", "cuda", "pipeline"},
     "pipeline": {"errors", "runner", "turns"},
-    "serve": {"errors", "runner", "tensor_spec"},
+    "serve": {"errors", "runner", "tensor_spec", "cuda", "vision"},
     "splitting": {"errors", "runner", "pipeline", "tensor_spec"},
     "multi_gpu": {"errors", "runner", "tensor_spec"},
 }
@@ -43,7 +43,7 @@ ABOVE_THE_CONTRACT = {
 OURS = {
     "inspection.py": {"device_memory_size"},
     "batcher.py": {"max_batch_size"},  # Triton's word, for what it means there
-    "http_api.py": {"max_batch_size"},
+    "repository.py": {"max_batch_size"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from pathlib import Path
 from typing import Annotated
 
@@ -36,8 +37,17 @@ def command(
     queue_size: Annotated[
         int, typer.Option(min=1, help="Requests to a model that may wait; more are turned away.")
     ] = 1024,
+    max_queue_time: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Milliseconds that a request may be expected to wait in a queue that does not empty any more; "
+            "those that would wait longer are turned away. The time of a batch unless given.",
+        ),
+    ] = None,
     instances: Annotated[int, typer.Option(min=1, help="Batches of a model in progress at once.")] = 2,
     max_body: Annotated[int, typer.Option(min=1, help="Mebibytes of a request at most.")] = 256,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Megapixels of a picture at most.")] = 64,
     token_file: Annotated[
         Path | None, typer.Option(help="File with a secret; requests need Authorization: Bearer SECRET then.")
     ] = None,
@@ -64,6 +74,8 @@ def command(
         raise InputError("there is nothing to serve: name models, or --repository FOLDER.")
     if (tls_certificate is None) != (tls_key is None):
         raise InputError("--tls-certificate and --tls-key belong together.")
+    if tls_certificate is not None and tls_key is not None:
+        _check_tls(tls_certificate, tls_key)
     if repository is not None and not repository.is_dir():
         raise InputError(f"{str(repository)!r} is no folder.")
     token = None
@@ -81,7 +93,13 @@ def command(
         lambda path: load(path, device=device, devices="all" if all_devices else None, plugins=plugin or ()),
         named(models or ()),
         folder=repository,
-        options=BatchOptions(max_batch_size, max_queue_delay / 1e3, queue_size, instances),
+        options=BatchOptions(
+            max_batch_size,
+            max_queue_delay / 1e3,
+            queue_size,
+            instances,
+            None if max_queue_time is None else max_queue_time / 1e3,
+        ),
     )
     log.info("listening on http%s://%s:%d", "s" if tls_key else "", host, port)
     failed = serve(
@@ -90,10 +108,25 @@ def command(
             host,
             port,
             None if grpc_port < 0 else grpc_port,
-            HttpOptions(max_body << 20, token),
+            HttpOptions(max_body << 20, max_pixels << 20, token),
             tls_certificate,
             tls_key,
         ),
     )
     if failed:
         raise typer.Exit(1)
+
+
+def _check_tls(certificate: Path, key: Path) -> None:
+    """Raise InputError unless these are a certificate and its key, which the servers would say less clearly."""
+    for path in (certificate, key):
+        if not path.is_file():
+            raise InputError(f"there is no file {str(path)!r}.")
+    try:
+        # Without a password OpenSSL would ask the terminal for that of an encrypted key.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{str(certificate)!r} and {str(key)!r} are no certificate and its key, both in PEM and without a "
+            f"password: {error}."
+        ) from error

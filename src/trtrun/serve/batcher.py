@@ -1,4 +1,10 @@
-"""Dynamic batching: requests that wait together run together."""
+"""Dynamic batching: requests that wait together run together.
+
+A queue that takes whatever comes makes everybody wait when more comes than can be done. So it takes bursts, and once
+it has not been empty for a while, only what will not wait long, as Facebook's servers do (Maurer, "Fail at Scale", ACM
+Queue 13(8), 2015, after the controlled delay of Nichols and Jacobson). How long that is follows from what waits before
+a request and what is done in a time, which is Little's law.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +21,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ClosedError, DeviceError, InputError, RequestTimeoutError, ServerBusyError
-from ..runner import Runner
+from ..runner import OutputMode, Runner
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Results = dict[str, Array]
+Results = dict[str, Any]
+_BURST = 0.1  # seconds that a queue may stand and still be called a burst
+_SHORT = 0.005  # seconds that are not worth turning anybody away for
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class BatchOptions:
         max_queue_delay: seconds that the oldest request waits for others to fill its batch. At 0 a batch is what has
             come while the instances were busy.
         queue_size: requests that may wait. More are turned away with ServerBusyError.
+        max_queue_time: seconds that a request may be expected to wait in a queue that stands; see above. More are
+            turned away with ServerBusyError. None: the time of a batch, or 5 ms.
         instances: requests or batches in progress at once, so that copies overlap with compute.
     """
 
@@ -38,10 +48,12 @@ class BatchOptions:
     max_queue_delay: float = 0.0
     queue_size: int = 1024
     instances: int = 2
+    max_queue_time: float | None = None
 
     def __post_init__(self) -> None:
         rows = 1 if self.max_batch_size is None else self.max_batch_size
-        if rows < 1 or self.max_queue_delay < 0 or self.queue_size < 1 or self.instances < 1:
+        times = (self.max_queue_delay, self.max_queue_time or 0.0)
+        if rows < 1 or min(times) < 0 or self.queue_size < 1 or self.instances < 1:
             raise InputError(f"these are no sizes and times to batch with: {self}.")
 
 
@@ -58,9 +70,10 @@ class Outcome:
 @dataclass(order=True)
 class _Request:
     rank: tuple[int, int]  # by priority, then the older first
-    key: tuple[Any, ...] = field(compare=False)  # requests of one key can be one batch
+    key: tuple[Any, ...] = field(compare=False)  # requests of one key can be one batch; those without run alone
     rows: int = field(compare=False)
-    inputs: Mapping[str, Array] = field(compare=False)
+    inputs: Mapping[str, Any] = field(compare=False)
+    outputs: OutputMode = field(compare=False)
     future: Future[Results] = field(compare=False)
     arrived: float = field(compare=False)
     deadline: float | None = field(compare=False)
@@ -86,6 +99,8 @@ class Batcher:
         self._numbers = itertools.count()
         self._condition = threading.Condition()
         self._idle = 0  # workers that wait for the first request of a batch
+        self._emptied = time.perf_counter()  # when nothing waited last
+        self._batch_time = 0.0  # seconds that a batch takes: a moving average
         self._closing = False
         self._clones = [runner.clone() for _ in range(self.options.instances)]
         self._workers = [
@@ -110,14 +125,21 @@ class Batcher:
         return held
 
     def submit(
-        self, inputs: Mapping[str, Array], *, priority: int = 0, timeout: float | None = None
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        outputs: OutputMode = "copy",
     ) -> Future[Results]:
         """Put a request into the queue.
 
         Args:
-            inputs: an array per input; they must not change until the future is done.
+            inputs: an array per input; they must not change until the future is done. A request with arrays on a
+                GPU runs alone.
             priority: 1 is served first, 2 after it, and so on; 0 is last.
             timeout: seconds in which it must be begun, else the future raises RequestTimeoutError.
+            outputs: as :meth:`~trtrun.runner.Runner.run` has it; a request with others than copies runs alone.
 
         Raises InputError for inputs that do not fit, ServerBusyError when the queue is full, ClosedError after close().
         """
@@ -132,27 +154,49 @@ class Batcher:
             if len(batches) == 1:
                 (rows,) = batches
                 key = tuple((name, shape[1:], dtype) for name, shape, dtype in key)
+        if outputs != "copy" or not all(isinstance(array, np.ndarray) for array in inputs.values()):
+            key = ()
         now = time.perf_counter()
         request = _Request(
             (priority or sys.maxsize, next(self._numbers)),
             key,
             rows,
             inputs,
+            outputs,
             Future(),
             now,
             None if timeout is None else now + timeout,
         )
         with self._condition:
-            if self._closing:
-                raise ClosedError("the model is being unloaded.")
-            if len(self._queue) >= self.options.queue_size:
-                raise ServerBusyError(
-                    f"{len(self._queue)} requests wait already, which is all the queue holds. Come back later."
-                )
+            self.check_room(priority)
+            if not self._queue:
+                self._emptied = now
             bisect.insort(self._queue, request)
             if self._idle or sum(other.rows for other in self._queue) >= self.max_batch_size:
                 self._condition.notify_all()  # one alone may be somebody who waits for another batch to fill
         return request.future
+
+    def check_room(self, priority: int = 0) -> None:
+        """Raise what :meth:`submit` would for any request of this priority now: ServerBusyError or ClosedError."""
+        if self._closing:
+            raise ClosedError("the model is being unloaded.")
+        if len(self._queue) >= self.options.queue_size:
+            raise ServerBusyError(
+                f"{len(self._queue)} requests wait already, which is all the queue holds. Come back later."
+            )
+
+        standing = time.perf_counter() - self._emptied
+        if not self._queue or standing < _BURST:
+            return
+        rank = (priority or sys.maxsize, sys.maxsize)
+        batches = sum(other.rows for other in self._queue if other.rank < rank) / self.max_batch_size
+        wait = batches / self.options.instances * self._batch_time
+        bound = self.options.max_queue_time
+        if wait > (max(self._batch_time, _SHORT) if bound is None else bound):
+            raise ServerBusyError(
+                f"more comes than can be done: requests have been waiting for {standing:.1f} s, and this one would for "
+                f"{1e3 * wait:.0f} ms. Come back later."
+            )
 
     def warm_up(self, inputs: Mapping[str, Array]) -> None:
         """Run a request on every instance, past the queue and the statistics. Raises what it raises."""
@@ -183,6 +227,8 @@ class Batcher:
                 if full or left <= 0 or self._closing:
                     for request in batch:
                         self._queue.remove(request)
+                    if not self._queue:
+                        self._emptied = time.perf_counter()
                     if self._queue and self._idle:
                         self._condition.notify_all()
                     return batch
@@ -201,6 +247,8 @@ class Batcher:
         """The first request and those that fit into a batch with it; and whether no other could join them."""
         first = self._queue[0]
         batch, rows = [first], first.rows
+        if not first.key:
+            return batch, True
         for request in self._queue[1:]:
             if rows >= self.max_batch_size:
                 break
@@ -220,7 +268,8 @@ class Batcher:
         start = time.perf_counter()
         rows = sum(request.rows for request in batch)
         try:
-            results = runner.run(self._joined(runner, batch, rows) if len(batch) > 1 else batch[0].inputs)
+            inputs = self._joined(runner, batch, rows) if len(batch) > 1 else batch[0].inputs
+            results = runner.run(inputs, outputs=batch[0].outputs)
             if len(batch) > 1 and any(array.shape[:1] != (rows,) for array in results.values()):
                 raise InputError("an output has no row for each of the batch's")
         except BaseException as error:
@@ -230,6 +279,7 @@ class Batcher:
                 self._fail(request, error, start - request.arrived, time.perf_counter() - start, rows)
             return True
         computed = time.perf_counter() - start
+        self._batch_time += 0.2 * (computed - self._batch_time)
         first = 0
         for request in batch:
             part = results

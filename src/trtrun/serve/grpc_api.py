@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from .. import __version__
 from ..errors import (
@@ -29,8 +30,8 @@ from ..errors import (
 )
 from . import protocol
 from .protocol import InferRequest, RequestedOutput
-from .repository import EXTENSIONS, Repository, describe
-from .shared_memory import SharedMemory
+from .repository import EXTENSIONS, Repository, configuration, describe
+from .shared_memory import CudaRegion, SharedMemory, SystemRegion
 
 _LOG = logging.getLogger("trtrun.serve")
 _SERVICE = "inference.GRPCInferenceService"
@@ -108,13 +109,25 @@ def server(
         make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
         handlers[method.name] = make(
             service.handler(method.name),
-            request_deserializer=request.FromString,
+            request_deserializer=_reader(request),
             response_serializer=response.SerializeToString,
         )
     made.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
     if tls is None:
         return made, made.add_insecure_port(address)
     return made, made.add_secure_port(address, grpc.ssl_server_credentials([tls]))
+
+
+def _reader(kind: Any) -> Callable[[bytes], Any]:
+    """A message of this kind; the error for bytes that are none, which gRPC itself would call the server's fault."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except DecodeError as error:
+            return error
+
+    return read
 
 
 class _Service:
@@ -131,6 +144,8 @@ class _Service:
         async def guarded(request: Any, context: Any) -> Any:
             await self._check(name, context)
             try:
+                if isinstance(request, DecodeError):
+                    raise InputError(f"the message is no {name} request: {request}")
                 return await method(request, context)
             except TrtrunError as error:
                 _LOG.info("%s %s: %s", name, code_of(error).name, error)
@@ -167,6 +182,9 @@ class _Service:
     async def _ModelMetadata(self, request: Any, context: Any) -> Any:
         return messages().ModelMetadataResponse(**describe(self._repository.get(request.name, request.version)))
 
+    async def _ModelConfig(self, request: Any, context: Any) -> Any:
+        return messages().ModelConfigResponse(config=configuration(self._repository.get(request.name, request.version)))
+
     async def _ModelStatistics(self, request: Any, context: Any) -> Any:
         models = [model for model, _ in self._repository.loaded()]
         if request.name:
@@ -184,16 +202,26 @@ class _Service:
         async for request in requests:
             answer = messages().ModelStreamInferResponse()
             try:
+                if isinstance(request, DecodeError):
+                    raise InputError(f"the message is no ModelInfer request: {request}")
                 answer.infer_response.CopyFrom(await self._infer(request, None))
             except TrtrunError as error:
                 answer.error_message = str(error)
+            except Exception as error:  # a bug must not end the stream of the requests behind
+                _LOG.exception("ModelStreamInfer failed")
+                answer.error_message = f"{type(error).__name__}: {error}"
             yield answer
 
     async def _infer(self, request: Any, remaining: float | None) -> Any:
         model = self._repository.get(request.model_name, request.model_version)
         parsed = self._parse(request)
         timeout = min((t for t in (parsed.timeout, remaining) if t is not None), default=None)
-        future = model.batcher.submit(parsed.inputs, priority=parsed.priority, timeout=timeout)
+        future = model.batcher.submit(
+            parsed.inputs,
+            priority=parsed.priority,
+            timeout=timeout,
+            outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
+        )
         results = await asyncio.wrap_future(future)
         return self._render(model.name, model.version, parsed, results)
 
@@ -267,7 +295,7 @@ class _Service:
 
     async def _SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:
         response = messages().SystemSharedMemoryStatusResponse()
-        for region in self._memory.status(request.name or None):
+        for region in self._memory.status(SystemRegion, request.name or None):
             status = response.regions[region.name]
             status.name, status.key, status.offset, status.byte_size = (
                 region.name,
@@ -282,8 +310,25 @@ class _Service:
         return messages().SystemSharedMemoryRegisterResponse()
 
     async def _SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
-        self._memory.unregister(request.name or None)
+        self._memory.unregister(SystemRegion, request.name or None)
         return messages().SystemSharedMemoryUnregisterResponse()
+
+    async def _CudaSharedMemoryStatus(self, request: Any, context: Any) -> Any:
+        response = messages().CudaSharedMemoryStatusResponse()
+        for region in self._memory.status(CudaRegion, request.name or None):
+            status = response.regions[region.name]
+            status.name, status.device_id, status.byte_size = region.name, region.device_id, region.nbytes
+        return response
+
+    async def _CudaSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+        await asyncio.to_thread(
+            self._memory.register_cuda, request.name, request.raw_handle, request.device_id, request.byte_size
+        )
+        return messages().CudaSharedMemoryRegisterResponse()
+
+    async def _CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+        self._memory.unregister(CudaRegion, request.name or None)
+        return messages().CudaSharedMemoryUnregisterResponse()
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,15 @@ Plain Starlette: the bodies are tensors, of which FastAPI's models and validatio
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import json
 import logging
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -20,23 +23,32 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..errors import (
     ClosedError,
     InputError,
+    MediaTypeError,
+    MissingPackageError,
     ModelNotFoundError,
     RequestTimeoutError,
+    RequestTooLargeError,
     ServerBusyError,
     TrtrunError,
 )
 from . import protocol
 from .metrics import exposition
-from .repository import EXTENSIONS, Model, Repository, describe
-from .shared_memory import SharedMemory
+from .pictures import Pictures, form_of
+from .repository import EXTENSIONS, Model, Repository, configuration, describe
+from .shared_memory import CudaRegion, SharedMemory, SystemRegion
 
 _LOG = logging.getLogger("trtrun.serve")
-_PATIENCE = 64 << 20  # bytes of a request that is too large to read all the same
+_PATIENCE = (64 << 20, 5.0)  # bytes and seconds of a body that nobody wants, read all the same
+# The page loads nothing from anywhere else, and talks to this server only.
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
+)
 HEADER_LENGTH = "inference-header-content-length"
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -48,15 +60,13 @@ class HttpOptions:
 
     Attributes:
         max_body: bytes of a request at most.
+        max_pixels: of a picture at most; each takes three bytes once it is decoded.
         token: a secret that requests must carry as ``Authorization: Bearer TOKEN``; None for none. Health is open.
     """
 
     max_body: int = 256 << 20
+    max_pixels: int = 1 << 26
     token: str | None = None
-
-
-class _TooLarge(Exception):
-    pass
 
 
 def status_of(error: BaseException) -> int:
@@ -67,6 +77,12 @@ def status_of(error: BaseException) -> int:
         return 503
     if isinstance(error, RequestTimeoutError):
         return 504
+    if isinstance(error, RequestTooLargeError):
+        return 413
+    if isinstance(error, MediaTypeError):
+        return 415
+    if isinstance(error, MissingPackageError):
+        return 501
     return 400 if isinstance(error, InputError) else 500
 
 
@@ -75,7 +91,6 @@ def application(repository: Repository, options: HttpOptions | None = None, memo
     options, memory = options or HttpOptions(), memory or SharedMemory()
     api = _Api(repository, options, memory)
     model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
-    shm = "/v2/systemsharedmemory"
 
     def route(path: str, method: str, handler: Handler) -> Route:
         return Route(path, api.guarded(handler), methods=[method])
@@ -83,7 +98,7 @@ def application(repository: Repository, options: HttpOptions | None = None, memo
     routes = [
         Route("/v2/health/live", api.live, methods=["GET"]),
         Route("/v2/health/ready", api.ready, methods=["GET"]),
-        route("/", "GET", api.page),
+        Route("/", api.page, methods=["GET"]),  # holds no secret, and asks for the token itself
         route("/openapi.json", "GET", api.openapi),
         route("/metrics", "GET", api.metrics),
         route("/v2", "GET", api.server),
@@ -97,26 +112,29 @@ def application(repository: Repository, options: HttpOptions | None = None, memo
                 ("/config", "GET", api.config),
                 ("/stats", "GET", api.stats),
                 ("/infer", "POST", api.infer),
+                ("/predict", "POST", api.predict),
             )
         ),
         route("/v2/repository/index", "POST", api.index),
         route("/v2/repository/models/{model}/load", "POST", api.load),
         route("/v2/repository/models/{model}/unload", "POST", api.unload),
         *(
-            route(shm + path, method, handler)
+            route(f"/v2/{kind}sharedmemory{path}", method, handler)
+            for kind, status, register, unregister in (
+                ("system", api.shm_status, api.shm_register, api.shm_unregister),
+                ("cuda", api.cuda_status, api.cuda_register, api.cuda_unregister),
+            )
             for path, method, handler in (
-                ("/status", "GET", api.shm_status),
-                ("/region/{region}/status", "GET", api.shm_status),
-                ("/region/{region}/register", "POST", api.shm_register),
-                ("/region/{region}/unregister", "POST", api.shm_unregister),
-                ("/unregister", "POST", api.shm_unregister),
+                ("/status", "GET", status),
+                ("/region/{region}/status", "GET", status),
+                ("/region/{region}/register", "POST", register),
+                ("/region/{region}/unregister", "POST", unregister),
+                ("/unregister", "POST", unregister),
             )
         ),
-        # Triton's CUDA shared memory is not served yet, and clients ask for its status.
-        route("/v2/cudasharedmemory/{rest:path}", "GET", api.no_cuda_memory),
-        route("/v2/cudasharedmemory/{rest:path}", "POST", api.no_cuda_memory),
     ]
-    return Starlette(routes=routes)
+    handlers = {404: _no_route, 405: _no_route}
+    return _Drained(Starlette(routes=routes, exception_handlers=handlers))
 
 
 class _Api:
@@ -124,6 +142,7 @@ class _Api:
         self._repository = repository
         self._options = options
         self._memory = memory
+        self._pictures = Pictures(options.max_pixels)
 
     def guarded(self, handler: Handler) -> Handler:
         """The handler behind the token, its errors as the protocol's, one line in the log."""
@@ -134,9 +153,6 @@ class _Api:
             problem = ""
             try:
                 response = await handler(request) if self._allowed(request) else _error(401, "a bearer token is needed")
-            except _TooLarge:
-                problem = f"the body is larger than {self._options.max_body} bytes"
-                response = _error(413, problem)
             except ClientDisconnect:
                 problem, response = "the client has gone", Response(status_code=499)
             except TrtrunError as error:
@@ -173,18 +189,10 @@ class _Api:
 
     async def _body(self, request: Request) -> bytes | bytearray:
         body = bytearray()
-        read = 0
         async for chunk in request.stream():
-            read += len(chunk)
-            if read <= self._options.max_body:
-                body += chunk
-            else:
-                body.clear()
-                # A client that is still sending would see its connection break instead of the answer.
-                if read > self._options.max_body + _PATIENCE:
-                    break
-        if read > self._options.max_body:
-            raise _TooLarge
+            if len(body) + len(chunk) > self._options.max_body:
+                raise RequestTooLargeError(f"the body is larger than {self._options.max_body} bytes.")
+            body += chunk
         return body
 
     async def _json(self, request: Request) -> Mapping[str, Any]:
@@ -220,28 +228,7 @@ class _Api:
         return JSONResponse({"ready": True})
 
     async def config(self, request: Request) -> Response:
-        model = self._model(request)
-        described = describe(model)
-
-        def dims(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            batched = model.batcher.max_batch_size > 1
-            return [
-                {"name": t["name"], "data_type": f"TYPE_{t['datatype']}", "dims": t["shape"][1 if batched else 0 :]}
-                for t in tensors
-            ]
-
-        batching = model.batcher.options
-        return JSONResponse(
-            {
-                "name": model.name,
-                "platform": described["platform"],
-                "max_batch_size": model.batcher.max_batch_size if model.batcher.max_batch_size > 1 else 0,
-                "input": dims(described["inputs"]),
-                "output": dims(described["outputs"]),
-                "dynamic_batching": {"max_queue_delay_microseconds": int(1e6 * batching.max_queue_delay)},
-                "instance_group": [{"count": batching.instances}],
-            }
-        )
+        return JSONResponse(configuration(self._model(request)))
 
     async def stats(self, request: Request) -> Response:
         model = self._model(request)
@@ -261,21 +248,44 @@ class _Api:
     async def infer(self, request: Request) -> Response:
         model = self._model(request)
         length = request.headers.get(HEADER_LENGTH)
-        if length is not None and not length.isdecimal():
-            raise InputError(f"Inference-Header-Content-Length must be a number, got {length!r:.50}.")
+        header_length = None if length is None else _number(length, HEADER_LENGTH)
         body = await self._body(request)
-        parsed = protocol.parse(memoryview(body), None if length is None else int(length), self._memory)
-        future = model.batcher.submit(parsed.inputs, priority=parsed.priority, timeout=parsed.timeout)
+        parsed = protocol.parse(memoryview(body), header_length, self._memory)
+        future = model.batcher.submit(
+            parsed.inputs,
+            priority=parsed.priority,
+            timeout=parsed.timeout,
+            outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
+        )
         results = await asyncio.wrap_future(future)
         pieces, header = protocol.render(model.name, model.version, parsed, results, self._memory)
         if header is None:
             return Response(bytes(pieces[0]), media_type="application/json")
         return Response(b"".join(pieces), media_type="application/octet-stream", headers={HEADER_LENGTH: str(header)})
 
+    async def predict(self, request: Request) -> Response:
+        model, query = self._model(request), request.query_params
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in ("", "application/octet-stream") and not kind.startswith("image/"):
+            raise MediaTypeError(f"the body is {kind!r:.60}; send image/… or application/octet-stream.")
+        timeout, annotated = _number(query.get("timeout", "0"), "timeout"), query.get("annotated", "false")
+        if annotated not in ("0", "1", "false", "true"):
+            raise InputError(f"annotated must be true or false, got {annotated!r:.50}.")
+        content, media_type = await self._pictures.predict(
+            model,
+            await self._body(request),
+            form_of(request.headers.get("accept", ""), annotated in ("1", "true")),
+            priority=_number(query.get("priority", "0"), "priority"),
+            timeout=timeout / 1e6 if timeout else None,
+        )
+        return Response(content, media_type=media_type)
+
     # Repository and shared memory
 
     async def index(self, request: Request) -> Response:
         only_ready = (await self._json(request)).get("ready", False)
+        if not isinstance(only_ready, bool):
+            raise InputError(f"ready must be true or false, got {only_ready!r:.50}.")
         rows = await asyncio.to_thread(self._repository.index)
         return JSONResponse([row for row in rows if not only_ready or row["state"] == "READY"])
 
@@ -291,37 +301,107 @@ class _Api:
         return JSONResponse({})
 
     async def shm_status(self, request: Request) -> Response:
-        return JSONResponse(
-            [
-                {"name": r.name, "key": r.key, "offset": r.offset, "byte_size": r.nbytes}
-                for r in self._memory.status(request.path_params.get("region"))
-            ]
-        )
+        found = self._memory.status(SystemRegion, request.path_params.get("region"))
+        return JSONResponse([{"name": r.name, "key": r.key, "offset": r.offset, "byte_size": r.nbytes} for r in found])
 
     async def shm_register(self, request: Request) -> Response:
         wanted = await self._json(request)
         key, nbytes, offset = wanted.get("key"), wanted.get("byte_size"), wanted.get("offset", 0)
-        if not isinstance(key, str) or not isinstance(nbytes, int) or not isinstance(offset, int):
+        if not isinstance(key, str):
             raise InputError("registering shared memory takes key, byte_size and offset.")
+        nbytes, offset = protocol.integer(nbytes, "byte_size"), protocol.integer(offset, "offset")
         self._memory.register(request.path_params["region"], key, nbytes, offset)
         return JSONResponse({})
 
     async def shm_unregister(self, request: Request) -> Response:
-        self._memory.unregister(request.path_params.get("region"))
+        self._memory.unregister(SystemRegion, request.path_params.get("region"))
         return JSONResponse({})
 
-    async def no_cuda_memory(self, request: Request) -> Response:
-        raise InputError("CUDA shared memory is not served; use system shared memory.")
+    async def cuda_status(self, request: Request) -> Response:
+        found = self._memory.status(CudaRegion, request.path_params.get("region"))
+        return JSONResponse([{"name": r.name, "device_id": r.device_id, "byte_size": r.nbytes} for r in found])
+
+    async def cuda_register(self, request: Request) -> Response:
+        wanted = await self._json(request)
+        handle = wanted.get("raw_handle")
+        text = handle.get("b64") if isinstance(handle, dict) else None
+        if not isinstance(text, str):
+            raise InputError('registering CUDA shared memory takes raw_handle {"b64": …}, device_id and byte_size.')
+        try:
+            raw = base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise InputError(f"raw_handle is not base64: {error}.") from error
+        device_id = protocol.integer(wanted.get("device_id", 0), "device_id")
+        nbytes = protocol.integer(wanted.get("byte_size"), "byte_size")
+        await asyncio.to_thread(self._memory.register_cuda, request.path_params["region"], raw, device_id, nbytes)
+        return JSONResponse({})
+
+    async def cuda_unregister(self, request: Request) -> Response:
+        self._memory.unregister(CudaRegion, request.path_params.get("region"))
+        return JSONResponse({})
 
     # For people
 
     async def page(self, request: Request) -> Response:
-        return HTMLResponse((files(__package__) / "page.html").read_text(encoding="utf-8"))
+        text = (files(__package__) / "page.html").read_text(encoding="utf-8")
+        return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
 
     async def openapi(self, request: Request) -> Response:
         return PlainTextResponse(
             (files(__package__) / "openapi.json").read_text(encoding="utf-8"), media_type="application/json"
         )
+
+
+async def _no_route(request: Request, error: Any) -> Response:
+    response = _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    response.headers.update(error.headers or {})
+    return response
+
+
+class _Drained:
+    """Reads what is left of a request before it is answered, or closes the connection behind the answer.
+
+    A client that is still sending when the connection closes sees it reset, and not the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.routes = app.routes  # type: ignore[attr-defined]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        more = scope["type"] == "http"
+        begun = False
+
+        async def received() -> Message:
+            nonlocal more, begun
+            message = await receive()
+            begun = True
+            more = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def drain() -> None:
+            most, seconds = _PATIENCE
+            read = 0
+            with suppress(asyncio.TimeoutError):
+                while more and read <= most:
+                    read += len((await asyncio.wait_for(received(), seconds)).get("body", b""))
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and more:
+                # Who asks before he sends has sent nothing yet.
+                if begun or (b"expect", b"100-continue") not in scope["headers"]:
+                    await drain()
+                if more:
+                    message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+            await send(message)
+
+        await self._app(scope, received, sending)
+
+
+def _number(text: str, what: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise InputError(f"{what} must be an integer that is not negative, got {text!r:.50}.")
+    return int(text)
 
 
 def _error(status: int, message: str) -> Response:

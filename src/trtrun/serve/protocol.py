@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -55,14 +55,14 @@ class InferRequest:
     """An inference request.
 
     Attributes:
-        inputs: arrays by name.
+        inputs: arrays by name; on the GPU where CUDA shared memory holds them.
         outputs: those that the client wants, in its order; None for all.
         binary: give outputs that are not named as binary data.
         priority: as Triton has it: 1 is served first, 2 after it, and so on; 0, unless given, is last.
         timeout: seconds in which the request must be begun; None for no limit.
     """
 
-    inputs: Mapping[str, Array]
+    inputs: Mapping[str, Any]
     outputs: tuple[RequestedOutput, ...] | None = None
     id: str = ""
     binary: bool = False
@@ -71,8 +71,21 @@ class InferRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
+class DeviceBytes(Protocol):
+    """Bytes of a shared memory region on a GPU."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+        """All of it as an array on the GPU."""
+
+    def write(self, array: Any) -> None:
+        """Copy an array of the GPU's or NumPy's to its beginning."""
+
+
 # Reads, or gives for writing, the bytes of a shared memory region.
-Memory = Callable[[Region], memoryview]
+Memory = Callable[[Region], "memoryview | DeviceBytes"]
 
 
 def no_memory(region: Region) -> memoryview:
@@ -116,7 +129,7 @@ def parse(body: bytes | memoryview, header_length: int | None = None, memory: Me
     header = _mapping(header, "the request")
     parameters = _mapping(header.get("parameters", {}), "parameters")
     binary = view[length:]
-    inputs: dict[str, Array] = {}
+    inputs: dict[str, Any] = {}
     for entry in _list(header.get("inputs"), "inputs"):
         tensor = _mapping(entry, "an input")
         name = _name(tensor, "input")
@@ -146,7 +159,7 @@ def parse(body: bytes | memoryview, header_length: int | None = None, memory: Me
 
 
 def render(
-    model: str, version: str, request: InferRequest, results: Mapping[str, Array], memory: Memory = no_memory
+    model: str, version: str, request: InferRequest, results: Mapping[str, Any], memory: Memory = no_memory
 ) -> tuple[list[bytes | memoryview], int | None]:
     """The response's pieces, and the length of its JSON part where binary data follows it.
 
@@ -167,7 +180,7 @@ def render(
             tensor["parameters"] = {"binary_data_size": array.nbytes}
             pieces.append(bytes_of(array))
         else:
-            tensor["data"] = _to_json(array)
+            tensor["data"] = _to_json(on_host(array))
         tensors.append(tensor)
     response: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": tensors}
     if request.id:
@@ -176,7 +189,7 @@ def render(
     return [header, *pieces], len(header) if pieces else None
 
 
-def wanted(request: InferRequest, results: Mapping[str, Array]) -> Iterator[tuple[RequestedOutput, Array]]:
+def wanted(request: InferRequest, results: Mapping[str, Any]) -> Iterator[tuple[RequestedOutput, Any]]:
     """The outputs that a request names, or all, with their arrays. InputNameError for others."""
     for output in request.outputs or tuple(RequestedOutput(name, request.binary) for name in results):
         if output.name not in results:
@@ -184,16 +197,25 @@ def wanted(request: InferRequest, results: Mapping[str, Array]) -> Iterator[tupl
         yield output, results[output.name]
 
 
-def bytes_of(array: Array) -> memoryview:
-    """The bytes of an array in row-major order."""
+def on_host(array: Any) -> Array:
+    """An output as a NumPy array, wherever it is."""
+    host: Array = array if isinstance(array, np.ndarray) else array.numpy()
+    return host
+
+
+def bytes_of(array: Any) -> memoryview:
+    """The bytes of an output in row-major order."""
+    array = on_host(array)
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def from_bytes(name: str, data: bytes | memoryview, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+def from_bytes(name: str, data: bytes | memoryview | DeviceBytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
     """A read-only array over these bytes. Raises ShapeError where they are not as many as the shape needs."""
-    needed = dtype.itemsize * math.prod(shape)
-    if len(data) != needed:
-        raise ShapeError(f"input {name!r} of shape {list(shape)} needs {needed} bytes, got {len(data)}.")
+    needed, given = dtype.itemsize * math.prod(shape), len(data) if isinstance(data, bytes) else data.nbytes
+    if given != needed:
+        raise ShapeError(f"input {name!r} of shape {list(shape)} needs {needed} bytes, got {given}.")
+    if not isinstance(data, (bytes, memoryview)):
+        return data.array(dtype, shape)
     array = np.frombuffer(data, np.uint8)
     if dtype == np.bool_ and array.size and array.max() > 1:
         raise DtypeError(f"input {name!r} is BOOL and holds bytes other than 0 and 1.")
@@ -201,13 +223,17 @@ def from_bytes(name: str, data: bytes | memoryview, dtype: np.dtype[Any], shape:
     return view
 
 
-def write(array: Array, region: Region, memory: Memory) -> None:
+def write(array: Any, region: Region, memory: Memory) -> None:
     """Put an output into shared memory. Raises ShapeError where it does not fit."""
     if array.nbytes > region.nbytes:
         raise ShapeError(
             f"an output has {array.nbytes} bytes, and {region.nbytes} are set aside for it in {region.name!r}."
         )
-    memory(region)[: array.nbytes] = bytes_of(array)
+    target = memory(region)
+    if isinstance(target, memoryview):
+        target[: array.nbytes] = bytes_of(array)
+    else:
+        target.write(array)
 
 
 def region_parameters(region: Region, nbytes: int) -> dict[str, Any]:
@@ -238,7 +264,7 @@ def shape_of(name: str, value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _read(name: str, tensor: Mapping[str, Any], binary: memoryview, memory: Memory) -> tuple[Array, int]:
+def _read(name: str, tensor: Mapping[str, Any], binary: memoryview, memory: Memory) -> tuple[Any, int]:
     """An input, and how much of the binary data it took."""
     dtype, shape = dtype_of(tensor.get("datatype")), shape_of(name, tensor.get("shape"))
     parameters = _mapping(tensor.get("parameters", {}), "parameters")

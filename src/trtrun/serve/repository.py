@@ -15,13 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ModelFileError, ModelNotFoundError, TrtrunError
+from ..errors import InputError, ModelFileError, ModelNotFoundError, TrtrunError
 from ..runner import Runner
+from ..vision.task import VisionTask, task
 from .batcher import Batcher, BatchOptions, Outcome
 
 _LOG = logging.getLogger("trtrun.serve")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-EXTENSIONS = ["binary_tensor_data", "model_repository", "parameters", "statistics", "system_shared_memory"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "cuda_shared_memory",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+    "system_shared_memory",
+]
 SUFFIXES = (".engine", ".plan", ".trt", ".onnx", ".bundle")
 
 Load = Callable[[Path], Runner]
@@ -72,6 +81,18 @@ class Model:
         self.runner = runner
         self.batcher = batcher
         self.stamp = _stamp(path)
+        self._task: VisionTask | InputError | None = None
+
+    def task(self) -> VisionTask:
+        """What reads pictures with this model. Raises InputError, with the reason, where it is no vision model."""
+        if self._task is None:
+            try:
+                self._task = task(self.runner)
+            except InputError as error:
+                self._task = InputError(f"model {self.name!r} takes tensors, not pictures: {error.message}")
+        if isinstance(self._task, InputError):
+            raise InputError(self._task.message)
+        return self._task
 
     def close(self) -> None:
         """After the requests that wait and run."""
@@ -343,6 +364,33 @@ def named(texts: Iterable[str]) -> dict[str, Path]:
             raise ModelFileError(f"two models are called {name!r}. Give one another name: NAME={path or text}.")
         files[name] = Path(path if equals else text)
     return files
+
+
+def configuration(model: Model) -> dict[str, Any]:
+    """Triton's configuration of a model; ``parameters`` name the vision task where pictures can be sent."""
+    described, batcher = describe(model), model.batcher
+    batched = batcher.max_batch_size > 1
+
+    def dims(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {"name": t["name"], "data_type": f"TYPE_{t['datatype']}", "dims": t["shape"][1 if batched else 0 :]}
+            for t in tensors
+        ]
+
+    parameters = {}
+    with suppress(InputError):
+        parameters["task"] = {"string_value": model.task().head.task}
+    return {
+        "name": model.name,
+        "platform": described["platform"],
+        "backend": "trtrun",
+        "max_batch_size": batcher.max_batch_size if batched else 0,
+        "input": dims(described["inputs"]),
+        "output": dims(described["outputs"]),
+        "dynamic_batching": {"max_queue_delay_microseconds": int(1e6 * batcher.options.max_queue_delay)},
+        "instance_group": [{"count": batcher.options.instances}],
+        "parameters": parameters,
+    }
 
 
 def describe(model: Model) -> dict[str, Any]:

@@ -157,24 +157,27 @@ def _load(entry: Any, name: str) -> Item:
 
 def read_picture(path: str | os.PathLike[str]) -> Picture:
     """The picture in a file. Raises InputError when there is none in it, or not all of one, and OSError."""
+    return decode_picture(Path(path).read_bytes(), repr(os.fspath(path)))
+
+
+def decode_picture(data: bytes | bytearray, name: str) -> Picture:
+    """The picture in the bytes of a file; ``name`` is what messages call it. Raises as :func:`read_picture`."""
     cv2 = import_cv2()
-    data = Path(path).read_bytes()
-    name = os.fspath(path)
     if not data:
-        raise InputError(f"{name!r} is empty: 0 bytes.")
+        raise InputError(f"{name} is empty: 0 bytes.")
     if _is_cut_off(data):
-        raise InputError(f"{name!r} is cut off: the file ends before the picture does. Copy or download it again.")
+        raise InputError(f"{name} is cut off: the file ends before the picture does. Copy or download it again.")
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:  # larger than OpenCV takes
-        raise InputError(f"{name!r} cannot be decoded: {error.err}.") from error
+        raise InputError(f"{name} cannot be decoded: {error.err}.") from error
     if picture is None:
-        raise InputError(f"{name!r} ({len(data):,} bytes) is no picture that OpenCV can read, or a damaged one.")
+        raise InputError(f"{name} ({len(data):,} bytes) is no picture that OpenCV can read, or a damaged one.")
     result: Picture = picture
     return result
 
 
-def _is_cut_off(data: bytes) -> bool:
+def _is_cut_off(data: bytes | bytearray) -> bool:
     """Whether a JPEG or PNG file lacks its end; OpenCV fills the rest with grey and says nothing."""
     if data[:2] == b"\xff\xd8":  # the end marker must follow the last scan; a thumbnail has a scan and end of its own
         return b"\xff\xd9" not in data[max(data.rfind(b"\xff\xda"), 0) :]

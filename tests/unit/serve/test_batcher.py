@@ -163,6 +163,38 @@ def test_full_queues_and_late_requests_are_turned_away(gate: threading.Event) ->
         batcher.submit(rows(1))
 
 
+def test_bursts_wait_and_a_queue_that_stands_is_kept_short() -> None:
+    """A runner of 10 ms a row: fifty at once are taken; then four times what it can do, for a second."""
+    latency = 0.01
+    batcher = Batcher(Rows(latency), BatchOptions(1, instances=1))
+    for future in [batcher.submit(rows(index)) for index in range(50)]:
+        future.result(5)
+    waited: list[float] = []
+    taken, refused = [], 0
+    start = time.perf_counter()
+    for index in range(400):
+        time.sleep(max(start + index * latency / 4 - time.perf_counter(), 0))
+        sent = time.perf_counter()
+        try:
+            future = batcher.submit(rows(index))
+        except ServerBusyError:
+            refused += 1
+            continue
+        future.add_done_callback(lambda _, sent=sent: waited.append(time.perf_counter() - sent))
+        taken.append(sent - start)
+    important = batcher.submit(rows(1), priority=1)  # does not wait behind the others
+    batcher.close()
+    important.result(0)
+    late = waited[sum(when < 0.5 for when in taken) : -1]
+    assert refused > 150
+    assert len(late) > 20
+    assert max(late) < 7 * latency  # a batch that runs, one before it, its own, and room for a busy machine
+    patient = Batcher(Rows(latency), BatchOptions(1, instances=1, max_queue_time=60))
+    futures = [patient.submit(rows(index)) for index in range(60) if not time.sleep(latency / 4)]
+    patient.close()
+    assert all(future.done() for future in futures)
+
+
 def test_a_client_that_has_gone_is_not_served(gate: threading.Event) -> None:
     runner = Rows(gate=gate)
     batcher = Batcher(runner, BatchOptions(1, instances=1))

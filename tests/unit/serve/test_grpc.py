@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing.shared_memory
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from tests import models
-from tests.unit.serve.test_server import Server
+from tests.unit.serve.process import Server
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.serve.grpc_api import messages
 
@@ -112,27 +111,6 @@ def test_errors_have_their_codes(client: triton.InferenceServerClient) -> None:
     client.load_model("affine")
 
 
-def test_system_shared_memory(client: triton.InferenceServerClient) -> None:
-    x = RNG.standard_normal((4, 12)).astype(np.float32)
-    name, array = next(iter(OnnxRuntimeSession(models.affine()).run({"x": x}).items()))
-    memory = multiprocessing.shared_memory.SharedMemory(create=True, size=x.nbytes + array.nbytes)
-    try:
-        memory.buf[: x.nbytes] = x.tobytes()
-        client.register_system_shared_memory("region", memory.name, x.nbytes + array.nbytes)
-        tensor = triton.InferInput("x", [4, 12], "FP32")
-        tensor.set_shared_memory("region", x.nbytes)
-        output = triton.InferRequestedOutput(name)
-        output.set_shared_memory("region", array.nbytes, offset=x.nbytes)
-        client.infer("affine", [tensor], outputs=[output])
-        found = np.frombuffer(memory.buf, np.float32, array.size, x.nbytes).reshape(array.shape).copy()
-        np.testing.assert_allclose(found, array, rtol=1e-4, atol=1e-5)
-        assert "region" in client.get_system_shared_memory_status(as_json=True)["regions"]
-        client.unregister_system_shared_memory("region")
-    finally:
-        memory.close()
-        memory.unlink()
-
-
 def test_tokens(tmp_path: Path) -> None:
     (tmp_path / "affine.onnx").write_bytes(models.affine())
     (tmp_path / "token").write_text("secret")
@@ -143,3 +121,16 @@ def test_tokens(tmp_path: Path) -> None:
             client.get_model_metadata("affine")
         assert client.get_model_metadata("affine", headers={"authorization": "Bearer secret"}).name == "affine"
     assert server.stop() == 0
+
+
+def test_configuration(client: triton.InferenceServerClient) -> None:
+    config = client.get_model_config("affine").config
+    assert (config.name, config.backend, config.max_batch_size) == ("affine", "trtrun", 8)
+    (given,) = config.input
+    assert (given.name, given.data_type, list(given.dims)) == ("x", 11, [12])  # TYPE_FP32
+    names = list(OnnxRuntimeSession(models.affine()).outputs)
+    assert [output.name for output in config.output] == names
+    assert config.instance_group[0].count == 2
+    assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
+    with pytest.raises(InferenceServerException, match="not served"):
+        client.get_model_config("affine", "9")

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import multiprocessing.shared_memory
-import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,44 +18,10 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from tests import models
+from tests.unit.serve.process import Server
 from trtrun.onnx_runtime import OnnxRuntimeSession
 
 RNG = np.random.default_rng()
-
-
-class Server:
-    """``trtrun serve`` in a process of its own."""
-
-    def __init__(self, *arguments: str, log: Path) -> None:
-        with socket.socket() as free, socket.socket() as other:
-            free.bind(("127.0.0.1", 0))
-            other.bind(("127.0.0.1", 0))
-            self.port, self.grpc_port = free.getsockname()[1], other.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
-        self.log = log
-        command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", str(self.port)]
-        command += ["--grpc-port", str(self.grpc_port), "--json-logs"]
-        with log.open("w") as errors:
-            self.process = subprocess.Popen(command, stderr=errors, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-        for _ in range(300):
-            if self.process.poll() is not None or self.get("/v2/health/ready")[0] == 200:
-                break
-            time.sleep(0.1)
-
-    def get(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-        request = urllib.request.Request(f"http://{self.address}{path}", body, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read()
-        except (urllib.error.URLError, ConnectionError):
-            return 0, b""
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -159,36 +120,6 @@ def test_errors_are_the_clients_own(client: triton.InferenceServerClient, server
     status, body = server.get("/v2/models/nothing/ready")
     assert status == 404
     assert "Served are" in json.loads(body)["error"]
-
-
-def test_system_shared_memory(client: triton.InferenceServerClient) -> None:
-    x = RNG.standard_normal((4, 12)).astype(np.float32)
-    wanted = OnnxRuntimeSession(models.affine()).run({"x": x})
-    name, array = next(iter(wanted.items()))
-    memory = multiprocessing.shared_memory.SharedMemory(create=True, size=x.nbytes + array.nbytes)
-    try:
-        memory.buf[: x.nbytes] = x.tobytes()
-        client.register_system_shared_memory("region", memory.name, x.nbytes + array.nbytes)
-        assert client.get_system_shared_memory_status()[0]["byte_size"] == x.nbytes + array.nbytes
-        given = triton.InferInput("x", [4, 12], "FP32")
-        given.set_shared_memory("region", x.nbytes)
-        output = triton.InferRequestedOutput(name)
-        output.set_shared_memory("region", array.nbytes, offset=x.nbytes)
-        client.infer("affine", [given], outputs=[output])
-        found = np.frombuffer(memory.buf, np.float32, array.size, x.nbytes).reshape(array.shape).copy()
-        np.testing.assert_allclose(found, array, rtol=1e-4, atol=1e-5)
-        beyond = triton.InferInput("x", [4, 12], "FP32")
-        beyond.set_shared_memory("region", x.nbytes + array.nbytes + 1)
-        with pytest.raises(InferenceServerException, match="bytes"):
-            client.infer("affine", [beyond])
-        client.unregister_system_shared_memory("region")
-        with pytest.raises(InferenceServerException, match="no shared memory region"):
-            client.infer("affine", [given])
-        with pytest.raises(InferenceServerException, match="no name"):
-            client.register_system_shared_memory("bad", "../../etc/passwd", 4)
-    finally:
-        memory.close()
-        memory.unlink()
 
 
 def test_statistics_and_metrics(client: triton.InferenceServerClient, server: Server) -> None:

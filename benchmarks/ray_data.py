@@ -1,0 +1,90 @@
+"""Measure Ray Data over one GPU against a pipeline in this process, on the same arrays.
+
+    python benchmarks/ray_data.py [MEMORY_GIB]
+
+Needs ``ray[data]``. With a GPU the model is an engine and the result goes to benchmarks/results/<gpu>.json; without one
+it runs in ONNX Runtime on the CPU, and the figure is only printed. MEMORY_GIB (8) is what Ray's object store may take.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from results import compare_rates, store
+from serve import DTYPE, GPU, ROW, model_file
+
+import trtrun
+from trtrun.cuda.device import Device
+from trtrun.integrations import ray_data
+from trtrun.pipeline import Pipeline
+
+BATCH = 32
+BLOCKS, ROWS = (40, 256) if GPU else (6, 32)  # of the data set: 3 GB
+ROUNDS = 3
+
+
+def here(path: Path, blocks: list[np.ndarray]) -> list[float]:
+    """Images per second of Pipeline.map."""
+    rates = []
+    with trtrun.load(path) as runner, Pipeline(runner, depth=None if GPU else 1) as pipeline:
+        for _ in range(ROUNDS + 1):
+            requests = [block[i : i + BATCH] for block in blocks for i in range(0, ROWS, BATCH)]
+            start = time.perf_counter()
+            for _ in pipeline.map(requests):
+                pass
+            rates.append(BLOCKS * ROWS / (time.perf_counter() - start))
+    return rates[1:]  # the first measures the depth
+
+
+def on_ray(path: Path, blocks: list[np.ndarray], memory: int) -> list[float]:
+    """Images per second of Ray Data, from the first block that is done to the last."""
+    import ray
+
+    ray.init(
+        include_dashboard=False,
+        object_store_memory=memory,
+        log_to_driver=False,
+        num_gpus=1 if GPU else 0,
+        runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    dataset = ray.data.from_numpy(blocks).rename_columns({"data": "images"}).materialize()
+    rates = []
+    for _ in range(ROUNDS):
+        results = ray_data.infer(
+            dataset, path, batch_size=ROWS, concurrency=1, num_gpus=1 if GPU else 0, rows=BATCH, depth=4 if GPU else 1
+        )
+        times, rows = [], 0
+        for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
+            times.append(time.perf_counter())
+            rows += len(batch["logits"])
+        assert rows == BLOCKS * ROWS
+        # The start of the actor, which loads the engine, is before the first; what is done by then is not counted.
+        rates.append((len(times) - 1) * rows / len(times) / (times[-1] - times[0]))
+    ray.shutdown()
+    return rates
+
+
+def main(memory: int) -> None:
+    os.environ.setdefault("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = model_file(Path(folder), "resnet50" if GPU else "mobilenet")
+        rng = np.random.default_rng()
+        one = rng.standard_normal((ROWS, *ROW), np.float32).astype(DTYPE)
+        blocks = [np.roll(one, index, axis=0) for index in range(BLOCKS)]
+        alone, ray = here(path, blocks), on_ray(path, blocks, memory)
+    what = f"{'ResNet-50' if GPU else 'MobileNetV3'}, requests of {BATCH}: Ray Data with one actor / Pipeline.map here"
+    record = compare_rates("ray.data.vs_pipeline", what, ray, alone)
+    print(f"  {record.id}: {record.ratio} {record.spread}  {record.ours} / {record.reference} {record.unit}")
+    if GPU:
+        device = Device()
+        print(store([record], {"gpu": device.name, "driver": f"CUDA {device.driver_version}"}))
+
+
+if __name__ == "__main__":
+    main(int(float(sys.argv[1]) * 2**30) if len(sys.argv) > 1 else 8 << 30 if GPU else 400 << 20)
