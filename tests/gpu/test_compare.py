@@ -109,6 +109,26 @@ def test_fp8_computes_what_its_graph_says(tmp_path: Path) -> None:
                 assert 1e-4 < np.linalg.norm(array - exact[name]) / np.linalg.norm(exact[name]) < 0.1
 
 
+def test_fp8_products_in_an_fp16_network(tmp_path: Path) -> None:
+    pytest.importorskip("onnxconverter_common")
+    rng = np.random.default_rng()
+    for name, shape in (("convolution", (2, 3, 32, 32)), ("affine", (4, 12))):
+        model = getattr(models, name)()
+        requests = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(8)]
+        quantized = quantize(model, requests, precision="fp8")
+        path = tmp_path / f"{name}.fp8.onnx"
+        path.write_bytes(quantized)
+        profiles = ({"x": trtrun.ShapeRange(shape, shape, shape)},)
+        reference = trtrun.OnnxRuntimeSession(path)
+        with trtrun.load(path, build_options=trtrun.BuildOptions(profiles=profiles, fp16=True, keep_io=False)) as fp16:
+            assert fp16.inputs["x"].dtype == np.float16
+            for request in requests:
+                actual = fp16.run({"x": request["x"].astype(np.float16)})
+                for output, wanted in reference.run(request).items():
+                    error = np.linalg.norm(actual[output].astype(np.float64) - wanted) / np.linalg.norm(wanted)
+                    assert 1e-5 < error < 0.01, (name, output, error)
+
+
 def test_commands(onnx_file: Path, tmp_path: Path) -> None:
     cli, shape = CliRunner(), ["--shape", "x=1x8:4x8:16x8"]
     assert cli.invoke(app, ["build", str(onnx_file), *shape, "--verify"]).exit_code == 0

@@ -125,6 +125,22 @@ def test_calibrated_on_pictures(tmp_path: Path) -> None:
     assert operators((tmp_path / "classifier.fp8.onnx").read_bytes())["QuantizeLinear"] == 2
 
 
+@pytest.mark.parametrize("name", ["convolution", "affine"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_quantized_models_in_half_precision_keep_their_scales(name: str, precision: str) -> None:
+    data = quantize(getattr(models, name)(), requests(name), precision="fp8")
+    options = BuildOptions(profiles=parse_shapes([CASES[name][1]]), **{precision: True})
+    prepared, changes = prepare(data, options)
+    assert prepared is not None
+    assert "4 nodes of quantized convolutions and products keep their fp32 side" in changes
+    assert build_plan(data, options)
+    if precision == "fp16":  # ONNX Runtime computes no bf16 on the CPU
+        for request in requests(name, 3):
+            wanted, actual = OnnxRuntimeSession(data).run(request), OnnxRuntimeSession(prepared).run(request)
+            for output in wanted:
+                assert np.linalg.norm(actual[output] - wanted[output]) <= 0.01 * np.linalg.norm(wanted[output])
+
+
 def test_fp8_convolutions_get_a_scale_per_channel_which_changes_no_number(tmp_path: Path) -> None:
     """TensorRT-RTX 1.6.1 computes them wrongly with one scale for all channels."""
     data = quantize(models.convolution(), requests("convolution"), precision="fp8")

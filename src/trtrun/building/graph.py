@@ -212,6 +212,22 @@ def _drop_defaults(proto: Any, changes: list[str]) -> None:
         changes.append(f"{dropped} initializers are no longer inputs that could replace them")
 
 
+def _quantized(proto: Any) -> list[str]:
+    """The Q/DQ nodes and what computes between them, by name.
+
+    Their scales do not survive fp16: TensorRT-RTX 1.6.1 multiplies with them last, and what an fp8 product sums up to
+    before is beyond fp16 (measured: infinities).
+    """
+    pair = ("QuantizeLinear", "DequantizeLinear")
+    dequantized = {node.output[0] for node in proto.graph.node if node.op_type == pair[1]}
+    return [
+        node.name
+        for node in proto.graph.node
+        if node.op_type in pair
+        or (node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and dequantized & {*node.input})
+    ]
+
+
 def _to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) -> Any:
     try:
         from onnxconverter_common import float16
@@ -238,6 +254,7 @@ def _to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) -
         raise BuildError(f"keep_fp32 names {unknown}; {name} has neither such operators nor nodes of that name.")
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"node_{index}"  # the converter tells nodes apart by name
+    quantized = _quantized(proto)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights beyond fp16, which are reported below, and bf16 holds them
@@ -245,7 +262,7 @@ def _to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) -
                 proto,
                 keep_io_types=options.keep_io,
                 op_block_list=blocked,
-                node_block_list=[kept for kept in options.keep_fp32 if kept in names],
+                node_block_list=[*(kept for kept in options.keep_fp32 if kept in names), *quantized],
                 min_positive_val=0.0,  # rounded like any other number, not up to 1e-7
                 max_finite_val=float(np.finfo(np.float16).max),
             )
@@ -256,6 +273,8 @@ def _to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) -
         _fp16_to_bf16(converted, full)
     kept = Counter(node.op_type for node in converted.graph.node if node.op_type in blocked)
     text = ", ".join(f"{count} {op}" for op, count in sorted(kept.items())) or "none"
+    if quantized:
+        changes.append(f"{len(quantized)} nodes of quantized convolutions and products keep their fp32 side")
     changes.append(f"{label}; kept in fp32: {text}; inputs and outputs {'stay fp32' if options.keep_io else label}")
     if options.fp16 and largest > np.finfo(np.float16).max:
         changes.append(f"the largest weight, {largest:.3g}, is beyond fp16 and was cut to {np.finfo(np.float16).max}")
