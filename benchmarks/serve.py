@@ -383,7 +383,7 @@ def shm(folder: Path) -> Iterator[Record]:
                 if GPU:
                     contenders["gpu"] = left.enter_context(_on_the_gpu(client, array))
                 times = in_turns(contenders, calls=20 if GPU else 1, rounds=5)
-        said = f"batch {len(array)} of ResNet-50 over the wire / through {{}} shared memory, the client's copy included, p50"
+        said = f"batch {len(array)} of ResNet-50 over the wire / in {{}} shared memory, with the client's copy, p50"
         yield compare_times("serve.shm.vs_wire", said.format("system"), times["memory"], times["wire"])
         if GPU:
             yield compare_times("serve.shm.cuda_vs_wire", said.format("CUDA"), times["gpu"], times["wire"])
