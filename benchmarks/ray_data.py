@@ -3,7 +3,7 @@
     python benchmarks/ray_data.py [MEMORY_GIB]
 
 Needs ``ray[data]``. With a GPU the model is an engine and the result goes to benchmarks/results/<gpu>.json; without one
-it runs in ONNX Runtime on the CPU, and the figure is only printed. MEMORY_GIB (8) is what Ray's object store may take.
+it runs in ONNX Runtime on the CPU, and the figure is only printed. MEMORY_GIB (12) is what Ray's object store may take.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trtrun.integrations import ray_data
 from trtrun.pipeline import Pipeline
 
 BATCH = 32
-BLOCKS, ROWS = (40, 256) if GPU else (6, 32)  # of the data set: 3 GB
+BLOCKS, ROWS = (16, 1024) if GPU else (12, 128)  # of the data set: 5 GB and 0.9 GB
 ROUNDS = 3
 
 
@@ -87,4 +87,4 @@ def main(memory: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(float(sys.argv[1]) * 2**30) if len(sys.argv) > 1 else 8 << 30 if GPU else 400 << 20)
+    main(int(float(sys.argv[1]) * 2**30) if len(sys.argv) > 1 else 12 << 30 if GPU else 2 << 30)

@@ -26,7 +26,7 @@ class Inference:
     """Runs batches of columns: the class to give to ``Dataset.map_batches``, of which each actor makes one.
 
     An ONNX file is built into an engine by the first actor of a node; the others wait for it and take it from the
-    cache. A batch is cut into requests, which overlap.
+    cache. A batch is cut into requests, which overlap. Calls from several threads are fine.
 
     Args:
         model: a path that exists on every node, or a :class:`~trtrun.integrations.shared_model.SharedModel`.
@@ -110,7 +110,10 @@ def infer(
         batch_size=batch_size,
         batch_format="numpy",
         zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=concurrency),
+        # Two calls at once: the next batch runs while the last one's outputs are stored.
+        compute=ray.data.ActorPoolStrategy(
+            size=concurrency, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+        ),
         num_gpus=num_gpus,
     )
 

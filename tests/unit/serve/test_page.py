@@ -100,6 +100,11 @@ def test_a_dropped_picture_gets_its_boxes(page: Any, server: Server) -> None:
     assert "512 × 512" in page.locator("#said").inner_text()
     drawn = canvas(page).astype(int)
     plain = cv2.imdecode(np.frombuffer(encoded(), np.uint8), cv2.IMREAD_COLOR)
+    found = json.loads(server.get("/v2/models/faces/predict", encoded(), **{"Content-Type": "image/jpeg"})[1])
+    x1, y1, x2, y2 = (round(value) for value in found["results"][0]["box"])
+    for x, y in ((x1, (y1 + y2) // 2), (x2, (y1 + y2) // 2), ((x1 + x2) // 2, y2)):
+        nearest = np.abs(drawn[y - 2 : y + 3, x - 2 : x + 3] - (85, 158, 31)).max(axis=2).min()
+        assert nearest < 20, f"no line of the box at {x}, {y}"
     changed = np.abs(drawn - plain).max(axis=2) > 60
     around = np.s_[FACE[1] - 50 : FACE[3] + 20, FACE[0] - 40 : FACE[2] + 40]
     assert changed[around].sum() > 500

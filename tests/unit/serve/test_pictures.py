@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import struct
 import zlib
@@ -129,6 +130,7 @@ def bomb(width: int, height: int) -> bytes:
         ("nothing", encoded(), "image/jpeg", 404, "not served"),
         ("faces/versions/7", encoded(), "image/jpeg", 404, "not served"),
     ],
+    ids=itertools.count(),
 )
 def test_what_cannot_be_answered(model: str, body: bytes, kind: str, status: int, said: str, server: Server) -> None:
     found, media, answer = post(server, f"/v2/models/{model}/predict", body, Content_Type=kind)
