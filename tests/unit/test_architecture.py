@@ -21,7 +21,7 @@ LAYERS = [
     ["building"],
     ["runtime_cache", "buffers", "output_allocator", "refit"],
     ["engine", "batches", "filling"],
-    ["route", "session", "state", "debug_tensors", "onnx_runtime"],
+    ["route", "session", "staged", "state", "debug_tensors", "onnx_runtime"],
     ["pipeline"],
     ["splitting", "multi_gpu"],
     ["bundle"],
