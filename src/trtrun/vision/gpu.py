@@ -217,10 +217,10 @@ class OpenVisionStages:
         if name not in outputs:
             raise InputError(f"the shape of output {name!r} is known only after running. Turn postprocessing off.")
         address, shape = outputs[name]
-        self._kept = KeptObjects(
+        kept = self._kept[shape[0]] = KeptObjects(
             self._device, memory, stages.head, stages.selection, stages.how, address, shape, stages.dtype
         )
-        return before, self._kept.steps
+        return before, kept.steps
 
     def results(self) -> dict[str, Array]:
         return self._kept[self._batch].read() if self._kept else {}
