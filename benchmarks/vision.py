@@ -226,9 +226,7 @@ def detectors(runner: Any, picture: np.ndarray) -> dict[str, Any]:
     tasks = {"gpu": vision.detector(runner, **options), "cpu": vision.detector(runner, gpu=False, **options)}
     assert tasks["gpu"].postprocess_on == "GPU"
     ours, theirs = tasks["gpu"](picture), tasks["cpu"](picture)
-    print(
-        f"  threshold {selection.score_threshold:.3f}; found {len(ours.boxes)} on the GPU, {len(theirs.boxes)} on the CPU"
-    )
+    print(f"  threshold {selection.score_threshold:.3f}; GPU finds {len(ours.boxes)}, CPU {len(theirs.boxes)}")
     return tasks
 
 

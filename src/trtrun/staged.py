@@ -39,8 +39,6 @@ class StagedSession(Session):
 
     def _start(self, inputs: Mapping[str, Any], to_host: bool, timed: bool) -> tuple[Route, Steps, list[Any]]:
         assert self._opened is not None
-        if self._done is not None:
-            self._wait()  # the memory that is about to be filled may still be read
         key, copies = self._opened.fill(inputs, helpers=self.copy_helpers)
         route = self._route(key, [None] * len(key))
         steps: Steps = (0, to_host, copies)

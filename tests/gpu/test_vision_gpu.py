@@ -6,10 +6,9 @@ import logging
 from collections.abc import Iterator
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
+from tests import models
 from trtrun import vision
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
@@ -18,44 +17,13 @@ from trtrun.errors import InputError
 from trtrun.session import Session
 from trtrun.vision.results import Detections
 
-SIZE, CLASSES = 128, 3
-
-
-def small_yolo() -> bytes:
-    """images float32 [N, 3, 128, 128] -> y [N, 4 + 3, 336]: one convolution for each of the strides 8, 16 and 32."""
-    rng = np.random.default_rng(0)
-    nodes, weights = [], [numpy_helper.from_array(np.array([0, 4 + CLASSES, -1]), "flat")]
-    for stride in (8, 16, 32):
-        kernel = rng.standard_normal((4 + CLASSES, 3, stride, stride)).astype(np.float32) * 4 / stride
-        weights.append(numpy_helper.from_array(kernel, f"w{stride}"))
-        nodes.append(
-            helper.make_node(
-                "Conv", ["images", f"w{stride}"], [f"c{stride}"], kernel_shape=[stride] * 2, strides=[stride] * 2
-            )
-        )
-        nodes.append(helper.make_node("Reshape", [f"c{stride}", "flat"], [f"f{stride}"]))
-    scale = np.array([SIZE, SIZE, 40, 40] + [1] * CLASSES, np.float32).reshape(1, -1, 1)
-    weights.append(numpy_helper.from_array(scale, "scale"))
-    nodes.append(helper.make_node("Concat", ["f8", "f16", "f32"], ["all"], axis=2))
-    nodes.append(helper.make_node("Sigmoid", ["all"], ["unit"]))
-    nodes.append(helper.make_node("Mul", ["unit", "scale"], ["y"]))
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4 + CLASSES, 336])],
-        weights,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    serialized: bytes = model.SerializeToString()
-    return serialized
+SIZE = 128
 
 
 @pytest.fixture(scope="module")
 def yolo_plan() -> bytes:
     shapes = parse_shapes([f"images=1x3x{SIZE}x{SIZE}:4x3x{SIZE}x{SIZE}:8x3x{SIZE}x{SIZE}"])
-    return build_plan(small_yolo(), BuildOptions(profiles=shapes))
+    return build_plan(models.small_yolo(), BuildOptions(profiles=shapes))
 
 
 @pytest.fixture

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import cv2
 import numpy as np
 import pytest
 
+from tests import models
+from trtrun import vision
+from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.vision.geometry import Geometry
 from trtrun.vision.gpu import rows_that_count
 
@@ -33,3 +38,13 @@ def test_only_the_rows_inside_a_crop_count() -> None:
     assert rows is not None
     assert len(rows) == needed * 224
     assert 1500 < rows.min() < rows.max() < 2500
+
+
+def test_a_task_says_where_it_works(caplog: pytest.LogCaptureFixture) -> None:
+    with OnnxRuntimeSession(models.small_yolo()) as runner, caplog.at_level(logging.INFO, "trtrun"):
+        task = vision.detector(runner)
+        assert (task.preprocess_on, task.postprocess_on) == ("CPU", "CPU")
+        assert "on the CPU" in caplog.text
+        caplog.clear()
+        vision.detector(runner, gpu=False)
+        assert not caplog.text

@@ -15,6 +15,7 @@
 
 const int WARPS = THREADS / 32;
 const int LIMIT = 1024;  // boxes kept for a picture, at most; as _LIMIT in vision/gpu.py
+const int CHAINS = 256;
 const unsigned int ALL = 0xffffffff;
 
 enum { CENTERS, OBJECTNESS, GRID };
@@ -253,6 +254,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
     float4* boxes = room;  // [LIMIT]
     int* classes = reinterpret_cast<int*>(room + LIMIT);
+    // Chains of those that were kept, by class: a candidate is compared with its own alone.
+    int* next = classes + LIMIT;
+    int* newest = next + LIMIT;  // [CHAINS]
+    for (int i = threadIdx.x; i < CHAINS; i += THREADS) newest[i] = -1;
     if (threadIdx.x < 64) alive_bits[threadIdx.x / 32][lane] = 0;
     __syncthreads();
     const int most = min(kept.most, LIMIT);
@@ -269,7 +274,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             row = list[place].y;
             box = candidates.boxes[all + row];
             class_id = kept.agnostic ? 0 : candidates.classes[all + row];
-            for (int k = 0; k < found && alive; ++k)
+            for (int k = newest[class_id & (CHAINS - 1)]; k >= 0 && alive; k = next[k])
                 if (classes[k] == class_id && overlap(boxes[k], box, kept.threshold)) alive = false;
         }
         while (found < most) {
@@ -284,6 +289,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             if (static_cast<int>(threadIdx.x) == best) {
                 boxes[found] = box;
                 classes[found] = class_id;
+                next[found] = newest[class_id & (CHAINS - 1)];
+                newest[class_id & (CHAINS - 1)] = found;
                 const long long out = static_cast<long long>(blockIdx.x) * kept.most + found;
                 kept.boxes[out] = box;
                 kept.scores[out] = __uint_as_float(~inverted);
