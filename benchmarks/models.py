@@ -60,7 +60,7 @@ class _Network:
         weight = self._rng.standard_normal((cout, cin)) / np.sqrt(cin)
         return self.node("Gemm", [x, self.weight(weight), self.weight(np.zeros(cout))], transB=1)
 
-    def model(self, output: str, inputs: Sequence[int | str], classes: int) -> bytes:
+    def model(self, output: str, inputs: Sequence[int | str], *classes: int) -> bytes:
         assert self.nodes[-1].output[0] == output
         self.nodes[-1].output[0] = "logits"
         kind = _TYPES[self.dtype]
@@ -68,7 +68,7 @@ class _Network:
             self.nodes,
             "benchmark",
             [helper.make_tensor_value_info("images", kind, inputs)],
-            [helper.make_tensor_value_info("logits", kind, [inputs[0], classes])],
+            [helper.make_tensor_value_info("logits", kind, [inputs[0], *classes])],
             self.weights,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -154,6 +154,48 @@ def mobilenet_v3_small(batch: int | None = 1, dtype: str = "float16") -> bytes:
     return net.model(net.linear(x, 1024, 1000), [batch or "N", 3, 224, 224], 1000)
 
 
+def yolo(batch: int | None = 1, dtype: str = "float16", size: int = 640) -> bytes:
+    """A detector of YOLOv8n's size (8.5 GFLOPs at 640): images [N, 3, 640, 640] to predictions [N, 84, 8400].
+
+    A residual backbone of five stages and a head at strides 8, 16 and 32 whose predictions are centre x, centre y,
+    width and height in pixels, then 80 probabilities. The weights are random: choose the score threshold by quantile.
+    """
+    net = _Network(dtype)
+    rows = batch or "N"
+
+    def block(x: str, channels: int) -> str:
+        h = net.node("Relu", [net.conv(x, channels, channels, 3)])
+        return net.node("Relu", [net.node("Add", [net.conv(h, channels, channels, 3, gain=0.2), x])])
+
+    x = net.node("Relu", [net.conv("images", 3, 16, 3, 2)])
+    channels = 16
+    features = []
+    for width, blocks in ((32, 2), (64, 2), (128, 2), (256, 1)):
+        x = net.node("Relu", [net.conv(x, channels, width, 3, 2)])
+        for _ in range(blocks):
+            x = block(x, width)
+        channels = width
+        features.append((x, width))
+    flat = net.name()
+    net.weights.append(numpy_helper.from_array(np.array([0, 84, -1]), flat))
+    maps, cells, strides = [], [], []
+    for (x, width), stride in zip(features[1:], (8, 16, 32), strict=True):
+        h = net.node("Relu", [net.conv(x, width, 64, 3)])
+        maps.append(net.node("Reshape", [net.conv(h, 64, 84, 1, gain=1.0), flat]))
+        side = size // stride
+        down, right = np.mgrid[:side, :side]
+        cells.append(np.stack([right, down]).reshape(2, -1))
+        strides.append(np.full(side * side, stride))
+    unit = net.node("Sigmoid", [net.node("Concat", maps, axis=2)])
+    cell, stride_row = np.concatenate(cells, axis=1), np.concatenate(strides)
+    scale = np.ones((1, 84, len(stride_row)))
+    scale[:, :2], scale[:, 2:4] = 2 * stride_row, 8 * stride_row
+    shift = np.zeros_like(scale)
+    shift[:, :2] = (cell - 0.5) * stride_row
+    scaled = net.node("Mul", [unit, net.weight(scale)])
+    return net.model(net.node("Add", [scaled, net.weight(shift)]), [rows, 3, size, size], 84, len(stride_row))
+
+
 if __name__ == "__main__":
-    for make in (tiny, resnet50, mobilenet_v3_small):
+    for make in (tiny, resnet50, mobilenet_v3_small, yolo):
         sys.stdout.write(f"{make.__name__}: {len(make()):,} bytes\n")

@@ -124,3 +124,35 @@ def recurrent() -> bytes:
         [value("y", [2, 8]), value("h_out", [2, 8])],
         {"half": np.float32([0.5])},
     )
+
+
+def small_yolo() -> bytes:
+    """images float32 [N, 3, 128, 128] -> y [N, 4 + 3, 336]: one convolution for each of the strides 8, 16 and 32."""
+    size, classes = 128, 3
+    rng = np.random.default_rng(0)
+    nodes, weights = [], [numpy_helper.from_array(np.array([0, 4 + classes, -1]), "flat")]
+    for stride in (8, 16, 32):
+        kernel = rng.standard_normal((4 + classes, 3, stride, stride)).astype(np.float32) * 4 / stride
+        weights.append(numpy_helper.from_array(kernel, f"w{stride}"))
+        nodes.append(
+            helper.make_node(
+                "Conv", ["images", f"w{stride}"], [f"c{stride}"], kernel_shape=[stride] * 2, strides=[stride] * 2
+            )
+        )
+        nodes.append(helper.make_node("Reshape", [f"c{stride}", "flat"], [f"f{stride}"]))
+    scale = np.array([size, size, 40, 40] + [1] * classes, np.float32).reshape(1, -1, 1)
+    weights.append(numpy_helper.from_array(scale, "scale"))
+    nodes.append(helper.make_node("Concat", ["f8", "f16", "f32"], ["all"], axis=2))
+    nodes.append(helper.make_node("Sigmoid", ["all"], ["unit"]))
+    nodes.append(helper.make_node("Mul", ["unit", "scale"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, size, size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4 + classes, 336])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    serialized: bytes = model.SerializeToString()
+    return serialized

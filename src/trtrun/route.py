@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .flavor import IExecutionContext
     from .output_allocator import OutputAllocator
+    from .runner import OpenStages, Stages, Step
 
 _LOG = logging.getLogger("trtrun")
 
@@ -45,7 +46,7 @@ _MAX_SEEN = 64  # sets of addresses that are counted
 ShapeKey = tuple[Shape, ...]
 
 # Which inputs the route itself copies to the device (bit i for input i), whether it copies outputs to the host, and the
-# copies from the caller's own memory on the GPU.
+# copies that this request has beside: from the caller's own memory on the GPU, or of what its stages take.
 Steps = tuple[int, bool, tuple[Copy, ...]]
 
 
@@ -106,6 +107,7 @@ class Route:
         parts: batch sizes to run instead of the request's own, one after another, each over the next rows of the
             batch. The last may reach beyond it: those rows are computed and dropped. Without them the request runs
             in one part of exactly its shapes.
+        stages: steps before and after the engine, with ``opened``, the same for this session. Not together with parts.
 
     Attributes:
         key: the input shapes in engine order.
@@ -126,6 +128,8 @@ class Route:
         profile: int | None = None,
         state: Mapping[str, str] | None = None,
         parts: tuple[int, ...] | None = None,
+        stages: Stages | None = None,
+        opened: OpenStages | None = None,
     ) -> None:
         self._engine = engine
         self._buffers = buffers
@@ -135,6 +139,12 @@ class Route:
         self.parts = parts
         self._profile = profile
         self._state = state or {}
+        self._opened = opened
+        # Tensors that never cross to the host.
+        self._stay_in = {*self._state, *(stages.inputs if stages else ())}
+        self._stay_out = {*self._state.values(), *(stages.outputs if stages else ())}
+        self._before: list[Step] = []
+        self._after: list[Step] = []
         self._generation = -1
         self._graphs: dict[Steps, Graph] = {}
         self._borrowing: OrderedDict[Steps, int] = OrderedDict()  # those that read the caller's memory: times launched
@@ -192,6 +202,8 @@ class Route:
                 raise
             self._reserve(key)
             self._set_addresses(key)
+            if self._opened is not None:
+                self._bind_stages(key)
         self.key = key
         self._generation = self._buffers.generation
         self._warm = False
@@ -211,7 +223,7 @@ class Route:
             nbytes = self._lay_out(spec, shape)
             if spec.name in self._state:
                 nbytes = most_bytes(spec)
-            else:
+            elif spec.name not in self._stay_in:
                 buffers.host(spec.name, nbytes)
             if self.parts:
                 nbytes = nbytes_of((sum(self.parts), *shape[1:]), spec.dtype)
@@ -236,7 +248,7 @@ class Route:
             nbytes = self._lay_out(spec, self.output_shapes[name])
             if name in fed:
                 nbytes = max(nbytes, most_bytes(fed[name]))
-            else:
+            elif name not in self._stay_out:
                 buffers.host(name, nbytes)
             if self.parts:
                 for index, shape in enumerate(shapes):
@@ -268,7 +280,7 @@ class Route:
         self._transfers_in.clear()
         for spec, shape in zip(engine.inputs.values(), key, strict=True):
             nbytes = self._nbytes(spec, shape)
-            if spec.name in self._state:  # lives on the GPU alone
+            if spec.name in self._stay_in:
                 view: Host = np.empty(0, spec.dtype)
             else:
                 view = self._view(spec, shape, buffers.host(spec.name, nbytes))
@@ -279,7 +291,7 @@ class Route:
             else:
                 address = buffers.on_gpu(spec.name, nbytes)
                 on_gpu[spec.name] = address
-                self._copies_in.append((address, view.ctypes.data, nbytes) if nbytes else None)
+                self._copies_in.append((address, view.ctypes.data, nbytes) if view.nbytes else None)
             self.input_addresses.append(address)
             for context, start in zip(self._contexts, starts, strict=True):
                 offset = start * nbytes_of(shape[1:], spec.dtype) if start else 0
@@ -296,7 +308,7 @@ class Route:
                 self._contexts[0].set_output_allocator(name, allocator.handle)
                 continue
             nbytes = self._nbytes(spec, shape)
-            if name in self._state.values():
+            if name in self._stay_out:
                 view = np.empty(0, spec.dtype)
             else:
                 view = self._view(spec, shape, buffers.host(name, nbytes))
@@ -314,7 +326,7 @@ class Route:
                     else:
                         row, size = 0, nbytes
                     pieces.append((address, size))
-                    if size and name not in self._state.values():
+                    if size and name not in self._stay_out:
                         copies_out.append((view.ctypes.data + start * row, address, size))
                 context.set_tensor_address(name, address)
         self._transfers_out = Transfers(engine.device, copies_out)
@@ -328,6 +340,14 @@ class Route:
             ],
         )
         self.pad(0)
+
+    def _bind_stages(self, key: ShapeKey) -> None:
+        assert self._opened is not None
+        names = self._engine.inputs
+        self._before, self._after = self._opened.bind(
+            {name: place for name, *place in zip(names, self.input_addresses, key, strict=True)},  # type: ignore[misc]
+            {name: (parts[0][0], self.output_shapes[name]) for name, parts in self.output_parts.items()},
+        )
 
     def _output_shape(self, context: IExecutionContext, name: str) -> Shape:
         """The shape of an output for the bound inputs, -1 where only the run decides."""
@@ -427,8 +447,12 @@ class Route:
             self.copy_in(stream, which)
         if borrowed:
             Transfers(self._engine.device, borrowed).enqueue(stream)
+        for step in self._before:
+            step.enqueue(stream)
         self.execute(stream)
         self._feedback.enqueue(stream)
+        for step in self._after:
+            step.enqueue(stream)
         if to_host:
             self.copy_out(stream)
 

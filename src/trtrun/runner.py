@@ -32,6 +32,62 @@ class Pending(Protocol):
         ...
 
 
+class Memory(Protocol):
+    """Memory by name, which grows to the largest request and stays; what grows moves. Names begin with a NUL."""
+
+    def host(self, name: str, nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Page-locked memory of at least so many bytes."""
+        ...
+
+    def on_gpu(self, name: str, nbytes: int) -> int:
+        """The address of at least so many bytes on the GPU."""
+        ...
+
+
+class Step(Protocol):
+    """Work on the GPU whose addresses stay the same."""
+
+    def enqueue(self, stream: int) -> None: ...
+
+
+class Stages(Protocol):
+    """Steps on the GPU before and after a model, which join its CUDA graph. A description, which many runners share.
+
+    Attributes:
+        inputs, outputs: names of the model's inputs that the steps before write, and of the outputs that those after
+            read: these stay on the GPU.
+    """
+
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+
+    def open(self, device: int, memory: Memory) -> OpenStages:
+        """The same for one runner, on the GPU of this ordinal, which is current."""
+        ...
+
+
+class OpenStages(Protocol):
+    """The stages of one runner."""
+
+    def fill(self, request: Mapping[str, Any], *, helpers: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Put a request into page-locked memory; with several threads where ``helpers`` says so.
+
+        Returns the shapes of the model's inputs, and the copies (target, source, bytes) to the GPU that this request
+        needs. Raises InputError, with nothing done, for a request that cannot be taken.
+        """
+        ...
+
+    def bind(
+        self, inputs: Mapping[str, tuple[int, Any]], outputs: Mapping[str, tuple[int, Any]]
+    ) -> tuple[list[Step], list[Step]]:
+        """The steps before and after a model whose tensors lie at these addresses and have these shapes."""
+        ...
+
+    def results(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+        """What the last request gave, by name; arrays that belong to the caller."""
+        ...
+
+
 class Done:
     """A request that has run already, as a :class:`Pending`."""
 
@@ -126,6 +182,14 @@ class Runner(ABC):
         Raises InputNameError, ShapeError or DtypeError where an input and its output do not fit each other.
         """
         raise ExecutionError(f"{self.backend} cannot keep state between requests.")
+
+    def staged(self, stages: Stages) -> Runner | None:
+        """A runner over the same model with steps of its own on the GPU; None where this runner cannot have any.
+
+        Its requests are what the stages take, its results what they give beside the outputs that they leave. It is
+        closed with this runner.
+        """
+        return None
 
     @property
     @abstractmethod

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from .cuda.transfer import Copy
 from .errors import DeviceError, DtypeError, ExecutionError, InputError, InputNameError, OutOfMemoryError, ShapeError
 from .filling import LARGE, Choice, Way, whole
 from .route import Route, ShapeKey, Steps
-from .runner import OutputMode, Runner, StatefulRunner
+from .runner import OpenStages, OutputMode, Runner, Stages, StatefulRunner
 from .tensor_spec import Shape, TensorSpecs
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class Session(Runner):
     """
 
     _state: Mapping[str, str] = MappingProxyType({})  # input -> output that it gets from the run before
+    _stages: Stages | None = None  # steps before and after the engine
+    _opened: OpenStages | None = None
 
     def __init__(self, engine: Engine, *, cuda_graph: bool = True, profile: int | None = None) -> None:
         if profile is not None and not 0 <= profile < engine.num_profiles:
@@ -136,6 +139,9 @@ class Session(Runner):
             self._buffers = Buffers(self._device)
             undo.callback(self._buffers.close)
             self._results = result_pool(self._device)
+            self._staged: WeakSet[Session] = WeakSet()
+            if self._stages is not None:
+                self._opened = self._stages.open(self._device.ordinal, self._buffers)
             # The route of shapes seen for the first time, or of the only shapes there are.
             self._common = self._new_route()
             undo.callback(self._close_route, self._common)
@@ -307,6 +313,12 @@ class Session(Runner):
         key = tuple(shapes)
         route = self._route(key, arrays)
         steps = self._fill(route, arrays, to_host, timed)
+        self._launch(route, steps)
+        if self._state:
+            self._advance(route)
+        return route, steps, borrowed
+
+    def _launch(self, route: Route, steps: Steps) -> None:
         try:
             if self.turns is None:
                 route.launch(steps, self._at)
@@ -318,9 +330,6 @@ class Session(Runner):
             raise self._blamed(error, route) from error
         except Exception as error:
             raise self._failed(error) from error
-        if self._state:
-            self._advance(route)
-        return route, steps, borrowed
 
     def _add_state(self, arrays: list[Any], shapes: list[Shape]) -> None:
         """Put what the session itself keeps between the caller's arrays, in engine order."""
@@ -401,7 +410,7 @@ class Session(Runner):
             self._promote_at = min(2 * self._promote_at, 1 << 20)
         ways = self.engine.ways
         parts = None
-        if self._profile is None and not self._state:
+        if self._profile is None and not self._state and self._stages is None:
             if key not in ways:
                 ways[key] = self._fastest_way(key, arrays)
             parts = ways[key]
@@ -418,6 +427,8 @@ class Session(Runner):
             profile=self._profile,
             state=self._state,
             parts=parts,
+            stages=self._stages,
+            opened=self._opened,
         )
 
     def _fastest_way(self, key: ShapeKey, arrays: list[Any]) -> tuple[int, ...] | None:
@@ -700,6 +711,16 @@ class Session(Runner):
         with self._device:
             return Bound(self.engine, inputs, outputs, stream=stream, profile=self._profile)
 
+    def staged(self, stages: Stages) -> Runner | None:
+        from .staged import StagedSession, why_not
+
+        self.check_open()
+        if why_not(self.engine, stages):
+            return None
+        staged = StagedSession(self.engine, stages, cuda_graph=self._cuda_graph, profile=self._profile)
+        self._staged.add(staged)
+        return staged
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """No request of this session runs inside the block; graphs are captured anew after it."""
@@ -718,6 +739,8 @@ class Session(Runner):
         return self._closed
 
     def close(self) -> None:
+        for staged in list(self._staged):
+            staged.close()
         try:
             with self._device, self._lock:
                 if self._closed:

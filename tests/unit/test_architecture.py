@@ -21,7 +21,7 @@ LAYERS = [
     ["building"],
     ["runtime_cache", "buffers", "output_allocator", "refit", "turns"],
     ["engine", "batches", "filling"],
-    ["route", "session", "bound", "state", "debug_tensors", "onnx_runtime"],
+    ["route", "session", "bound", "staged", "state", "debug_tensors", "onnx_runtime"],
     ["pipeline"],
     ["splitting", "multi_gpu"],
     ["bundle"],

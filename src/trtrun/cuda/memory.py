@@ -70,6 +70,11 @@ def copy_async(target: int, source: int, nbytes: int, stream: int) -> None:
         check((code,), f"copy {nbytes:,} bytes")
 
 
+def copy_now(target: int, array: np.ndarray[Any, Any]) -> None:
+    """Copy a C-contiguous array to device memory and wait for it."""
+    check(driver.cuMemcpyHtoD(target, array.ctypes.data, array.nbytes), f"copy {array.nbytes:,} bytes")
+
+
 def fill_async(target: int, byte: int, nbytes: int, stream: int) -> None:
     """Enqueue setting every byte of a piece of device memory on a stream handle."""
     check(driver.cuMemsetD8Async(target, byte, nbytes, stream), f"set {nbytes:,} bytes")

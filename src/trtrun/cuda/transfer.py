@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
-from importlib.resources import files
 
-from cuda.bindings import driver
-
-from .check import check
 from .device import Device
+from .kernel import Launch
 from .memory import copy_async
 
 # Up to this many bytes a kernel copies faster than the copy engine: the GPU needs about 3 µs to pass from a kernel to
@@ -39,7 +35,7 @@ class Transfers:
     def __init__(self, device: Device, copies: Sequence[Copy]) -> None:
         small = [copy for copy in copies if _fits_kernel(*copy)]
         self._others = [copy for copy in copies if not _fits_kernel(*copy)]
-        self._launches = [_Launch(device, small[i : i + _TENSORS]) for i in range(0, len(small), _TENSORS)]
+        self._launches = [_launch(device, small[i : i + _TENSORS]) for i in range(0, len(small), _TENSORS)]
 
     def enqueue(self, stream: int) -> None:
         for copy in self._others:
@@ -53,32 +49,9 @@ def _fits_kernel(target: int, source: int, nbytes: int) -> bool:
     return nbytes <= KERNEL_LIMIT and (target | source) % 16 == 0
 
 
-class _Launch:
-    """One launch of the kernel, its arguments packed once."""
-
-    def __init__(self, device: Device, copies: Sequence[Copy]) -> None:
-        self._kernel = _kernel(device.ordinal)
-        self._grid = (-(-max(nbytes for _, _, nbytes in copies) // _BYTES_PER_BLOCK), len(copies))
-        self._copies = _Copies()
-        for index, (target, source, nbytes) in enumerate(copies):
-            self._copies.target[index], self._copies.source[index] = target, source
-            self._copies.nbytes[index] = nbytes
-        self._arguments = (ctypes.c_void_p * 1)(ctypes.addressof(self._copies))
-
-    def enqueue(self, stream: int) -> None:
-        x, y = self._grid
-        check(
-            driver.cuLaunchKernel(
-                self._kernel, x, y, 1, _THREADS, 1, 1, 0, stream, ctypes.addressof(self._arguments), 0
-            ),
-            "copy small tensors",
-        )
-
-
-@functools.cache
-def _kernel(ordinal: int) -> driver.CUfunction:
-    """The kernel, loaded once per GPU and kept for the life of the process, like the context it belongs to."""
-    ptx = (files(__package__) / "kernels" / "copy.ptx").read_bytes() + b"\0"
-    with Device(ordinal):
-        module = check(driver.cuModuleLoadData(ptx), "load trtrun's kernels")
-        return check(driver.cuModuleGetFunction(module, b"copy_small"), "find trtrun's kernel")
+def _launch(device: Device, copies: Sequence[Copy]) -> Launch:
+    packed = _Copies()
+    for index, (target, source, nbytes) in enumerate(copies):
+        packed.target[index], packed.source[index], packed.nbytes[index] = target, source, nbytes
+    grid = (-(-max(nbytes for _, _, nbytes in copies) // _BYTES_PER_BLOCK), len(copies), 1)
+    return Launch(device, "copy", "copy_small", grid, (_THREADS, 1, 1), packed)

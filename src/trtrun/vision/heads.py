@@ -113,10 +113,8 @@ class Head:
             size = geometries[0].target if geometries else (1, 1)
             prototypes = by_role.pop("prototypes", None)
             candidates = self._candidates(by_role, size, len(geometries), selection)
-            results = [
-                self._finish(one, geometry, selection, None if prototypes is None else prototypes[index])
-                for index, (one, geometry) in enumerate(zip(candidates, geometries, strict=False))
-            ]
+            kept = [self._keep(one, selection) for one in candidates[: len(geometries)]]
+            results = self._finish(kept, geometries, prototypes)
         return list(results[: len(geometries)])
 
     def _candidates(
@@ -140,11 +138,28 @@ class Head:
             return efficient_nms.candidates(outputs, selection=selection)
         return onnx_nms.candidates(outputs, batch=batch, selection=selection)
 
+    def finish(
+        self, kept: Sequence[Candidates], geometries: Sequence[Geometry], outputs: Mapping[str, Array]
+    ) -> list[Detections]:
+        """The results of objects that were kept already; ``outputs`` by the network's names, for the prototypes."""
+        prototypes = None if "prototypes" not in self.roles else _as_computable(outputs[self.roles["prototypes"]])
+        return self._finish(kept, geometries, prototypes)
+
+    def _keep(self, candidates: Candidates, selection: Selection) -> Candidates:
+        if not self.suppresses:
+            return best(candidates, selection)
+        return oriented_boxes.keep(candidates, selection) if self.task == "obb" else keep(candidates, selection)
+
     def _finish(
-        self, candidates: Candidates, geometry: Geometry, selection: Selection, prototypes: Array | None
-    ) -> Detections:
+        self, kept: Sequence[Candidates], geometries: Sequence[Geometry], prototypes: Array | None
+    ) -> list[Detections]:
+        return [
+            self._detections(one, geometry, None if prototypes is None else prototypes[index])
+            for index, (one, geometry) in enumerate(zip(kept, geometries, strict=False))
+        ]
+
+    def _detections(self, kept: Candidates, geometry: Geometry, prototypes: Array | None) -> Detections:
         if self.task == "obb":
-            kept = oriented_boxes.keep(candidates, selection) if self.suppresses else best(candidates, selection)
             corners = oriented_boxes.corners(kept.boxes, geometry)
             return Detections(
                 boxes=oriented_boxes.enclosing(corners, geometry),
@@ -153,7 +168,6 @@ class Head:
                 names=self.names,
                 corners=corners,
             )
-        kept = keep(candidates, selection) if self.suppresses else best(candidates, selection)
         more: dict[str, Array | None] = {}
         if prototypes is not None:
             boxes = geometry.boxes_to_picture(kept.boxes.astype(np.float32))

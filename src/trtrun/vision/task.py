@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +20,11 @@ from .heads import Head, read_metadata, recognise
 from .postprocess.candidates import Selection
 from .postprocess.centerface import SIZE_MULTIPLE
 from .postprocess.classification import Activation
-from .preprocess import Picture, Preprocess, prepare_reference
+from .preprocess import Picture, Preprocess, check_picture, prepare_reference
 from .results import Names, Result
 from .sources import Item, Source, read
+
+_LOG = logging.getLogger("trtrun")
 
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -54,6 +57,7 @@ class VisionTask:
         head: how its outputs are read.
         preprocess: how pictures are brought into its input.
         selection: which objects are kept.
+        preprocess_on, postprocess_on: "GPU" where it joins the network's CUDA graph, else "CPU".
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class VisionTask:
         top: int = 5,
         activation: Activation = "auto",
         normalize: bool = False,
+        gpu: bool = True,
     ) -> None:
         self.runner, self.head, self.preprocess, self.selection = runner, head, preprocess, selection
         self._options: dict[str, Any] = {"top": top, "activation": activation, "normalize": normalize}
@@ -73,6 +78,32 @@ class VisionTask:
         self._sizes = next((spec for spec in runner.inputs.values() if spec.name != self._image.name), None)
         self._least, self.batch_limit = _batch_limits(self._image)
         self._image.check_shape(preprocess.shape(self._least))
+        self.preprocess_on = self.postprocess_on = "CPU"
+        self._staged = self._join() if gpu else None
+
+    def _join(self) -> Runner | None:
+        """The runner whose graph prepares pictures and, where there are kernels for its head, finds the objects."""
+        try:
+            from . import gpu
+        except ImportError as error:
+            _LOG.info("%s: pictures are prepared and read on the CPU: %s", self, error)
+            return None
+        reason = gpu.why_not(self.head, self.selection, self.runner.outputs)
+        if reason is None:
+            dtype = self.runner.outputs[self.head.roles["predictions"]].dtype.name
+            stages = gpu.VisionStages(self._image.name, self.preprocess, self._least, self.head, self.selection, dtype)
+        else:
+            stages = gpu.VisionStages(self._image.name, self.preprocess, self._least)
+        staged = self.runner.staged(stages)
+        if staged is None:
+            _LOG.info("%s: pictures are prepared and read on the CPU: the runner takes no stages on a GPU.", self)
+            return None
+        self.preprocess_on = "GPU"
+        if reason is None:
+            self.postprocess_on = "GPU"
+        else:
+            _LOG.info("%s: outputs are read on the CPU: %s.", self, reason)
+        return staged
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Any:
         """The result of one BGR picture uint8 [H, W, 3], or the list of results of several, of any sizes.
@@ -91,13 +122,31 @@ class VisionTask:
         step = self.batch_limit or max(len(waiting), 1)
         for start in range(0, len(waiting), step):
             marks = [time.perf_counter()]
-            request, geometries = self.request(waiting[start : start + step])
+            request, geometries = self._request(waiting[start : start + step])
             marks.append(time.perf_counter())
-            outputs = self.runner.run(request)
+            outputs = (self._staged or self.runner).run(request)
             marks.append(time.perf_counter())
-            results += self.decode(outputs, geometries)
+            results += self._results(outputs, geometries)
             spent += np.diff([*marks, time.perf_counter()])
         return results if several else results[0], Timing(*spent.tolist())
+
+    def _request(self, pictures: Sequence[Picture]) -> tuple[dict[str, Any], list[Geometry]]:
+        """What goes to the runner that is used, and where each picture lies in the input."""
+        if self._staged is None:
+            return self.request(pictures)
+        geometries = []
+        for picture in pictures:
+            check_picture(picture)
+            geometries.append(self.preprocess.geometry((picture.shape[1], picture.shape[0])))
+        return {"pictures": pictures, "geometries": geometries}, geometries
+
+    def _results(self, outputs: dict[str, Any], geometries: Sequence[Geometry]) -> list[Result]:
+        if self.postprocess_on == "CPU":
+            return self.decode(outputs, geometries)
+        from .gpu import candidates_of
+
+        kept = [candidates_of(outputs, index) for index in range(len(geometries))]
+        return list(self.head.finish(kept, geometries, outputs))
 
     def request(self, pictures: Sequence[Picture]) -> tuple[dict[str, Any], list[Geometry]]:
         """The runner's inputs for these pictures, and where each lies in them."""
@@ -149,7 +198,7 @@ class VisionTask:
 
         def prepared(ready: list[Item]) -> Iterator[dict[str, Any]]:
             try:
-                request, geometries = self.request([item.picture for item in ready if item.picture is not None])
+                request, geometries = self._request([item.picture for item in ready if item.picture is not None])
             except InputError as error:  # one that no preprocessing can take; alone it would fail alone
                 if len(ready) > 1:
                     for item in ready:
@@ -160,7 +209,7 @@ class VisionTask:
             order.append((ready, geometries))
             yield request
 
-        with Pipeline(self.runner, depth=depth) as pipeline:
+        with Pipeline(self._staged or self.runner, depth=depth) as pipeline:
             for outputs in pipeline.map(requests(), return_exceptions=True):
                 while isinstance(entry := order.popleft(), Found):
                     yield entry
@@ -168,7 +217,7 @@ class VisionTask:
                 if isinstance(outputs, Exception):
                     yield from (Found(item.name, item.picture, None, outputs) for item in ready)
                     continue
-                results = self.decode(outputs, geometries)
+                results = self._results(outputs, geometries)
                 yield from (
                     Found(item.name, item.picture, r, None, item.frames_per_second)
                     for item, r in zip(ready, results, strict=True)
@@ -192,6 +241,7 @@ def task(
     top: int = 5,
     activation: Activation = "auto",
     normalize: bool = False,
+    gpu: bool = True,
 ) -> VisionTask:
     """What finds things on pictures with this network.
 
@@ -209,6 +259,7 @@ def task(
         top: how many classes a classification holds.
         activation: see :func:`trtrun.vision.postprocess.classification.decode`.
         normalize: stretch each matte to 0 … 1, as U²-Net's authors do.
+        gpu: prepare pictures and find objects in the network's own CUDA graph, where it runs on a GPU.
 
     Raises InputError when the network's inputs or outputs cannot be those of the task, or are those of several.
     """
@@ -219,7 +270,7 @@ def task(
         raise InputError(f"CenterFace takes sizes that are multiples of {SIZE_MULTIPLE}, got {size}.")
     how = preprocess or default_preprocess(found, runner, size)
     chosen = selection or found.selection()
-    return VisionTask(runner, found, how, chosen, top=top, activation=activation, normalize=normalize)
+    return VisionTask(runner, found, how, chosen, top=top, activation=activation, normalize=normalize, gpu=gpu)
 
 
 def detector(runner: Runner, **options: Any) -> VisionTask:

@@ -1,0 +1,331 @@
+// From the raw output of a YOLO head to the boxes that are kept, in outputs of a fixed size.
+//
+//   select      each prediction's best class, its box, and whether it passes the score threshold
+//   suppress    greedy non-maximum suppression, one block per picture: the candidates in order of their anchors,
+//               sorted by score (a stable radix sort, so that equal scores keep their order), then the best of those
+//               left is kept and drops what it overlaps, until none is left or enough are kept
+//   gather      what the head says beside box and classes of those that are kept
+//
+// Nothing depends on the order in which threads run. Sums and products are rounded one by one, as NumPy does, so that
+// the same boxes are kept as by vision/postprocess.
+
+#ifndef THREADS
+#define THREADS 1024  // of a block of suppress
+#endif
+
+const int WARPS = THREADS / 32;
+const int LIMIT = 1024;  // boxes kept for a picture, at most; as _LIMIT in vision/gpu.py
+const int CHAINS = 256;
+const unsigned int ALL = 0xffffffff;
+
+enum { CENTERS, OBJECTNESS, GRID };
+
+struct Head {                       // as _Head in vision/gpu.py; strides count elements
+    const void* values;             // of the network's output
+    long long picture, row, column; // strides: from picture to picture, prediction to prediction, number to number
+    int rows, classes, extras;      // predictions of a picture, and numbers of each beside box, objectness and classes
+    int kind;                       // CENTERS: no objectness; GRID: objectness, and boxes in cells
+    int width, height, levels;      // GRID: of the input, and how many strides from 8 up
+    float threshold;                // a score must be above it
+};
+
+struct Candidates {  // as _Candidates in vision/gpu.py; per picture and prediction
+    float* scores;   // 0: no candidate
+    float4* boxes;   // x1, y1, x2, y2
+    int* classes;
+};
+
+struct Kept {        // as _Kept in vision/gpu.py; per picture, those beyond the count undefined
+    int* counts;     // [B]
+    float4* boxes;   // [B, most]
+    float* scores;   // [B, most]
+    int* classes;    // [B, most]
+    int* rows;       // [B, most]
+    float* extras;   // [B, most, extras]
+    uint2* scratch;  // [B, 2, rows]: inverted score and row
+    int most;
+    int agnostic;    // 1: boxes of different classes drop each other, too
+    float threshold; // overlapping more is too much
+};
+
+__device__ __forceinline__ float load(const float* value) { return *value; }
+
+struct half_bits {
+    unsigned short bits;
+};
+
+__device__ __forceinline__ float load(const half_bits* value) {
+#ifdef __CUDA_ARCH__
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value->bits));
+    return result;
+#else
+    return half_on_host(value->bits);
+#endif
+}
+
+__device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= 3.402823466e38f; }
+
+template <typename Element>
+__device__ __forceinline__ void select(const Head& head, const Candidates& candidates) {
+    const int row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= head.rows) return;
+    const long long place = static_cast<long long>(blockIdx.y) * head.rows + row;
+    const Element* values = static_cast<const Element*>(head.values) + blockIdx.y * head.picture + row * head.row;
+    float best = -1.0f;
+    int class_id = 0;
+    float object = 1.0f;
+    if (head.kind != CENTERS) object = load(values + 4 * head.column);
+    if (object > head.threshold || head.kind == CENTERS) {  // probabilities are at most 1: nothing else can pass
+        const Element* scores = values + (head.kind == CENTERS ? 4 : 5) * head.column;
+#pragma unroll 8
+        for (int c = 0; c < head.classes; ++c) {
+            float score = load(scores + c * head.column);
+            if (head.kind != CENTERS) score = __fmul_rn(score, object);
+            if (score > head.threshold && score > best) {  // false for NaN; the first of equal ones
+                best = score;
+                class_id = c;
+            }
+        }
+    }
+    if (!(best > 0.0f)) {
+        candidates.scores[place] = 0.0f;
+        return;
+    }
+    float x = load(values), y = load(values + head.column);
+    float width = load(values + 2 * head.column), height = load(values + 3 * head.column);
+    if (head.kind == GRID) {
+        int cell = row, stride = 8;
+        for (int level = 1; level < head.levels; ++level) {
+            const int cells = (head.width / stride) * (head.height / stride);
+            if (cell < cells) break;
+            cell -= cells;
+            stride *= 2;
+        }
+        const int columns = head.width / stride;
+        x = __fmul_rn(__fadd_rn(x, cell % columns), stride);
+        y = __fmul_rn(__fadd_rn(y, cell / columns), stride);
+        width = __fmul_rn(expf(width), stride);
+        height = __fmul_rn(expf(height), stride);
+    }
+    width = __fmul_rn(width, 0.5f);
+    height = __fmul_rn(height, 0.5f);
+    float4 box;
+    box.x = __fsub_rn(x, width);
+    box.y = __fsub_rn(y, height);
+    box.z = __fadd_rn(x, width);
+    box.w = __fadd_rn(y, height);
+    const bool somewhere = is_finite(box.x) && is_finite(box.y) && is_finite(box.z) && is_finite(box.w);
+    candidates.scores[place] = somewhere ? best : 0.0f;
+    candidates.boxes[place] = box;
+    candidates.classes[place] = class_id;
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    select_f32(const __grid_constant__ Head head, const __grid_constant__ Candidates candidates) {
+    select<float>(head, candidates);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    select_f16(const __grid_constant__ Head head, const __grid_constant__ Candidates candidates) {
+    select<half_bits>(head, candidates);
+}
+
+__device__ __forceinline__ float area(const float4& box) {
+    return __fmul_rn(__fsub_rn(box.z, box.x), __fsub_rn(box.w, box.y));
+}
+
+__device__ __forceinline__ bool overlap(const float4& a, const float4& b, float threshold) {
+    const float width = fmaxf(__fsub_rn(fminf(a.z, b.z), fmaxf(a.x, b.x)), 0.0f);
+    const float height = fmaxf(__fsub_rn(fminf(a.w, b.w), fmaxf(a.y, b.y)), 0.0f);
+    const float both = __fmul_rn(width, height);
+    const float either = __fsub_rn(__fadd_rn(area(a), area(b)), both);
+    const float iou = either > 0.0f ? __fdiv_rn(both, either) : 0.0f;
+    return !(iou <= threshold);
+}
+
+// The sum of the values of the threads before this one, in the block.
+__device__ __forceinline__ int sum_before(int value, int* totals) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int sum = value;
+    for (int step = 1; step < 32; step *= 2) {
+        const int other = __shfl_up_sync(ALL, sum, step);
+        if (lane >= step) sum += other;
+    }
+    if (lane == 31) totals[warp] = sum;
+    __syncthreads();
+    int before = sum - value;
+    for (int w = 0; w < warp; ++w) before += totals[w];
+    __syncthreads();
+    return before;
+}
+
+struct Part {  // of a list, which one warp goes through 32 by 32
+    int first, end;
+};
+
+__device__ __forceinline__ Part part(int count) {
+    const int length = (count + THREADS - 1) / THREADS * 32;
+    Part found;
+    found.first = min(static_cast<int>(threadIdx.x / 32) * length, count);
+    found.end = min(found.first + length, count);
+    return found;
+}
+
+// The rows that are candidates, in their order, with the bits of their scores inverted: the best is the least.
+__device__ __forceinline__ int collect(const float* scores, int rows, uint2* list, int* totals) {
+    const int lane = threadIdx.x % 32;
+    const Part mine = part(rows);
+    int found = 0;
+    for (int i = mine.first; i < mine.end; i += 32)
+        found += __popc(__ballot_sync(ALL, i + lane < mine.end && scores[i + lane] > 0.0f));
+    const int before = sum_before(lane == 0 ? found : 0, totals);
+    int place = __shfl_sync(ALL, before, 0);
+    for (int i = mine.first; i < mine.end; i += 32) {
+        const float score = i + lane < mine.end ? scores[i + lane] : 0.0f;
+        const unsigned int passed = __ballot_sync(ALL, score > 0.0f);
+        if (score > 0.0f)
+            list[place + __popc(passed & ((1u << lane) - 1))] =
+                make_uint2(~__float_as_uint(score), static_cast<unsigned int>(i + lane));
+        place += __popc(passed);
+    }
+    if (threadIdx.x == THREADS - 1) totals[WARPS] = place;
+    __syncthreads();
+    return totals[WARPS];
+}
+
+// One pass of a least-significant-digit radix sort, stable: warps own parts of the list, in order.
+__device__ __forceinline__ void sort_by_digit(
+    const uint2* from, uint2* to, int count, int shift, int* counters, int* totals) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (int i = threadIdx.x; i < 256 * WARPS; i += THREADS) counters[i] = 0;
+    __syncthreads();
+    const Part mine = part(count);
+    for (int i = mine.first; i < mine.end; i += 32) {
+        const bool there = i + lane < mine.end;
+        const int digit = there ? from[i + lane].x >> shift & 255 : 256;
+        const unsigned int peers = __match_any_sync(ALL, digit);
+        if (there && lane == __ffs(peers) - 1) counters[digit * WARPS + warp] += __popc(peers);
+        __syncwarp();
+    }
+    __syncthreads();
+    const int first = threadIdx.x * 8;  // 256 * WARPS counters are 8 for each thread
+    int sum = 0;
+    for (int i = 0; i < 8; ++i) sum += counters[first + i];
+    int before = sum_before(sum, totals);
+    for (int i = 0; i < 8; ++i) {
+        const int own = counters[first + i];
+        counters[first + i] = before;
+        before += own;
+    }
+    __syncthreads();
+    for (int i = mine.first; i < mine.end; i += 32) {
+        const bool there = i + lane < mine.end;
+        const uint2 item = there ? from[i + lane] : make_uint2(0, 0);
+        const int digit = there ? item.x >> shift & 255 : 256;
+        const unsigned int peers = __match_any_sync(ALL, digit);
+        const int start = there ? counters[digit * WARPS + warp] : 0;
+        __syncwarp();
+        if (there) {
+            to[start + __popc(peers & ((1u << lane) - 1))] = item;
+            if (lane == __ffs(peers) - 1) counters[digit * WARPS + warp] = start + __popc(peers);
+        }
+        __syncwarp();
+    }
+    __syncthreads();
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    suppress(const __grid_constant__ Candidates candidates, int rows, const __grid_constant__ Kept kept) {
+    __shared__ float4 room[2048];  // the counters of the sort, then the boxes that were kept
+    __shared__ int totals[WARPS + 1];
+    __shared__ unsigned int alive_bits[2][32];
+    const long long all = static_cast<long long>(blockIdx.x) * rows;
+    uint2* list = kept.scratch + 2 * all;
+    uint2* other = list + rows;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int count = collect(candidates.scores + all, rows, list, totals);
+    if (count > 1)
+        for (int shift = 0; shift < 32; shift += 8) {
+            sort_by_digit(list, other, count, shift, reinterpret_cast<int*>(room), totals);
+            uint2* swapped = list;
+            list = other;
+            other = swapped;
+        }
+    float4* boxes = room;  // [LIMIT]
+    int* classes = reinterpret_cast<int*>(room + LIMIT);
+    // Chains of those that were kept, by class: a candidate is compared with its own alone.
+    int* next = classes + LIMIT;
+    int* newest = next + LIMIT;  // [CHAINS]
+    for (int i = threadIdx.x; i < CHAINS; i += THREADS) newest[i] = -1;
+    if (threadIdx.x < 64) alive_bits[threadIdx.x / 32][lane] = 0;
+    __syncthreads();
+    const int most = min(kept.most, LIMIT);
+    int found = 0;
+    int turn = 0;
+    for (int start = 0; start < count && found < most; start += THREADS) {
+        const int place = start + threadIdx.x;
+        bool alive = place < count;
+        float4 box = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        int class_id = 0, row = 0;
+        unsigned int inverted = 0;
+        if (alive) {
+            inverted = list[place].x;
+            row = list[place].y;
+            box = candidates.boxes[all + row];
+            class_id = kept.agnostic ? 0 : candidates.classes[all + row];
+            for (int k = newest[class_id & (CHAINS - 1)]; k >= 0 && alive; k = next[k])
+                if (classes[k] == class_id && overlap(boxes[k], box, kept.threshold)) alive = false;
+        }
+        while (found < most) {
+            const unsigned int mine = __ballot_sync(ALL, alive);
+            if (lane == 0) alive_bits[turn][warp] = mine;
+            __syncthreads();
+            const unsigned int bits = alive_bits[turn][lane];
+            const unsigned int warps = __ballot_sync(ALL, bits != 0);
+            if (warps == 0) break;
+            const int first_warp = __ffs(warps) - 1;
+            const int best = first_warp * 32 + __ffs(__shfl_sync(ALL, bits, first_warp)) - 1;
+            if (static_cast<int>(threadIdx.x) == best) {
+                boxes[found] = box;
+                classes[found] = class_id;
+                next[found] = newest[class_id & (CHAINS - 1)];
+                newest[class_id & (CHAINS - 1)] = found;
+                const long long out = static_cast<long long>(blockIdx.x) * kept.most + found;
+                kept.boxes[out] = box;
+                kept.scores[out] = __uint_as_float(~inverted);
+                kept.classes[out] = candidates.classes[all + row];
+                kept.rows[out] = row;
+                alive = false;
+            }
+            __syncthreads();
+            if (alive && classes[found] == class_id && overlap(boxes[found], box, kept.threshold)) alive = false;
+            ++found;
+            turn ^= 1;  // others may still be reading the bits
+        }
+        turn ^= 1;
+    }
+    if (threadIdx.x == 0) kept.counts[blockIdx.x] = found;
+}
+
+template <typename Element>
+__device__ __forceinline__ void gather(const Head& head, const Kept& kept) {
+    const int numbers = kept.counts[blockIdx.x] * head.extras;
+    const int first = head.classes + (head.kind == CENTERS ? 4 : 5);
+    const Element* values = static_cast<const Element*>(head.values) + blockIdx.x * head.picture;
+    for (int i = threadIdx.x; i < numbers; i += blockDim.x) {
+        const long long slot = static_cast<long long>(blockIdx.x) * kept.most + i / head.extras;
+        kept.extras[slot * head.extras + i % head.extras] =
+            load(values + kept.rows[slot] * head.row + (first + i % head.extras) * head.column);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    gather_f32(const __grid_constant__ Head head, const __grid_constant__ Kept kept) {
+    gather<float>(head, kept);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    gather_f16(const __grid_constant__ Head head, const __grid_constant__ Kept kept) {
+    gather<half_bits>(head, kept);
+}

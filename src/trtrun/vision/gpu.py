@@ -1,0 +1,354 @@
+"""Preprocessing and non-maximum suppression on the GPU, as stages of a runner: one CUDA graph with the engine.
+
+Pictures go into page-locked memory and from there to the GPU as they are, uint8; of a picture that is made much smaller
+only the rows that count. What comes back are the objects that were kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays import COPY_POOL
+from ..cuda.device import Device
+from ..cuda.kernel import Launch
+from ..cuda.memory import DeviceMemory, copy_now
+from ..cuda.transfer import Copy, Transfers
+from ..errors import InputError
+from ..runner import Memory, Step
+from ..tensor_spec import Shape, TensorSpecs
+from .geometry import Geometry
+from .heads import Head
+from .postprocess.candidates import Candidates, Selection
+from .postprocess.yolo_objectness import STRIDES
+from .preprocess import Picture, Preprocess, check_picture
+
+Array = np.ndarray[Any, Any]
+
+BGR, RGB, NV12 = 1, 2, 3  # as in preprocess.cu; 0 is no picture
+_COLUMNS, _ROWS, _THREADS_Y = 64, 16, 4
+_THREADS = 256
+_SUPPRESS_THREADS = 1024  # as in postprocess.cu
+_LIMIT = 1024
+_KINDS = {"yolov8": 0, "yolov5": 1, "yolov6": 1, "yolox": 2}
+_GROWTH = 1 << 20  # bytes; memory for pictures grows in such steps, because what grows is captured anew
+
+_STAGING, _SCRATCH, _KEPT = "\0pictures", "\0candidates", "\0kept"
+
+
+class PictureStruct(ctypes.Structure):
+    """``Picture`` in preprocess.cu."""
+
+    _fields_ = (
+        ("pixels", ctypes.c_uint64),
+        ("chroma", ctypes.c_uint64),
+        ("scale_x", ctypes.c_double),
+        ("scale_y", ctypes.c_double),
+        *((name, ctypes.c_int32) for name in ("pitch", "chroma_pitch", "width", "height", "left", "top")),
+        *((name, ctypes.c_int32) for name in ("resized_width", "resized_height", "format", "packed", "padding")),
+        ("reserved", ctypes.c_int32),
+    )
+
+
+class _Target(ctypes.Structure):
+    _fields_ = (
+        ("batch", ctypes.c_uint64),
+        ("table", ctypes.c_uint64),
+        *((name, ctypes.c_int32) for name in ("width", "height", "channels", "rgb", "interleaved")),
+    )
+
+
+class _Head(ctypes.Structure):
+    _fields_ = (
+        ("values", ctypes.c_uint64),
+        *((name, ctypes.c_int64) for name in ("picture", "row", "column")),
+        *((name, ctypes.c_int32) for name in ("rows", "classes", "extras", "kind", "width", "height", "levels")),
+        ("threshold", ctypes.c_float),
+    )
+
+
+class _Candidates(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("scores", "boxes", "classes"))
+
+
+class _Kept(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in ("counts", "boxes", "scores", "classes", "rows", "extras", "scratch")),
+        ("most", ctypes.c_int32),
+        ("agnostic", ctypes.c_int32),
+        ("threshold", ctypes.c_float),
+    )
+
+
+def preparation(device: Device, pictures: int, batch: int, table: int, how: Preprocess, count: int) -> Launch:
+    """The launch that prepares ``count`` pictures, of descriptors at an address, into the batch at another.
+
+    ``table`` is the address of ``how.table()`` on the GPU.
+    """
+    width, height = how.size
+    target = _Target(batch, table, width, height, how.depth, how.channels == "RGB", how.layout == "NHWC")
+    grid = (-(-width // _COLUMNS), -(-height // _ROWS), count)
+    name = f"prepare_{np.dtype(how.dtype).itemsize}"
+    return Launch(device, "preprocess", name, grid, (_COLUMNS, _THREADS_Y, 1), ctypes.c_uint64(pictures), target)
+
+
+def describe(
+    geometry: Geometry, pixels: int, pitch: int, padding: int, *, kind: int = BGR, packed: int = 0, chroma: int = 0
+) -> PictureStruct:
+    """The descriptor of a picture whose first row is at an address on the GPU; NV12's chroma has the same pitch."""
+    (width, height), (resized_width, resized_height) = geometry.source, geometry.resized
+    # The inverse of the inverse, as OpenCV computes it: it decides how ties are rounded.
+    scale = 1 / (resized_width / width), 1 / (resized_height / height)
+    place = width, height, *geometry.offset, resized_width, resized_height
+    return PictureStruct(pixels, chroma, *scale, pitch, pitch, *place, kind, packed, padding)
+
+
+@functools.lru_cache(maxsize=64)
+def rows_that_count(geometry: Geometry) -> tuple[int, Array | None]:
+    """How many rows of the picture each row of the input needs, and which, in turn; (0, None): all rows are sent.
+
+    The arithmetic of ``taps`` in preprocess.cu.
+    """
+    height, resized = geometry.source[1], geometry.resized[1]
+    top = geometry.offset[1]
+    shown = np.arange(max(-top, 0), min(resized, geometry.target[1] - top))
+    fraction = ((shown + 0.5) * (1 / (resized / height)) - 0.5).astype(np.float32)
+    first = np.floor(fraction).astype(np.int64)
+    second_counts = np.rint((fraction - first.astype(np.float32)) * np.float32(2048)) != 0
+    rows = np.stack([first, first + 1], axis=1).clip(0, height - 1)
+    needed = 2 if second_counts.any() else 1
+    if needed * len(shown) > 0.9 * height:
+        return 0, None
+    return needed, rows[:, :needed].ravel()
+
+
+class VisionStages:
+    """What happens to pictures before a network, and to its output behind it.
+
+    Args:
+        image: the network's input.
+        how: how pictures are brought into it.
+        least: the smallest batch that the network takes; what a request lacks is zeros.
+        head: whose candidates are suppressed on the GPU; None leaves the outputs as they are.
+        selection: which of them are kept.
+        dtype: of the head's output, float32 or float16.
+
+    A request is {"pictures": BGR pictures uint8 [H, W, 3], "geometries": where each lies in the input}. With a head the
+    results are ``counts`` int32 [B], ``boxes`` float32 [B, M, 4] (x1, y1, x2, y2 in pixels of the input), ``scores``
+    float32 [B, M], ``class_ids`` int32 [B, M] and ``extra`` float32 [B, M, E], of which each picture's first are
+    valid, best first.
+    """
+
+    def __init__(
+        self,
+        image: str,
+        how: Preprocess,
+        least: int,
+        head: Head | None = None,
+        selection: Selection | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        self.how, self.least, self.head, self.selection = how, least, head, selection or Selection()
+        self.dtype = dtype
+        self.inputs = frozenset([image])
+        self.outputs = frozenset() if head is None else frozenset([head.roles["predictions"]])
+
+    def open(self, device: int, memory: Memory) -> OpenVisionStages:
+        return OpenVisionStages(self, Device(device), memory)
+
+
+class OpenVisionStages:
+    """:class:`VisionStages` of one runner."""
+
+    def __init__(self, stages: VisionStages, device: Device, memory: Memory) -> None:
+        self._stages, self._device, self._memory = stages, device, memory
+        self._table = constant(device, stages.how.table())
+        self._kept: dict[int, KeptObjects] = {}  # by batch, each bound with the route of that batch
+        self._batch = 0  # of the last request
+
+    def fill(self, request: Mapping[str, Any], *, helpers: bool) -> tuple[tuple[Shape, ...], tuple[Copy, ...]]:
+        how = self._stages.how
+        pictures: Sequence[Picture] = request["pictures"]
+        geometries: Sequence[Geometry] = request["geometries"]
+        count = max(self._stages.least, len(pictures))
+        starts, plans = [], []
+        used = _up(count * ctypes.sizeof(PictureStruct), 256)
+        for picture, geometry in zip(pictures, geometries, strict=True):
+            check_picture(picture)
+            needed, rows = rows_that_count(geometry) if picture.flags.c_contiguous else (0, None)
+            starts.append(used)
+            plans.append((needed, rows))
+            used = _up(used + (picture.shape[0] if rows is None else len(rows)) * picture.shape[1] * 3, 256)
+        reserved = _up(used, _GROWTH)
+        host = self._memory.host(_STAGING, reserved)
+        address = self._memory.on_gpu(_STAGING, reserved)
+        descriptors = (PictureStruct * count).from_buffer(host.data)
+        ctypes.memset(descriptors, 0, ctypes.sizeof(descriptors))
+        for index, (picture, geometry, start, (needed, rows)) in enumerate(
+            zip(pictures, geometries, starts, plans, strict=True)
+        ):
+            pitch = picture.shape[1] * 3
+            height = picture.shape[0] if rows is None else len(rows)
+            view = host[start : start + height * pitch].reshape(height, *picture.shape[1:])
+            if rows is not None:
+                np.take(picture, rows, axis=0, out=view, mode="clip")  # "raise" would go through a buffer
+            elif helpers and picture.flags.c_contiguous:
+                COPY_POOL.copy(view, picture)
+            else:
+                np.copyto(view, picture)
+            descriptors[index] = describe(geometry, address + start, pitch, how.padding, packed=needed)
+        self._batch = count
+        return (how.shape(count),), ((address, host.ctypes.data, used),)
+
+    def bind(
+        self, inputs: Mapping[str, tuple[int, Shape]], outputs: Mapping[str, tuple[int, Shape]]
+    ) -> tuple[list[Step], list[Step]]:
+        stages, memory = self._stages, self._memory
+        (batch, shape), *_ = inputs.values()
+        pictures = memory.on_gpu(_STAGING, 0)
+        before: list[Step] = [preparation(self._device, pictures, batch, self._table.address, stages.how, shape[0])]
+        if stages.head is None:
+            return before, []
+        name = stages.head.roles["predictions"]
+        if name not in outputs:
+            raise InputError(f"the shape of output {name!r} is known only after running. Turn postprocessing off.")
+        address, shape = outputs[name]
+        kept = self._kept[shape[0]] = KeptObjects(
+            self._device, memory, stages.head, stages.selection, stages.how, address, shape, stages.dtype
+        )
+        return before, kept.steps
+
+    def results(self) -> dict[str, Array]:
+        return self._kept[self._batch].read() if self._kept else {}
+
+
+def constant(device: Device, values: Array) -> DeviceMemory:
+    """These values on the GPU."""
+    memory = DeviceMemory(device, values.nbytes)
+    with device:
+        copy_now(memory.address, values)
+    return memory
+
+
+def why_not(head: Head, selection: Selection, outputs: TensorSpecs) -> str | None:
+    """Why this head's objects are not found on the GPU; None when they are."""
+    if head.name not in _KINDS or head.task == "obb":
+        return f"{head} has no kernel"
+    if selection.multi_label:
+        return "several labels for one box are chosen on the CPU"
+    if selection.max_detections > _LIMIT:
+        return f"the GPU keeps at most {_LIMIT} objects of a picture"
+    spec = outputs[head.roles["predictions"]]
+    return None if spec.dtype.name in ("float32", "float16") else f"{spec} is not of float32 or float16"
+
+
+class Suppression:
+    """Non-maximum suppression of candidates in memory on the GPU: float scores (0: none), boxes and int32 classes.
+
+    Attributes:
+        step: the launch.
+        kept: addresses of what is kept.
+    """
+
+    def __init__(
+        self, device: Device, memory: Memory, candidates: tuple[int, int, int], shape: tuple[int, int], extras: int,
+        selection: Selection,
+    ) -> None:  # fmt: skip
+        batch, rows = shape
+        most = selection.max_detections
+        self.batch, self.most, self.extras = batch, most, extras
+        sizes = {"boxes": 16 * most, "scores": 4 * most, "class_ids": 4 * most, "extra": 4 * most * extras, "counts": 4}
+        self.places: dict[str, int] = {}
+        self.nbytes = 0
+        for name, size in sizes.items():
+            self.places[name] = self.nbytes
+            self.nbytes = _up(self.nbytes + batch * size, 16)
+        self.address = memory.on_gpu(_KEPT, self.nbytes + 4 * batch * most)
+        sort = memory.on_gpu(_SCRATCH + "\0sort", 16 * batch * rows)
+        at = {name: self.address + place for name, place in self.places.items()}
+        self.kept = _Kept(
+            at["counts"], at["boxes"], at["scores"], at["class_ids"], self.address + self.nbytes, at["extra"], sort,
+            most, selection.class_agnostic, selection.iou_threshold,
+        )  # fmt: skip
+        self.candidates = _Candidates(*candidates)
+        block = (_SUPPRESS_THREADS, 1, 1)
+        self.step = Launch(
+            device, "postprocess", "suppress", (batch, 1, 1), block, self.candidates, ctypes.c_int32(rows), self.kept
+        )
+
+    def split(self, memory: Array) -> dict[str, Array]:
+        """Views of the results in a copy of their memory."""
+        batch, most = self.batch, self.most
+
+        def view(name: str, dtype: str, *shape: int) -> Array:
+            start = self.places[name]
+            array: Array = memory[start : start + 4 * int(np.prod(shape))].view(dtype).reshape(shape)
+            return array
+
+        return {
+            "counts": view("counts", "int32", batch),
+            "boxes": view("boxes", "float32", batch, most, 4),
+            "scores": view("scores", "float32", batch, most),
+            "class_ids": view("class_ids", "int32", batch, most),
+            "extra": view("extra", "float32", batch, most, self.extras),
+        }
+
+
+class KeptObjects:
+    """The steps from a head's raw output to the objects that are kept, in page-locked memory.
+
+    Attributes:
+        steps: to enqueue in this order.
+    """
+
+    def __init__(
+        self, device: Device, memory: Memory, head: Head, selection: Selection, how: Preprocess, address: int,
+        shape: Shape, dtype: str,
+    ) -> None:  # fmt: skip
+        kind = _KINDS[head.name]
+        batch, first, second = shape
+        # One prediction after another, or one of their numbers after another.
+        transposed = kind == 0 and first <= second
+        rows, numbers = (second, first) if transposed else (first, second)
+        extras = numbers - head.classes - (4 if kind == 0 else 5)
+        width, height = how.size
+        cells = sum((width // stride) * (height // stride) for stride in STRIDES)
+        levels = len(STRIDES) + (rows != cells)
+        strides = (first * second, 1, second) if transposed else (first * second, second, 1)
+        raw = _Head(
+            address, *strides, rows, head.classes, extras, kind, width, height, levels, selection.score_threshold
+        )
+        total = batch * rows
+        found = memory.on_gpu(_SCRATCH, total * 24)
+        places = found + 16 * total, found, found + 20 * total
+        suppression = self._suppression = Suppression(device, memory, places, (batch, rows), extras, selection)
+        suffix = {"float16": "f16", "float32": "f32"}[dtype]
+        block = (_THREADS, 1, 1)
+        grid = (-(-rows // _THREADS), batch, 1)
+        self._host = memory.host(_KEPT, suppression.nbytes)
+        self.steps: list[Step] = [
+            Launch(device, "postprocess", f"select_{suffix}", grid, block, raw, suppression.candidates),
+            suppression.step,
+        ]
+        if extras:
+            self.steps.append(
+                Launch(device, "postprocess", f"gather_{suffix}", (batch, 1, 1), block, raw, suppression.kept)
+            )
+        self.steps.append(Transfers(device, [(self._host.ctypes.data, suppression.address, suppression.nbytes)]))
+
+    def read(self) -> dict[str, Array]:
+        return self._suppression.split(self._host[: self._suppression.nbytes].copy())
+
+
+def candidates_of(results: Mapping[str, Array], index: int) -> Candidates:
+    """What was kept on one picture."""
+    count = int(results["counts"][index])
+    return Candidates(*(results[name][index, :count] for name in ("boxes", "scores", "class_ids", "extra")))
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,103 @@
+"""Vision tasks whose pictures and objects go through the engine's CUDA graph, against the same tasks on the CPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests import models
+from trtrun import vision
+from trtrun.building.builder import build_plan
+from trtrun.building.options import BuildOptions, parse_shapes
+from trtrun.engine import Engine
+from trtrun.errors import InputError
+from trtrun.session import Session
+from trtrun.vision.results import Detections
+
+SIZE = 128
+
+
+@pytest.fixture(scope="module")
+def yolo_plan() -> bytes:
+    shapes = parse_shapes([f"images=1x3x{SIZE}x{SIZE}:4x3x{SIZE}x{SIZE}:8x3x{SIZE}x{SIZE}"])
+    return build_plan(models.small_yolo(), BuildOptions(profiles=shapes))
+
+
+@pytest.fixture
+def runner(yolo_plan: bytes) -> Iterator[Session]:
+    with Engine(yolo_plan) as engine, Session(engine) as session:
+        yield session
+
+
+def pictures() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    sizes = [(1080, 1920), (128, 128), (77, 301), (600, 200), (33, 31), (720, 1280), (1, 1), (1080, 1920)]
+    return [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in sizes]
+
+
+def same(found: list[Detections], expected: list[Detections]) -> None:
+    for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        print(f"picture {index}: found {len(ours.scores)}, expected {len(theirs.scores)}")
+        assert len(ours.scores) == len(theirs.scores)
+        np.testing.assert_array_equal(ours.class_ids, theirs.class_ids)
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, rtol=1e-3, atol=1e-2)
+
+
+SELECTION = vision.Selection(score_threshold=0.6, iou_threshold=0.5)
+
+
+def test_a_task_finds_the_same_on_the_gpu(runner: Session) -> None:
+    ours = vision.detector(runner, selection=SELECTION)
+    theirs = vision.detector(runner, selection=SELECTION, gpu=False)
+    assert (ours.preprocess_on, ours.postprocess_on) == ("GPU", "GPU")
+    assert (theirs.preprocess_on, theirs.postprocess_on) == ("CPU", "CPU")
+    given = pictures()
+    expected = theirs(given)
+    assert sum(len(one.scores) for one in expected) > 20
+    for _ in range(4):  # the first runs step by step, later ones as graphs
+        same(ours(given), expected)
+    for picture, one in zip(given, expected, strict=True):  # another batch, other sizes, taking turns
+        same([ours(picture)], [one])
+    same(ours(given[:3]), expected[:3])
+    same(ours(given), expected)
+
+
+def test_a_stream_of_different_sizes(runner: Session) -> None:
+    ours = vision.detector(runner, selection=SELECTION)
+    given = pictures() * 6
+    expected = vision.detector(runner, selection=SELECTION, gpu=False)(given)
+    for batch, depth in ((1, 3), (4, 2), (4, None)):
+        found = list(ours.stream(given, batch=batch, depth=depth))
+        assert [item.error for item in found] == [None] * len(given)
+        same([item.result for item in found if isinstance(item.result, Detections)], expected)
+
+
+def test_a_bad_picture_fails_alone(runner: Session) -> None:
+    ours = vision.detector(runner, selection=SELECTION)
+    with pytest.raises(InputError, match="uint8"):
+        ours([np.zeros((4, 4), np.float32)])
+    assert len(ours(pictures()[0]).scores) >= 0
+
+
+def test_what_has_no_kernel_is_said(runner: Session, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "trtrun"):
+        many = vision.Selection(score_threshold=0.6, multi_label=True)
+        ours = vision.detector(runner, selection=many)
+    assert (ours.preprocess_on, ours.postprocess_on) == ("GPU", "CPU")
+    assert "several labels" in caplog.text
+    given = pictures()
+    same(ours(given), vision.detector(runner, selection=many, gpu=False)(given))
+
+
+def test_the_staged_runner_closes_with_its_runner(yolo_plan: bytes) -> None:
+    engine = Engine(yolo_plan)
+    engine.auto_close = True
+    session = Session(engine)
+    task = vision.detector(session, selection=SELECTION)
+    task(pictures()[0])
+    session.close()
+    assert engine.closed
