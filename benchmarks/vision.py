@@ -325,14 +325,14 @@ def prepared_on_cpu(task: Any, pictures: list[np.ndarray], batch: int, threads: 
         turn = itertools.cycle(pictures[index % len(pictures) :] + pictures[: index % len(pictures)])
         while time.perf_counter() < stop:
             small = np.stack([letterbox(next(turn)) for _ in range(batch)])
-            values = (small.astype(np.float32) / 255).astype(np.float16)
+            values = (small.astype(np.float32) / 255).astype(how.dtype)
             outputs = pipeline.submit({task_request: values}).result()
             task.decode(outputs, [geometry] * batch)
             counts[index] += batch
 
     cv2.setNumThreads(1 if threads > 1 else 0)
     try:
-        with Pipeline(task.runner, depth=4) as pipeline:
+        with Pipeline(task.runner, depth=min(max(threads, 4), 8)) as pipeline:
             stop = time.perf_counter() + 0.3
             work(0, pipeline)
             counts[0] = 0

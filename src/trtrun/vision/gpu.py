@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ _THREADS = 256
 _SUPPRESS_THREADS = 1024  # as in postprocess.cu
 _LIMIT = 1024
 _KINDS = {"yolov8": 0, "yolov5": 1, "yolov6": 1, "yolox": 2}
+_MANY_THREADS = 4 << 20  # bytes of a request from which several threads copy: one moves about 10 GB/s
 _GROWTH = 1 << 20  # bytes; memory for pictures grows in such steps, because what grows is captured anew
 
 _STAGING, _SCRATCH, _KEPT = "\0pictures", "\0candidates", "\0kept"
@@ -188,19 +191,23 @@ class OpenVisionStages:
         address = self._memory.on_gpu(_STAGING, reserved)
         descriptors = (PictureStruct * count).from_buffer(host.data)
         ctypes.memset(descriptors, 0, ctypes.sizeof(descriptors))
+        jobs: list[tuple[Array, Picture, Array | None]] = []
         for index, (picture, geometry, start, (needed, rows)) in enumerate(
             zip(pictures, geometries, starts, plans, strict=True)
         ):
             pitch = picture.shape[1] * 3
             height = picture.shape[0] if rows is None else len(rows)
             view = host[start : start + height * pitch].reshape(height, *picture.shape[1:])
-            if rows is not None:
-                np.take(picture, rows, axis=0, out=view, mode="clip")  # "raise" would go through a buffer
-            elif helpers and picture.flags.c_contiguous:
-                COPY_POOL.copy(view, picture)
-            else:
-                np.copyto(view, picture)
+            jobs.append((view, picture, rows))
             descriptors[index] = describe(geometry, address + start, pitch, how.padding, packed=needed)
+        if used >= _MANY_THREADS and len(jobs) > 1:
+            for _ in _copiers(os.getpid()).map(_copy, jobs):
+                pass
+        elif helpers and len(jobs) == 1 and jobs[0][2] is None and pictures[0].flags.c_contiguous:
+            COPY_POOL.copy(*jobs[0][:2])
+        else:
+            for job in jobs:
+                _copy(job)
         self._batch = count
         return (how.shape(count),), ((address, host.ctypes.data, used),)
 
@@ -224,6 +231,20 @@ class OpenVisionStages:
 
     def results(self) -> dict[str, Array]:
         return self._kept[self._batch].read() if self._kept else {}
+
+
+def _copy(job: tuple[Array, Picture, Array | None]) -> None:
+    view, picture, rows = job
+    if rows is None:
+        np.copyto(view, picture)
+    else:
+        np.take(picture, rows, axis=0, out=view, mode="clip")  # "raise" would go through a buffer
+
+
+@functools.cache
+def _copiers(process: int) -> ThreadPoolExecutor:
+    """Threads that copy pictures, of this process: those of its parent are not there after a fork."""
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), "trtrun-pictures")
 
 
 def constant(device: Device, values: Array) -> DeviceMemory:
