@@ -1,6 +1,6 @@
 """Measure trtrun against its floors and peers on this machine's GPU.
 
-    python benchmarks/run.py [GROUP …]     groups: latency throughput device_arrays specialize bench cold_start growth
+    python benchmarks/run.py [GROUP …]     groups: latency latency:tiny throughput device_arrays specialize bench cold_start growth
 
 Every figure is a ratio of medians taken in turns in one run. Peers that are not installed are skipped, aloud.
 """
@@ -58,8 +58,8 @@ def agree(a: np.ndarray, b: np.ndarray) -> None:
         raise AssertionError(f"contenders disagree: {error}")
 
 
-def latency() -> Iterator[Record]:
-    """p50 of one request, NumPy to NumPy."""
+def latency(only: str = "") -> Iterator[Record]:
+    """p50 of one request, NumPy to NumPy; of the networks whose name begins with ``only``."""
     networks = {
         "tiny.b1": (models.tiny(), 400),
         "mobilenet_v3_small.b1": (models.mobilenet_v3_small(1), 100),
@@ -68,6 +68,8 @@ def latency() -> Iterator[Record]:
         "resnet50.static.b32": (models.resnet50(32), 30),
     }
     for name, (model, calls) in networks.items():
+        if not name.startswith(only):
+            continue
         engine = Engine(build_plan(model))
         inputs = batches(engine)
         session = Session(engine)
@@ -485,7 +487,8 @@ def main(names: list[str]) -> None:
         print(name, flush=True)
         start = time.perf_counter()
         try:
-            for record in GROUPS[name]():
+            group, _, only = name.partition(":")
+            for record in GROUPS[group](only) if only else GROUPS[group]():
                 records.append(record)
                 low, high = record.spread
                 print(
