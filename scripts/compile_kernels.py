@@ -37,6 +37,7 @@ def compile_to_ptx(source: Path) -> str:
     checked(nvrtc.nvrtcGetPTX(program, text))
     ptx = text.rstrip(b"\0").decode()
     ptx = re.sub(r"^//.*\n", "", ptx, flags=re.M)  # names the compiler's build, which says nothing about the kernel
+    ptx = re.sub(r"^\s*\.pragma \"used_bytes_mask.*\n", "", ptx, flags=re.M)  # a hint, newer than the version below
     return re.sub(r"^\.version .*$", f".version {PTX_VERSION}", ptx, flags=re.M).strip() + "\n"
 
 

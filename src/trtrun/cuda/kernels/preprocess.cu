@@ -177,17 +177,17 @@ __device__ __forceinline__ void prepare(const Picture* pictures, const Target& t
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 6)
     prepare_1(const Picture* pictures, const __grid_constant__ Target target) {
     prepare<unsigned char>(pictures, target);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 6)
     prepare_2(const Picture* pictures, const __grid_constant__ Target target) {
     prepare<unsigned short>(pictures, target);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 6)
     prepare_4(const Picture* pictures, const __grid_constant__ Target target) {
     prepare<unsigned int>(pictures, target);
 }
