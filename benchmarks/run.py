@@ -1,6 +1,7 @@
 """Measure trtrun against its floors and peers on this machine's GPU.
 
-    python benchmarks/run.py [GROUP …]     groups: latency latency:tiny throughput device_arrays specialize bench cold_start growth
+    python benchmarks/run.py [GROUP …]     groups: latency throughput device_arrays specialize bench cold_start growth
+                                           latency:resnet50 measures those networks alone
 
 Every figure is a ratio of medians taken in turns in one run. Peers that are not installed are skipped, aloud.
 """

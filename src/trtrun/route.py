@@ -519,7 +519,9 @@ class Route:
         }
         changed = set(self._engine.aliases.values())
         spared = [
-            copy for copy in borrowed if copy[1] % ALIGNMENT == 0 and not self.parts and names[copy[0]] not in changed
+            copy
+            for copy in borrowed
+            if names.get(copy[0]) not in {None, *changed} and copy[1] % ALIGNMENT == 0 and not self.parts
         ]
         context = self._contexts[0]
         try:
