@@ -7,17 +7,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .arrays import nbytes_of
 from .buffers import Buffers
 from .cuda.check import translated
 from .cuda.device_array import borrow, gpu_ordinal
 from .cuda.graph import capture
-from .cuda.stream import borrowed_stream, create_stream, stream_handle
-from .errors import ClosedError, DtypeError, ExecutionError, InputError, ShapeError
-from .route import ALIGNMENT, set_shapes
+from .cuda.memory import fill_async
+from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
+from .errors import ClosedError, DtypeError, ExecutionError, InputError, ShapeError, TrtrunError
+from .route import ALIGNMENT, CAPTURE_ATTEMPTS, set_shapes
 from .tensor_spec import TensorSpecs, to_shape
 
 if TYPE_CHECKING:
     from cuda.core import Stream
+    from cuda.core.graph import Graph
 
     from .engine import Engine
 
@@ -45,22 +48,22 @@ class Bound:
         self._lock = threading.Lock()
         self._device = engine.device
         self._closed = False
-        with ExitStack() as left, ExitStack() as undo, engine.device:
+        # Refitting and closing the engine find it from here on, and wait for the lock until it is complete.
+        with self._lock, ExitStack() as left, ExitStack() as undo, engine.device:
             engine.enter(self)
             left.callback(engine.leave, self)
             self._own: Stream = create_stream(engine.device)
             undo.callback(self._own.close)
-            self._buffers = Buffers(engine.device)  # scratch memory alone
+            self._buffers = Buffers(engine.device)  # scratch memory
             undo.callback(self._buffers.close)
             handle = int(self._own.handle) if stream is None else stream_handle(stream)
             # Borrowed for as long as this lives: whatever was enqueued on the producers' streams is waited for once.
             self._addresses = self._check(engine.inputs, self.inputs, handle, "inputs")
             self._addresses |= self._check(engine.outputs, self.outputs, handle, "outputs")
-            for name, source in engine.aliases.items():
-                if self._addresses[name].ptr != self._addresses[source].ptr:
-                    raise InputError(f"output {name!r} is written over input {source!r}. Pass the same array for both.")
+            self._check_overlaps()
             self._stream = self._own if stream is None else borrowed_stream(engine.device, handle, stream)
             self._waits = stream is None
+            self._named_by_number = type(stream) is int  # then nothing keeps it alive
             self._context = engine.create_context()
             undo.callback(self._let_go)
             self._capture()
@@ -79,7 +82,7 @@ class Bound:
                     f"{name!r} is no array on GPU {self._device.ordinal}, where the engine is. What is bound stays "
                     "where it is: allocate it there, or use run()."
                 )
-            view = borrow(arrays[name], name, stream)
+            view = borrow(arrays[name], f"{kind[:-1]} {name!r}", stream)
             if view.dtype != spec.dtype:
                 raise DtypeError(f"{name!r} is {spec.dtype.name}, got a GPU array of {view.dtype}.")
             if view.ptr % ALIGNMENT:
@@ -87,24 +90,35 @@ class Bound:
                     f"{name!r} begins at address {view.ptr:#x}, and TensorRT wants multiples of {ALIGNMENT} bytes. "
                     "Pass an array that is no slice of another: tensor.clone()."
                 )
+            if kind == "outputs" and view.readonly:
+                raise InputError(f"output {name!r} is a read-only array: its owner forbids that it is written.")
             views[name] = view
         return views
 
+    def _check_overlaps(self) -> None:
+        """Each output has memory of its own, or that of the input which TensorRT writes it over."""
+        aliases = self._engine.aliases
+        for name, source in aliases.items():
+            if self._addresses[name].ptr != self._addresses[source].ptr:
+                raise InputError(f"output {name!r} is written over input {source!r}. Pass the same array for both.")
+        places = {
+            name: (view.ptr, view.ptr + nbytes_of(view.shape, view.dtype)) for name, view in self._addresses.items()
+        }
+        for output in self._engine.outputs:
+            start, stop = places[output]
+            for other, (begin, end) in places.items():
+                if other not in (output, aliases.get(output)) and max(start, begin) < min(stop, end):
+                    raise InputError(f"output {output!r} overlaps {other!r} in memory. Give each an array of its own.")
+
     def _capture(self) -> None:
-        """Set shapes and addresses, run once, and capture."""
+        """Set shapes and addresses, and capture, after a run on other memory that warms up."""
         engine, context = self._engine, self._context
         key = tuple(tuple(self._addresses[name].shape) for name in engine.inputs)
         for spec, shape in zip(engine.inputs.values(), key, strict=True):
             spec.check_shape(shape)
         handle = int(self._own.handle)
-        # What the arrays' producers have enqueued comes before the run that warms up.
-        if self._stream is not self._own:
-            with translated("wait for the caller's stream"):
-                self._own.wait(self._stream)
         with engine.flavor.logger.capture() as lines:
             set_shapes(engine, context, key, self._profile, handle)
-            for name, view in self._addresses.items():
-                context.set_tensor_address(name, view.ptr)
             if context.infer_shapes():
                 raise ExecutionError(f"TensorRT cannot infer the output shapes of {engine.name}.", log=lines)
             for name in engine.outputs:
@@ -117,11 +131,33 @@ class Bound:
                         f"{list(self._addresses[name].shape)}."
                     )
             context.set_device_memory(*self._buffers.scratch(context.update_device_memory_size_for_shapes()))
-            with engine.compile_lock:
-                self._execute(handle)
-                self._own.sync()
-                self._graph = capture(self._own, self._execute)
+            other = Buffers(self._device)
+            try:
+                for name, view in self._addresses.items():
+                    nbytes = nbytes_of(view.shape, view.dtype)
+                    address = other.on_gpu(engine.aliases.get(name, name), nbytes)
+                    context.set_tensor_address(name, address)
+                    if name in engine.inputs and nbytes:
+                        fill_async(address, 0, nbytes, handle)
+                with engine.compile_lock:
+                    self._execute(handle)
+                    self._own.sync()
+            finally:
+                other.close()
+            for name, view in self._addresses.items():
+                context.set_tensor_address(name, view.ptr)
+            self._graph = self._captured()
         engine.keep_kernels(key)
+
+    def _captured(self) -> Graph:
+        for left in reversed(range(CAPTURE_ATTEMPTS)):
+            try:
+                with self._engine.compile_lock:
+                    return capture(self._own, self._execute)
+            except TrtrunError:  # another thread that synchronizes the whole device spoils a capture
+                if not left:
+                    raise
+        raise AssertionError
 
     def _execute(self, stream: int) -> None:
         if not self._context.execute_async_v3(stream):
@@ -137,6 +173,8 @@ class Bound:
             with self._lock, translated("run a bound request"):
                 if self._closed:
                     raise ClosedError("this bound request is closed. Bind the arrays again.")
+                if self._waits:
+                    self._own.wait(DEFAULT_STREAMS[0])  # where torch and CuPy work unless told otherwise
                 self._graph.launch(self._stream)
                 if self._waits:
                     self._stream.sync()
@@ -148,16 +186,33 @@ class Bound:
     def paused(self) -> Iterator[None]:
         """No call runs inside the block; the graph is captured anew after it."""
         with self._lock:
-            if not self._closed:
-                self._device.synchronize()  # the caller's stream may be gone by now
-            yield
-            if not self._closed:
+            if self._closed:
+                yield
+                return
+            with self._device:
+                self._settle()
+            try:
+                yield
+            finally:
                 self._graph.close()
                 with self._device:
-                    self._capture()
+                    try:
+                        self._capture()
+                    except BaseException:
+                        self._closed = True  # there is nothing to launch any more
+                        self._undo.close()
+                        raise
+
+    def _settle(self) -> None:
+        """Wait for what was launched."""
+        if self._named_by_number:
+            self._device.synchronize()  # the stream may be gone by now
+        else:
+            with translated("finish a bound request"):
+                self._stream.sync()
 
     def _let_go(self) -> None:
-        self._device.synchronize()
+        self._settle()
         self._engine.give_back([self._context])
         del self._context
 

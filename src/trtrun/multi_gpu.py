@@ -127,9 +127,8 @@ class MultiGpuRunner(Runner):
                     "this runner has a request in flight: collect it with result() first, or use a Pipeline."
                 )
             gpu = self._working()[0]
-        pending = gpu.runner.enqueue(inputs)
-        self._pending = _Pending(self, gpu, pending, self._collected)
-        return self._pending
+            self._pending = _Pending(self, gpu, gpu.runner.enqueue(inputs), self._collected)
+            return self._pending
 
     def _collected(self) -> None:
         self._pending = None
@@ -137,7 +136,7 @@ class MultiGpuRunner(Runner):
     def clone(self) -> Runner:
         """A runner on the GPU that has the fewest clones, which moves to another when that one fails."""
         self.check_open()
-        return _Clone(self, *self.place())
+        return _Clone(self, *self.new_runner())
 
     def state(self, pairs: Mapping[str, str], *, initial: Mapping[str, Any] | None = None) -> StatefulRunner:
         self.check_open()
@@ -146,7 +145,7 @@ class MultiGpuRunner(Runner):
             gpu.sequences += 1
         return gpu.runner.state(pairs, initial=initial)
 
-    def place(self) -> tuple[_Gpu, Runner]:
+    def new_runner(self) -> tuple[_Gpu, Runner]:
         """A new runner on the working GPU with the fewest clones."""
         with self._lock:
             gpu = min(self._working(), key=lambda gpu: gpu.clones)
@@ -156,6 +155,9 @@ class MultiGpuRunner(Runner):
         except BaseException:
             self.displace(gpu)
             raise
+
+    def place_of(self, gpu: _Gpu) -> int:
+        return self._gpus.index(gpu)
 
     def displace(self, gpu: _Gpu) -> None:
         with self._lock:
@@ -196,6 +198,10 @@ class _Clone(RunnerAbove):
         pending = self._working(lambda: self._runner.enqueue(inputs))
         return _Pending(self._parent, self._gpu, pending)
 
+    @property
+    def place(self) -> int:
+        return self._parent.place_of(self._gpu)
+
     def _working(self, call: Callable[[], _T]) -> _T:
         """Call on a GPU that works, and on the next one if it fails meanwhile."""
         while True:
@@ -207,7 +213,7 @@ class _Clone(RunnerAbove):
                 self._parent.take_out(self._gpu, error)
 
     def _move(self) -> None:
-        gpu, runner = self._parent.place()
+        gpu, runner = self._parent.new_runner()
         runner.copy_helpers = self._runner.copy_helpers  # and no turns: those of the GPU that failed are not there
         self._release()
         self._gpu, self._runner = gpu, runner

@@ -42,7 +42,7 @@ class Pipeline:
         depth: how many requests are in flight at once. Without it the depth is measured with the first request:
             the smallest whose throughput is within 1.5 % of the best of 1, 2, 3, 4, 6, 8, 12 and 16 for each GPU. When
             requests have 1 MB and more, one more is in flight than take :class:`~trtrun.turns.Turns` to compute, and
-            whether several threads shall fill them is measured too. A depth that is given is taken as it is.
+            how they are filled is measured too. A depth that is given is taken as it is, without turns.
 
     A request is a mapping from input name to array, or a single array for an engine with one input.
     """
@@ -185,6 +185,7 @@ class Pipeline:
         self._check_open()
         if not self._tuned:
             with self._tune_lock:
+                self._check_open()  # closing waits for the lock, and nobody would close what is made after it
                 if not self._tuned:
                     self._tune(inputs)
 
@@ -200,8 +201,7 @@ class Pipeline:
                 raise
             future.set_exception(error)
             return future
-        # Clones are made on one GPU after the other.
-        self._completers[self._clones.index(runner) % len(self._completers)].put(future, pending, runner)
+        self._completers[runner.place % len(self._completers)].put(future, pending, runner)
         return future
 
     def _grow(self, depth: int) -> None:
@@ -214,10 +214,9 @@ class Pipeline:
             self._slots.give(runner)
 
     def _take_turns(self, width: int | None) -> None:
-        gpus = len(self._completers)
-        turns = [None if width is None else Turns(width) for _ in range(gpus)]
-        for index, runner in enumerate(self._clones):  # made on one GPU after the other
-            runner.turns = turns[index % gpus]
+        turns: dict[int, Turns] = {}
+        for runner in self._clones:
+            runner.turns = None if width is None else turns.setdefault(runner.place, Turns(width))
 
     def _tune(self, inputs: Mapping[str, Any]) -> None:
         """Measure the depth with the first request. A request that fails leaves the depth to the next one."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("trtrun")
 
-_CAPTURE_ATTEMPTS = 5
+CAPTURE_ATTEMPTS = 5
 _MAX_BORROWING = 16  # graphs that read the caller's memory; one for each set of addresses that keeps coming back
 ALIGNMENT = 256  # bytes, of tensor addresses
 _MAX_SEEN = 64  # sets of addresses that are counted
@@ -461,6 +461,10 @@ class Route:
         if len(self._borrowing) > _MAX_SEEN:
             self._borrowing.popitem(last=False)
 
+    def is_captured(self, steps: Steps) -> bool:
+        """True when these steps, or all of them but the copies that are this request's own, are one graph launch."""
+        return steps in self._graphs or _without_borrowing(steps) in self._graphs
+
     def settled(self, steps: Steps) -> bool:
         """True when :meth:`capture` has nothing to do for these steps, which were launched."""
         if steps in self._graphs:
@@ -499,7 +503,7 @@ class Route:
         except TrtrunError as error:
             # Another thread that synchronizes the whole device spoils a capture, whatever its mode; the next may do.
             self._failed_captures += 1
-            if self._failed_captures < _CAPTURE_ATTEMPTS:
+            if self._failed_captures < CAPTURE_ATTEMPTS:
                 _LOG.info("capturing %s failed and will be tried again: %s", self._engine.name, error)
                 return
             self.graph_reason = f"capture failed: {error}"

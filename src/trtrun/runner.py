@@ -116,6 +116,11 @@ class Runner(ABC):
         return 1
 
     @property
+    def place(self) -> int:
+        """On which of the GPUs this runner is that it shares with others."""
+        return 0
+
+    @property
     @abstractmethod
     def inputs(self) -> TensorSpecs:
         """Specs of the inputs, by name in engine order."""
@@ -161,7 +166,8 @@ class Runner(ABC):
     def enqueue(self, inputs: Mapping[str, Any]) -> Pending:
         """Start one request and return without waiting for it.
 
-        The arrays in ``inputs`` may be changed as soon as this returns. A runner has one request in flight:
+        The arrays in ``inputs`` may be changed as soon as this returns: those on a GPU, too, are copied by then, for
+        which it waits until their producer is done with them. A runner has one request in flight:
         enqueueing another before ``result()`` raises ExecutionError. :class:`~trtrun.pipeline.Pipeline` keeps
         several runners busy.
         """
@@ -246,6 +252,10 @@ class RunnerAbove(Runner):
     @property
     def parallel(self) -> int:
         return self._runner.parallel
+
+    @property
+    def place(self) -> int:
+        return self._runner.place
 
     @property
     def inputs(self) -> TensorSpecs:

@@ -113,6 +113,7 @@ class Session(Runner):
         self._device = engine.device
         self._lock = threading.Lock()
         self._in_flight: _InFlight | None = None
+        self._copied: Event  # behind the copies of GPU arrays of the request that was enqueued last
         self._done: Event | None = None  # behind a request that nobody waited for, which may still use the buffers
         self._specs = tuple(engine.inputs.values())
         self._wanted = [(spec.name, spec.dtype) for spec in self._specs if spec.name not in self._state]
@@ -246,8 +247,11 @@ class Session(Runner):
                 self._check_idle()
                 self._move(self._stream, self._handle)
                 try:
-                    request = _InFlight(self, *self._start(inputs, True, timed=False))
-                    self._in_flight = request
+                    route, steps, borrowed = self._start(inputs, True, timed=False, kept=False)
+                    if borrowed:  # they were copied before the computation, which may have to wait for its turn
+                        with translated("wait for the copy of a GPU array"):
+                            self._copied.sync()
+                    request = self._in_flight = _InFlight(self, route, steps)
                 except BaseException:
                     self._abandon()
                     raise
@@ -287,10 +291,13 @@ class Session(Runner):
                 "which keeps several sessions busy."
             )
 
-    def _start(self, inputs: Mapping[str, Any], to_host: bool, timed: bool) -> tuple[Route, Steps, list[Any]]:
+    def _start(
+        self, inputs: Mapping[str, Any], to_host: bool, timed: bool, kept: bool = True
+    ) -> tuple[Route, Steps, list[Any]]:
         """Fill the inputs and enqueue the request. Nothing has been enqueued when this raises InputError.
 
-        ``timed``: the caller measures the time of the whole request for the choice that may be under way.
+        ``timed``: the caller measures the time of the whole request for the choice that may be under way. ``kept``:
+        GPU arrays stay as they are until the request has run; else they are copied first, and ``_copied`` is behind.
         """
         if inputs.keys() != self._names:
             self.inputs.check_names(inputs)
@@ -313,6 +320,12 @@ class Session(Runner):
         key = tuple(shapes)
         route = self._route(key, arrays)
         steps = self._fill(route, arrays, to_host, timed)
+        if borrowed and not kept:
+            for copy in steps[2]:
+                copy_async(*copy, self._at_handle)
+            steps = (steps[0], steps[1], ())
+            with translated("copy a GPU array"):
+                self._copied = self._at.record()
         self._launch(route, steps)
         if self._state:
             self._advance(route)
@@ -320,7 +333,7 @@ class Session(Runner):
 
     def _launch(self, route: Route, steps: Steps) -> None:
         try:
-            if self.turns is None:
+            if self.turns is None or not route.is_captured(steps):  # compiling would hold the others up
                 route.launch(steps, self._at)
             else:
                 self.turns.launch(self._at, lambda: route.launch(steps, self._at))
@@ -353,7 +366,7 @@ class Session(Runner):
                 f"input {name!r} is on GPU {ordinal}, the engine on GPU {self._device.ordinal}. "
                 f"Move it there first, or load the engine with device={ordinal}."
             )
-        return borrow(value, name, self._at_handle)
+        return borrow(value, f"input {name!r}", self._at_handle)
 
     def _check_dtype(self, array: Host | Any, spec: Any) -> None:
         if isinstance(array, np.ndarray):
@@ -696,6 +709,9 @@ class Session(Runner):
         stream, ``call()``, and read ``y`` on the stream. The engine reads and writes the arrays in place, with an
         execution context of its own; several may be bound, for example two that take turns.
 
+        Without a stream a call waits for the legacy default stream, where torch and CuPy work unless told otherwise,
+        and returns when the outputs are there. Work of yours on any other stream is not waited for: name that stream.
+
         Args:
             inputs: a GPU array for each input, and
             outputs: for each output, of the engine's dtypes and of shapes that belong together, C-contiguous, at
@@ -730,9 +746,11 @@ class Session(Runner):
                 return
             with self._device:
                 self._settle()
-            yield
-            for route in (self._common, *self._routes.values()):
-                route.key = None
+            try:
+                yield
+            finally:
+                for route in (self._common, *self._routes.values()):
+                    route.key = None
 
     @property
     def closed(self) -> bool:
@@ -764,11 +782,10 @@ class Session(Runner):
 class _InFlight:
     """A request that was enqueued on a session."""
 
-    def __init__(self, session: Session, route: Route, steps: Steps, borrowed: list[Any]) -> None:
+    def __init__(self, session: Session, route: Route, steps: Steps) -> None:
         self.session = session
         self.route = route
         self.steps = steps
-        self.borrowed = borrowed  # GPU arrays of the caller's, kept alive until they have been read
 
     def result(self) -> dict[str, Any]:
         return self.session._collect(self)

@@ -37,7 +37,9 @@ class StagedSession(Session):
         self._stages = stages
         super().__init__(engine, cuda_graph=cuda_graph, profile=profile)
 
-    def _start(self, inputs: Mapping[str, Any], to_host: bool, timed: bool) -> tuple[Route, Steps, list[Any]]:
+    def _start(
+        self, inputs: Mapping[str, Any], to_host: bool, timed: bool, kept: bool = True
+    ) -> tuple[Route, Steps, list[Any]]:
         assert self._opened is not None
         key, copies = self._opened.fill(inputs, helpers=self.copy_helpers)
         route = self._route(key, [None] * len(key))

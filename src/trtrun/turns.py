@@ -30,8 +30,10 @@ class Turns:
 
     def launch(self, stream: Stream, launch: Callable[[], None]) -> None:
         """Call ``launch``, which enqueues a request's computation on the stream, to start when it is its turn."""
-        with self._lock, translated("take turns"):
+        with self._lock:
             if len(self._last) == self.width:
-                stream.wait(self._last[0])
+                with translated("wait for another request"):
+                    stream.wait(self._last[0])
             launch()
-            self._last.append(stream.record())
+            with translated("mark the end of a request"):
+                self._last.append(stream.record())

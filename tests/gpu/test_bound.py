@@ -33,14 +33,13 @@ def test_every_call_computes_what_the_arrays_hold_then(
     rng = np.random.default_rng()
     requests = [rng.standard_normal(shape).astype(np.float32) for _ in range(20)]
     with session.bind(inputs, outputs, stream=stream) as call:
-        with torch.cuda.stream(stream) if stream is not None else torch.cuda.stream(torch.cuda.Stream()):
+        with torch.cuda.stream(torch.cuda.default_stream() if stream is None else stream):
             found = []
             for x in requests:
-                inputs["x"].copy_(torch.from_numpy(x), non_blocking=False)
+                torch.cuda._sleep(2_000_000)  # what follows is late, and the call comes after it all the same
+                inputs["x"].copy_(torch.from_numpy(x).pin_memory(), non_blocking=True)
                 for array in outputs.values():
                     array.fill_(torch.nan)
-                if stream is None:
-                    torch.cuda.current_stream().synchronize()  # nothing orders the call after this stream
                 assert call() is call.outputs
                 found.append({key: array.clone() for key, array in outputs.items()})
         torch.cuda.synchronize()
@@ -93,6 +92,7 @@ def test_what_does_not_fit_is_refused(open_session: Open) -> None:
         (DtypeError, inputs, {**outputs, "y": y.double()}),
         (ShapeError, inputs, {**outputs, "y": y[:1].clone()}),
         (ShapeError, {"x": torch.zeros(2, 4, 32, 32, device="cuda")}, outputs),
+        (InputError, {"x": y.view(-1)[: 2 * 3 * 32 * 32].view(2, 3, 32, 32)}, outputs),
     ]
     for kind, given, taken in wrong:
         with pytest.raises(kind):

@@ -186,3 +186,23 @@ def test_turns_let_so_many_requests_compute_at_once(open_session: Open) -> None:
         assert begun[1].since(begun[0]) < ended[0].since(begun[0])
         assert begun[2].since(begun[0]) >= ended[0].since(begun[0])
         memory.close()
+
+
+def test_a_gpu_array_may_be_changed_as_soon_as_it_was_submitted(open_session: Open, reference: Callable) -> None:
+    """One tensor for all requests, overwritten after each, on a stream that is busy; several are in flight."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng()
+    arrays = [rng.standard_normal((4, 3, 64, 64)).astype(np.float32) for _ in range(24)]
+    with Pipeline(open_session("convolution"), depth=3) as pipeline, torch.cuda.stream(torch.cuda.Stream()):
+        turns = Turns(1)
+        for clone in pipeline._clones:
+            clone.turns = turns
+        tensor = torch.empty((4, 3, 64, 64), device="cuda")
+        pending = []
+        for x in arrays:
+            torch.cuda._sleep(500_000)
+            tensor.copy_(torch.from_numpy(x).pin_memory(), non_blocking=True)
+            pending.append(pipeline.submit({"x": tensor}))
+            tensor.fill_(torch.nan)
+        for x, future in zip(arrays, pending, strict=True):
+            check(x, future.result(), reference)

@@ -265,6 +265,27 @@ def test_large_requests_take_turns_and_small_ones_do_not() -> None:
             assert shared is None or pipeline.depth == shared.width + 1
 
 
+def test_closing_before_the_depth_is_measured_leaves_nothing_open() -> None:
+    runner = FakeRunner(0.01)
+    pipeline = Pipeline(runner)
+    outcome: list[BaseException] = []
+
+    def submit() -> None:
+        try:
+            pipeline.submit(np.float32([1])).result()
+        except ClosedError as error:
+            outcome.append(error)
+
+    with pipeline._tune_lock:  # the submitting thread has seen an open pipeline, and waits here
+        thread = threading.Thread(target=submit)
+        thread.start()
+        time.sleep(0.05)
+        pipeline._closed = True
+    thread.join(5)
+    assert len(outcome) == 1
+    assert [clone.closed for clone in runner.made] == [False]  # the one that the test made
+
+
 def test_depth_must_be_positive() -> None:
     with pytest.raises(ValueError, match="depth"):
         Pipeline(FakeRunner(), depth=0)

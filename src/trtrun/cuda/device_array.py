@@ -36,8 +36,10 @@ def gpu_ordinal(array: Any) -> int | None:
     return int(ordinal) if not code else None
 
 
-def borrow(array: Any, name: str, stream: int) -> StridedMemoryView | dlpack.BorrowedTensor:
+def borrow(array: Any, what: str, stream: int) -> StridedMemoryView | dlpack.BorrowedTensor:
     """A view of a caller's GPU array, its data ready for work on this stream handle. It keeps the array alive.
+
+    ``what`` names it in errors: "input 'x'".
 
     Raises InputError for arrays that are not C-contiguous: a strided gather on the GPU would hide a slow copy.
     """
@@ -50,11 +52,11 @@ def borrow(array: Any, name: str, stream: int) -> StridedMemoryView | dlpack.Bor
         try:  # a dtype that it does not know
             view = dlpack.BorrowedTensor(array.__dlpack__(stream=stream))
         except Exception:  # a foreign producer may raise anything
-            raise InputError(f"input {name!r}: the GPU array cannot be read through DLPack: {error}") from error
+            raise InputError(f"{what}: the GPU array cannot be read through DLPack: {error}") from error
     shape, strides = view.shape, view.strides
     if strides is not None and not _is_contiguous(tuple(shape), tuple(strides)):
         raise InputError(
-            f"input {name!r} is a GPU array with strides {strides} (in elements) for shape {shape}; an engine reads "
+            f"{what} is a GPU array with strides {strides} (in elements) for shape {shape}; an engine reads "
             "contiguous memory. Make it contiguous first: tensor.contiguous() or cupy.ascontiguousarray(array)."
         )
     return view

@@ -67,6 +67,7 @@ class BorrowedTensor:
     def __init__(self, capsule: Any) -> None:
         tensor = _tensor(capsule)
         self._capsule = capsule
+        self.readonly = False  # an unversioned capsule cannot say so
         self.device_id = int(tensor.device_id)
         self.ptr = int(tensor.data or 0) + int(tensor.byte_offset)
         self.shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))

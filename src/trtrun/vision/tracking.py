@@ -18,14 +18,18 @@ class Tracker:
 
     Args:
         frames_per_second: of the video; a track that is lost is kept for one second.
+        score: an object that is as sure begins a track. ByteTrack's authors begin at 0.7; Ultralytics, whose objects
+            begin at 0.25 as ours do, takes this value.
     """
 
-    def __init__(self, frames_per_second: float = 30.0) -> None:
+    def __init__(self, frames_per_second: float = 30.0, *, score: float = 0.25) -> None:
         try:
             from trackers import ByteTrackTracker
         except ImportError as error:
             raise MissingPackageError(f"tracking needs trackers ({error}). Run: pip install 'trtrun[track]'") from error
-        self._tracker: Any = ByteTrackTracker(frame_rate=frames_per_second)
+        self._tracker: Any = ByteTrackTracker(
+            frame_rate=frames_per_second, track_activation_threshold=score, high_conf_det_threshold=score
+        )
 
     def update(self, found: Detections) -> Detections:
         """The objects of the next frame with ``track_ids``; -1 for those that were seen once and may be a mistake."""
@@ -45,7 +49,9 @@ class Tracker:
 
 
 def track(stream: Iterable[Found]) -> Iterator[Found]:
-    """The items of :meth:`VisionTask.stream`, the objects of each video numbered by a tracker of its own.
+    """The items of :meth:`VisionTask.stream`, the objects of each video or camera numbered by a tracker of its own.
+
+    Single pictures, whose names end in no frame number, are left as they are.
 
     Raises InputError for results that are no objects.
     """
@@ -58,7 +64,10 @@ def track(stream: Iterable[Found]) -> Iterator[Found]:
             raise InputError(
                 f"{type(item.result).__name__} holds no objects that could be tracked. Leave out tracking."
             )
-        name = item.name.rpartition("#")[0]
+        name, _, frame = item.name.rpartition("#")
+        if not name or not frame.isdecimal():
+            yield item
+            continue
         if tracker is None or name != video:
             video, tracker = name, Tracker(item.frames_per_second or 30.0)
         yield replace(item, result=tracker.update(item.result))

@@ -24,7 +24,7 @@ def boxes(frame: int, order: tuple[int, ...]) -> Detections:
     at = np.float32([[100 + 3 * frame, 100], [300, 100 + 2 * frame], [200 - 2 * frame, 300]])
     all_boxes = np.concatenate([at, at + 60], axis=1)
     rows = list(order)
-    return Detections(all_boxes[rows], np.full(len(rows), 0.9, np.float32), np.array(rows, np.int64))
+    return Detections(all_boxes[rows], np.full(len(rows), 0.3, np.float32), np.array(rows, np.int64))
 
 
 def frames(name: str, count: int = 12) -> Iterator[Found]:
@@ -56,6 +56,11 @@ def test_numbers_stay_with_their_objects_and_begin_anew_with_each_video(tmp_path
     drawn = draw(items[-1].picture, last)
     assert drawn.any()
     cv2.imwrite(str(tmp_path / "tracked.png"), drawn)
+
+
+def test_single_pictures_are_no_video() -> None:
+    items = [Found(f"{name}.jpg", item.picture, item.result) for name, item in zip("abc", frames("x"), strict=False)]
+    assert all(a is b for a, b in zip(track(items), items, strict=True))
 
 
 def test_only_objects_are_tracked() -> None:

@@ -36,7 +36,9 @@ def candidates(predictions: Array, *, classes: int, selection: Selection) -> lis
     for values in predictions:
         # Probabilities are at most 1, so that nothing else can pass.
         objects = values[values[:, 4] > selection.score_threshold]
-        rows, class_ids, scores = above(objects[:, 5 : 5 + classes] * objects[:, 4:5], selection)
+        with np.errstate(invalid="ignore"):  # infinity times 0; it passes no threshold
+            scored = objects[:, 5 : 5 + classes] * objects[:, 4:5]
+        rows, class_ids, scores = above(scored, selection)
         boxes = centers_to_corners(objects[rows, :4])
         found.append(finite(Candidates(boxes, scores, class_ids, objects[rows, 5 + classes :])))
     return found
