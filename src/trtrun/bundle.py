@@ -60,7 +60,7 @@ class Bundle:
         path: the file.
         name: the model's name.
         metadata: what tasks and servers need: ``names``, ``task``, ``preprocess``, whatever the author put there.
-        licence, source, accuracy: for people; ``source`` names what the engines were built from.
+        licence, source, source_sha256, accuracy: for people; the source is the file that the engines were built from.
         engines: in the order in which the author prefers them.
         onnx: the model to rebuild from; None without.
         signature: the Ed25519 signature of the manifest; None if the bundle was not signed.
@@ -77,6 +77,7 @@ class Bundle:
     created: str | None = None
     signature: bytes | None = None
     _manifest: bytes = b""
+    source_sha256: str | None = None
 
     def read(self, member: Member) -> bytes:
         """The bytes of a member, checked. Raises BundleError when one of them has changed."""
@@ -163,6 +164,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             manifest.get("created"),
             signature,
             text,
+            manifest.get("source_sha256"),
         )
     except BundleError:
         raise
@@ -180,6 +182,7 @@ def write_bundle(
     name: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     licence: str | None = None,
+    source: str | os.PathLike[str] | None = None,
     accuracy: Mapping[str, Any] | None = None,
     private_key: bytes | None = None,
 ) -> Bundle:
@@ -190,7 +193,9 @@ def write_bundle(
             metadata in front of a plan (Ultralytics) joins ``metadata``.
         onnx: the model that engines are rebuilt from where none fits. Its external data must be inside it.
         name: of the model; the name of the file unless given.
-        metadata: JSON that ``runner.metadata`` shows: ``names``, ``task``, ``preprocess``.
+        metadata: JSON that ``runner.metadata`` shows: ``names``, ``task``, ``imgsz``, and ``preprocess``, the fields of
+            :class:`trtrun.vision.Preprocess` that differ from the head's.
+        source: the file that the engines were built from, of which name and hash are kept; ``onnx`` unless given.
         accuracy: a report like that of :func:`trtrun.compare`.
         private_key: an Ed25519 private key in PEM to sign with.
 
@@ -204,9 +209,9 @@ def write_bundle(
     files: list[tuple[str, bytes]] = []
     members: list[EngineMember] = []
     for index, entry in enumerate(engines):
-        source, capability = entry if isinstance(entry, tuple) else (entry, None)
-        data = map_model_file(source)
-        plan = identify(data, source=os.fspath(source))
+        engine, capability = entry if isinstance(entry, tuple) else (entry, None)
+        data = map_model_file(engine)
+        plan = identify(data, source=os.fspath(engine))
         facts.update(plan.metadata)
         body = bytes(data[plan.offset :])
         file = f"engines/{index}-{plan.family}-{plan.version_text}.engine"
@@ -218,12 +223,13 @@ def write_bundle(
         body = _whole_model(onnx)
         model = Member("model.onnx", len(body), hashlib.sha256(body).hexdigest())
         files.append((model.file, body))
-    first = onnx if onnx is not None else engines[0][0] if isinstance(engines[0], tuple) else engines[0]
+    origin = source if source is not None else onnx
     manifest = {
         "format": FORMAT,
         "name": name or Path(path).stem,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "source": Path(first).name,
+        "source": None if origin is None else Path(origin).name,
+        "source_sha256": None if origin is None else hashlib.sha256(map_model_file(origin)).hexdigest(),
         "licence": licence,
         "metadata": {**facts, **(metadata or {})},
         "accuracy": accuracy,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -46,6 +47,28 @@ def test_there_and_back(engine: Path, model: Path, tmp_path: Path) -> None:
     assert bundle.onnx is not None
     assert bundle.read(bundle.onnx) == model.read_bytes()
     bundle.check()
+
+
+def test_the_source_is_kept_as_name_and_hash(engine: Path, model: Path, tmp_path: Path) -> None:
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    for options in ({"source": model}, {"onnx": model}):
+        bundle = write_bundle(tmp_path / "m.bundle", engines=[engine], **options)
+        assert (bundle.source, bundle.source_sha256) == ("m.onnx", digest)
+    assert write_bundle(tmp_path / "m.bundle", engines=[engine]).source is None
+
+
+def test_metadata_in_front_of_an_engine(engine: Path, tmp_path: Path) -> None:
+    facts, out = tmp_path / "facts.json", tmp_path / "out.engine"
+    facts.write_text(json.dumps({"names": {"0": "cat"}, "task": "detect"}))
+    done = CliRunner().invoke(app, ["bundle", "header", str(engine), str(facts), str(out)])
+    assert done.exit_code == 0, done.output
+    before, after = identify(engine.read_bytes()), identify(out.read_bytes())
+    assert after.metadata == {"names": {"0": "cat"}, "task": "detect"}
+    assert out.read_bytes()[after.offset :] == engine.read_bytes()[before.offset :]
+    facts.write_text("[1]")
+    for command in (["header", str(engine), str(facts), str(out)], ["create", str(out), "--metadata", str(facts)]):
+        done = CliRunner().invoke(app, ["bundle", *command])
+        assert isinstance(done.exception, trtrun.BundleError) or "a JSON object is expected" in done.output
 
 
 @pytest.mark.skipif(gpu_count() > 0, reason="a GPU would run the engine")

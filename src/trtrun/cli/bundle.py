@@ -26,13 +26,16 @@ def create(
     labels: Annotated[Path | None, typer.Option(help="Text file with a label per line, as metadata 'names'.")] = None,
     task: Annotated[str | None, typer.Option(help="Metadata 'task': detect, classify, segment, …")] = None,
     licence: Annotated[str | None, typer.Option(help="Of the model, like MIT.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="What the engines were built from, if not --onnx: name and hash are kept.")
+    ] = None,
     accuracy: Annotated[Path | None, typer.Option(help="JSON file, like that of trtrun compare --json.")] = None,
     key: Annotated[Path | None, typer.Option(help="Ed25519 private key (PEM) to sign with.")] = None,
 ) -> None:
     """Write a bundle."""
     from ..bundle import write_bundle
 
-    facts: dict[str, Any] = _json(metadata) if metadata else {}
+    facts = _json(metadata) if metadata else {}
     if labels:
         facts["names"] = {str(i): line for i, line in enumerate(labels.read_text(encoding="utf-8").splitlines())}
     if task:
@@ -48,6 +51,7 @@ def create(
         name=name,
         metadata=facts,
         licence=licence,
+        source=source,
         accuracy=_json(accuracy) if accuracy else None,
         private_key=key.read_bytes() if key else None,
     )
@@ -67,6 +71,23 @@ def show(
         typer.echo(json.dumps(opened.as_json(), indent=2, ensure_ascii=False))
     else:
         _print(opened)
+
+
+@app.command()
+def header(
+    engine: Annotated[Path, typer.Argument(help="An engine.")],
+    metadata: Annotated[Path, typer.Argument(help="JSON file: names, task, imgsz, stride, …")],
+    output: Annotated[Path, typer.Argument(help="The engine to write, with the metadata in front.")],
+) -> None:
+    """Write metadata in front of an engine, as Ultralytics does; what stood there before is replaced."""
+    from ..building.files import write_atomic
+    from ..bundle import with_ultralytics_header
+    from ..plan import identify, map_model_file
+
+    data = map_model_file(engine)
+    plan = identify(data, source=str(engine))
+    write_atomic(output, with_ultralytics_header(bytes(data[plan.offset :]), _json(metadata)))
+    typer.echo(f"{output}: {plan}, with {metadata.name} in front")
 
 
 @app.command()
@@ -101,13 +122,16 @@ def keygen(
     typer.echo(f"wrote {private} (keep it secret) and {public}")
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> dict[str, Any]:
     from ..errors import BundleError
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path} is no JSON: {error}") from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{path} holds {type(value).__name__}, and a JSON object is expected: {{…}}.")
+    return value
 
 
 def _print(bundle: Any) -> None:

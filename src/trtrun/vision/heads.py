@@ -283,10 +283,11 @@ class Told:
     keypoint_shape: tuple[int, int] | None = None
     end_to_end: bool | None = None
     ultralytics: bool = False
+    preprocess: Mapping[str, Any] = field(default_factory=dict)  # fields of Preprocess
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> Told:
-    """Ultralytics' keys (task, names, imgsz, kpt_shape, end2end), and PaddleOCR's list of labels.
+    """Ultralytics' keys (task, names, imgsz, kpt_shape, end2end), PaddleOCR's list of labels, a bundle's preprocess.
 
     In ONNX files the values are Python literals as text, in front of engines they are JSON.
     """
@@ -310,6 +311,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Told:
         keypoint_shape=(int(shape[0]), int(shape[1])) if isinstance(shape, (list, tuple)) and len(shape) == 2 else None,
         end_to_end=end if isinstance(end, bool) else None,
         ultralytics="ultralytics" in str(metadata.get("author", "")).lower() or "stride" in metadata,
+        preprocess=preprocess if isinstance(preprocess := values.get("preprocess"), Mapping) else {},
     )
 
 

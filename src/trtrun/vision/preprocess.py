@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -14,6 +14,13 @@ from .geometry import Align, Geometry, Size
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3], BGR as OpenCV reads it
 Array = np.ndarray[Any, Any]
 
+_KNOWN = {
+    "mode": ("letterbox", "stretch", "center_crop"),
+    "align": get_args(Align),
+    "channels": ("RGB", "BGR", "GREY"),
+    "layout": ("NCHW", "NHWC"),
+    "dtype": ("float32", "float16", "uint8", "int8"),
+}
 _LARGEST = 1 << 26  # pixels of a resized picture: 0.2 GB, which only a crop of a very long picture passes
 
 
@@ -40,6 +47,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         depth = self.depth
+        for name, known in _KNOWN.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if min(self.size) < 1:
             raise InputError(f"the size {self.size} has no pixels. Give (width, height) of the network's input.")
         if len(self.mean) < depth or len(self.std) < depth or 0 in self.std:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -328,11 +328,22 @@ def default_preprocess(head: Head, runner: Runner, size: Size) -> Preprocess:
             options |= {"short_side": round(min(size) * 256 / 224), **_IMAGENET}
     elif head.task in ("semantic", "matting"):
         options |= {"mode": "stretch", **_IMAGENET}
-    if image.dtype.name == "int8":
+    asked = {key: tuple(value) if isinstance(value, list) else value for key, value in told.preprocess.items()}
+    unknown = sorted(
+        asked.keys() - {field.name for field in fields(Preprocess)} | asked.keys() & {"dtype", "layout", "size"}
+    )
+    if unknown:
+        raise InputError(f"the model's metadata 'preprocess' says {unknown}, which is nothing that could be chosen.")
+    if image.dtype.name == "int8" and not asked:
         raise InputError(f"what {image} stands for is not known. Say it: preprocess=Preprocess(size, scale=…, mean=…).")
     if image.dtype.name == "uint8":  # the network normalizes by itself
         options |= {"scale": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    return Preprocess(size, **options)
+    try:
+        return Preprocess(**{"size": size, **options, **asked})
+    except TypeError as error:
+        raise InputError(
+            f"the model's metadata 'preprocess' is {dict(asked)}, and that does not fit: {error}"
+        ) from error
 
 
 def _size(runner: Runner, image: TensorSpec) -> Size:

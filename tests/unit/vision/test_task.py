@@ -14,9 +14,11 @@ from tests import models
 from tests.unit.vision import heads
 from trtrun import demo
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.runner import RunnerAbove
 from trtrun.tensor_spec import ShapeRange, TensorSpecs
 from trtrun.vision import Selection, detector
 from trtrun.vision.results import box_iou
+from trtrun.vision.task import default_preprocess
 
 # Chin to forehead and cheek to cheek, read off the pictures by eye, so agreement is not exact.
 BY_EYE = {
@@ -145,3 +147,26 @@ def test_the_engines_smallest_and_largest_batch() -> None:
     assert not request["images"][1].any()
     assert [len(found) for found in model([np.zeros((50, 60, 3), np.uint8)] * 5)] == [6] * 5
     assert [request["images"].shape[0] for request in engine.requests] == [2, 4, 2]
+
+
+def test_a_bundle_says_how_its_pictures_are_prepared() -> None:
+    told: dict[str, dict[str, object]] = {
+        "preprocess": {"mode": "stretch", "scale": 1.0, "mean": [127, 127, 127], "std": [128, 128, 128]}
+    }
+    with OnnxRuntimeSession(demo.model_path(), input_shapes=demo.OPTIONS.input_shapes) as session:
+        head = detector(session, size=demo.SIZE).head
+
+        class Told(RunnerAbove):
+            metadata = told
+
+            def run(self, *_: object, **__: object) -> dict[str, np.ndarray]:
+                raise AssertionError
+
+            enqueue = clone = run  # type: ignore[assignment]
+
+        how = default_preprocess(head, Told(session), demo.SIZE)
+        assert (how.mode, how.mean, how.std, how.padding) == ("stretch", (127,) * 3, (128,) * 3, 0)
+        for wrong in ({"model": 1}, {"size": [1, 1]}, {"mode": "fill"}, {"mean": 3}):
+            told["preprocess"] = wrong
+            with pytest.raises(trtrun.InputError):
+                default_preprocess(head, Told(session), demo.SIZE)
