@@ -1,8 +1,8 @@
 """Engines built before, kept on disk and shared by processes.
 
 An entry is named by a digest of everything the engine depends on: the model's content with its external data, the
-options, the flavour with its version, the revision of trtrun's own changes to graphs, and the GPU where the engine is tied to one. It is written atomically, with
-its checksum beside it; an entry that does not match is built again.
+options, the flavour with its version, the revision of trtrun's own changes to graphs, and the GPU where the engine is
+tied to one. It is written atomically, with its checksum beside it; an entry that does not match is built again.
 
 The cache is bounded: after each store, the entries that were used longest ago go until the rest fits. An entry's
 lock is held while it is built and while it is removed, so that no process removes what another is building.

@@ -266,6 +266,9 @@ def _trilu(node: Any, values: _Values) -> list[Any] | None:
             counted.append(add("Range", add.constant(0), size_now, add.constant(1)))
     distance = add("Sub", counted[1], add.unsqueeze(counted[0], [1]))
     inside = add("GreaterOrEqual", distance, k or add.constant(0))
+    if values.type(x) == TensorProto.BOOL:
+        add("And", inside, x, to=node.output[0])
+        return add.nodes
     zero = add.constant(0, helper.tensor_dtype_to_np_dtype(values.type(x)))
     add("Where", inside, x, zero, to=node.output[0])
     return add.nodes
@@ -505,8 +508,8 @@ def _one_scale(proto: Any) -> Iterator[tuple[Any, list[Any], Any, int, int, int]
                 nodes.insert(0, quantize)
                 weights, zero = constants.get(quantize.input[0]), constants.get(_given(quantize, 2))
                 kind = _attribute(quantize, "output_dtype", 0) or (0 if zero is None else zero.data_type)
-            scales = [constants.get(node.input[1]) for node in nodes]
-            if weights is None or kind not in types or any(scale is None for scale in scales):
+            scales = [constants[node.input[1]] for node in nodes if node.input[1] in constants]
+            if weights is None or kind not in types or len(scales) < len(nodes):
                 continue
             if all(list(scale.dims) in ([], [1]) for scale in scales):
                 done.add(name)
