@@ -222,23 +222,30 @@ def main() -> int:
             print(f"FAILED {answer['name']}: {answer['reason']}")
     if not options.build_only:
         before = json.loads(RESULTS.read_text()) if options.names and RESULTS.exists() else None
-        RESULTS.write_text(json.dumps(summary(answers, before), indent=1) + "\n")
+        RESULTS.write_text(json.dumps(summary(answers, before, environment()), indent=1) + "\n")
     return 1 if counts["failed"] else 0
 
 
-def summary(answers: list[dict[str, Any]], before: dict[str, Any] | None) -> dict[str, Any]:
-    """The results to store; those of a run of some tests take the place of what they were ``before``."""
+def environment() -> dict[str, str]:
     import onnx
 
     from trtrun import flavor
     from trtrun.cuda.device import Device
 
-    environment = {
+    return {
         "gpu": Device().name,
         "tensorrt": flavor.load("tensorrt_rtx").title,
         "onnx": onnx.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def summary(
+    answers: list[dict[str, Any]], before: dict[str, Any] | None, environment: dict[str, str]
+) -> dict[str, Any]:
+    """The results to store; those of a run of some tests take the place of what they were ``before``."""
+    import onnx
+
     tests = {str(a["name"]): {k: v for k, v in a.items() if k not in ("name", "operators")} for a in answers}
     if before is not None:
         if environment != before["environment"]:

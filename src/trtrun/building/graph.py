@@ -83,10 +83,10 @@ def prepare(
     if capabilities is not None:
         rewrites.refuse(proto, name, capabilities)
     if proto.ByteSize() > _PROTOBUF_LIMIT:
+        what = "without outputs, simplify and fp16" if asked else f"after this change: {'; '.join(changes)}"
         raise OnnxError(
-            f"{name} holds {proto.ByteSize():,} bytes with its external data, more than one ONNX message can: it can "
-            "be built as it is, but not changed first. Change it with the exporter, and build it without "
-            "outputs, simplify and fp16."
+            f"{name} holds {proto.ByteSize():,} bytes with its external data, more than one ONNX message can, so trtrun "
+            f"cannot change it before it is built. Change it with the exporter, and build it {what}."
         )
     data: bytes = proto.SerializeToString()
     return data, changes
