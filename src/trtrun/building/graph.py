@@ -85,8 +85,8 @@ def prepare(
     if proto.ByteSize() > _PROTOBUF_LIMIT:
         what = "without outputs, simplify and fp16" if asked else f"after this change: {'; '.join(changes)}"
         raise OnnxError(
-            f"{name} holds {proto.ByteSize():,} bytes with its external data, more than one ONNX message can, so trtrun "
-            f"cannot change it before it is built. Change it with the exporter, and build it {what}."
+            f"{name} holds {proto.ByteSize():,} bytes with its external data, more than one ONNX message can, so "
+            f"trtrun cannot change it before it is built. Change it with the exporter, and build it {what}."
         )
     data: bytes = proto.SerializeToString()
     return data, changes
