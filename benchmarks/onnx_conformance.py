@@ -8,7 +8,8 @@ have no tensor; its message is kept. ``failed``: a wrong answer, a crash, or an 
 Floating-point outputs may differ by 2e-3 (relative, L2), those of models in bfloat16 by 8e-3: TensorRT multiplies fp32
 in TF32. It has no float64 and imports such inputs as float32, so they are converted before, as trtrun's error asks for.
 Of the Bernoulli tests, whose expected values are one generator's, only shape and dtype count. ``--build-only`` stops
-after the builder, on a machine without a GPU. Results go to benchmarks/results/onnx_conformance.json.
+after the builder, on a machine without a GPU. Results go to benchmarks/results/onnx_conformance.json; those of a run
+with names take the place of theirs there, with the environment where it is another.
 """
 
 from __future__ import annotations
@@ -219,32 +220,50 @@ def main() -> int:
     for answer in answers:
         if answer["result"] == "failed":
             print(f"FAILED {answer['name']}: {answer['reason']}")
-    if not options.names and not options.build_only:
-        RESULTS.write_text(json.dumps(summary(answers, counts), indent=1) + "\n")
+    if not options.build_only:
+        before = json.loads(RESULTS.read_text()) if options.names and RESULTS.exists() else None
+        RESULTS.write_text(json.dumps(summary(answers, before, environment()), indent=1) + "\n")
     return 1 if counts["failed"] else 0
 
 
-def summary(answers: list[dict[str, Any]], counts: Counter[str]) -> dict[str, Any]:
+def environment() -> dict[str, str]:
     import onnx
 
     from trtrun import flavor
     from trtrun.cuda.device import Device
 
-    operators: dict[str, Counter[str]] = defaultdict(Counter)
-    for answer in answers:
-        for operator in answer["operators"]:
-            operators[operator][answer["result"]] += 1
     return {
-        "environment": {
-            "gpu": Device().name,
-            "tensorrt": flavor.load("tensorrt_rtx").title,
-            "onnx": onnx.__version__,
-            "date": time.strftime("%Y-%m-%d"),
-        },
+        "gpu": Device().name,
+        "tensorrt": flavor.load("tensorrt_rtx").title,
+        "onnx": onnx.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def summary(
+    answers: list[dict[str, Any]], before: dict[str, Any] | None, environment: dict[str, str]
+) -> dict[str, Any]:
+    """The results to store; those of a run of some tests take the place of what they were ``before``."""
+    import onnx
+
+    tests = {str(a["name"]): {k: v for k, v in a.items() if k not in ("name", "operators")} for a in answers}
+    if before is not None:
+        if environment != before["environment"]:
+            tests = {name: {**test, "environment": environment} for name, test in tests.items()}
+        tests, environment = {**before["tests"], **tests}, before["environment"]
+    operators: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, case in cases().items():
+        if name in tests:
+            model = case.model or onnx.load(os.path.join(case.model_dir, "model.onnx"))
+            for operator in {node.op_type for node in model.graph.node}:
+                operators[operator][tests[name]["result"]] += 1
+    counts = Counter(test["result"] for test in tests.values())
+    return {
+        "environment": environment,
         "tolerance": TOLERANCE,
         **{result: counts[result] for result in ("passed", "failed", "refused")},
         "operators": {name: dict(results) for name, results in sorted(operators.items())},
-        "tests": {str(a["name"]): {k: v for k, v in a.items() if k not in ("name", "operators")} for a in answers},
+        "tests": dict(sorted(tests.items())),
     }
 
 

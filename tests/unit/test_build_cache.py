@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import models
-from trtrun.building import cache
+from trtrun.building import cache, graph
 from trtrun.building.cache import cache_dir, cached_engine, write_atomic
 from trtrun.building.options import BuildOptions, parse_shapes
 from trtrun.plan import identify_file
@@ -128,3 +128,11 @@ def test_atomic_writes_replace_whole_files_and_respect_the_umask(tmp_path: Path)
     with pytest.raises(TypeError):
         write_atomic(path, "text")  # type: ignore[arg-type]
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_another_revision_of_the_changes_to_graphs_is_another_entry(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = cached_engine(model)
+    monkeypatch.setattr(graph, "REVISION", graph.REVISION + 1)
+    assert cached_engine(model) != first

@@ -52,7 +52,7 @@ def build_plan(
                 "Build there, or with TensorRT-RTX: pip install 'trtrun[rtx]'."
             )
     check_model(model)
-    changed, changes = prepare(model, options)
+    changed, changes = prepare(model, options, flavor.capabilities)
     for change in changes:
         _LOG.warning("%s: %s.", name, change)
     flavor.initialize_plugins(options.plugins)

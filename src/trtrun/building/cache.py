@@ -1,8 +1,8 @@
 """Engines built before, kept on disk and shared by processes.
 
 An entry is named by a digest of everything the engine depends on: the model's content with its external data, the
-options, the flavour with its version, and the GPU where the engine is tied to one. It is written atomically, with
-its checksum beside it; an entry that does not match is built again.
+options, the flavour with its version, the revision of trtrun's own changes to graphs, and the GPU where the engine is
+tied to one. It is written atomically, with its checksum beside it; an entry that does not match is built again.
 
 The cache is bounded: after each store, the entries that were used longest ago go until the rest fits. An entry's
 lock is held while it is built and while it is removed, so that no process removes what another is building.
@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from .. import flavor as flavors
 from ..errors import BuildError
 from ..plan import read_model_file
+from . import graph
 from .builder import Progress, build_plan
 from .files import write_atomic
 from .onnx_check import check_model
@@ -236,6 +237,6 @@ def _digest(model: str | os.PathLike[str], options: BuildOptions, flavor: flavor
 
         device = Device()
         target = f"{device.name} {device.compute_capability}"
-    for part in (options.key(), flavor.title, target):
+    for part in (options.key(), flavor.title, target, f"revision {graph.REVISION}"):
         digest.update(b"\0" + part.encode())
     return digest.hexdigest()[:32]

@@ -6,11 +6,17 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError, MissingPackageError, OnnxError
 from . import rewrites
 from .options import BuildOptions
+
+if TYPE_CHECKING:
+    from ..flavor import Capabilities
+
+# Of what ``prepare`` makes of the same model and options: one more with each change, so that no cache serves the old.
+REVISION = 1
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes of one ONNX message
 # Names that exporters give to a dimension they know nothing of. The builder would tie all of one name together.
@@ -33,13 +39,18 @@ _SENSITIVE = (
 )
 
 
-def prepare(model: str | os.PathLike[str] | bytes, options: BuildOptions) -> tuple[bytes | None, list[str]]:
+def prepare(
+    model: str | os.PathLike[str] | bytes, options: BuildOptions, capabilities: Capabilities | None = None
+) -> tuple[bytes | None, list[str]]:
     """The model as bytes with the changes that ``options`` ask for, and one line for each; None where nothing changed.
 
-    Dimensions without a real name are given one each in any case.
+    Dimensions without a real name are given one each in any case, and what TensorRT computes wrongly is written
+    another way, last, whatever made it. With the ``capabilities`` of a flavour, what it is known to compute wrongly or
+    to die of all the same is refused.
 
     Raises:
-        BuildError: an output that does not exist, or a graph that cannot be changed as asked.
+        BuildError: an output that does not exist, a graph that cannot be changed as asked, or an operator that this
+            flavour cannot be given.
         OnnxError: the model with its external data is larger than one ONNX message can be.
         MissingPackageError: the package that makes a change is not installed.
     """
@@ -54,8 +65,10 @@ def prepare(model: str | os.PathLike[str] | bytes, options: BuildOptions) -> tup
     changes = _untie(graph_only)
     if options.fp16 and options.bf16:
         raise BuildError("fp16 and bf16 exclude each other. Choose one.")
-    rewritten = rewrites.needed(graph_only)
-    if not (changes or rewritten or options.outputs or options.simplify or options.fp16 or options.bf16):
+    asked = options.outputs or options.simplify or options.fp16 or options.bf16
+    if not (asked or changes or rewrites.needed(graph_only)):
+        if capabilities is not None:
+            rewrites.refuse(graph_only, name, capabilities)
         return None, []
     proto: Any = graph_only
     if not isinstance(model, bytes):
@@ -66,13 +79,14 @@ def prepare(model: str | os.PathLike[str] | bytes, options: BuildOptions) -> tup
         proto = _simplify(proto, name, changes)
     if options.fp16 or options.bf16:
         proto = _to_half(proto, options, name, changes)
-    if rewritten:
-        changes += rewrites.fp8_scales(proto)
+    changes += rewrites.rewrite(proto)
+    if capabilities is not None:
+        rewrites.refuse(proto, name, capabilities)
     if proto.ByteSize() > _PROTOBUF_LIMIT:
+        what = "without outputs, simplify and fp16" if asked else f"after this change: {'; '.join(changes)}"
         raise OnnxError(
-            f"{name} holds {proto.ByteSize():,} bytes with its external data, more than one ONNX message can: it can "
-            "be built as it is, but not changed first. Change it with the exporter, and build it without "
-            "outputs, simplify and fp16."
+            f"{name} holds {proto.ByteSize():,} bytes with its external data, more than one ONNX message can, so "
+            f"trtrun cannot change it before it is built. Change it with the exporter, and build it {what}."
         )
     data: bytes = proto.SerializeToString()
     return data, changes
