@@ -1,8 +1,9 @@
 """EfficientNet-Lite0 as ONNX from a weights file of PyTorch, without PyTorch.
 
 The topology is EfficientNet-B0's (Tan and Le, arXiv:1905.11946) without squeeze-and-excitation and with ReLU6, whose
-stem and head are not scaled, as TensorFlow's EfficientNet-Lite has it; batch normalization is folded into the
-convolutions. The network takes RGB as (x - 127) / 128.
+stem and head are not scaled, as TensorFlow's EfficientNet-Lite has it. Batch normalization stays beside the
+convolutions: folded into them it would spread their weights too far for one fp8 scale. The network takes RGB as
+(x - 127) / 128.
 """
 
 from __future__ import annotations
@@ -93,24 +94,27 @@ def efficientnet_lite0(weights: dict[str, Array], batch: int = 1) -> bytes:
 
     def conv(x: str, layer: str, norm: str, stride: int = 1, *, depthwise: bool = False, relu: bool = True) -> str:
         weight = take(f"{layer}.weight")
-        scale = take(f"{norm}.weight") / np.sqrt(take(f"{norm}.running_var") + _EPSILON)
-        bias = take(f"{norm}.bias") - take(f"{norm}.running_mean") * scale
-        constants.append(numpy_helper.from_array((weight * scale[:, None, None, None]).astype("f4"), f"{layer}.w"))
-        constants.append(numpy_helper.from_array(bias.astype("f4"), f"{layer}.b"))
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            constants.append(numpy_helper.from_array(take(f"{norm}.{part}"), f"{norm}.{part}"))
+        constants.append(numpy_helper.from_array(weight, f"{layer}.w"))
         kernel = weight.shape[2]
         padding = kernel - stride  # TensorFlow's "same"; all sizes before a stride of 2 are even
         before, after = padding // 2, padding - padding // 2
         nodes.append(
             helper.make_node(
                 "Conv",
-                [x, f"{layer}.w", f"{layer}.b"],
-                [f"{layer}.y"],
+                [x, f"{layer}.w"],
+                [f"{layer}.c"],
                 name=layer,
                 kernel_shape=[kernel, kernel],
                 strides=[stride, stride],
                 pads=[before, before, after, after],
                 group=len(weight) if depthwise else 1,
             )
+        )
+        inputs = [f"{layer}.c", *(f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))]
+        nodes.append(
+            helper.make_node("BatchNormalization", inputs, [f"{layer}.y"], name=f"{layer}.norm", epsilon=_EPSILON)
         )
         if not relu:
             return f"{layer}.y"
