@@ -52,6 +52,16 @@ def test_quantized_models_stay_close_and_build(name: str, precision: str) -> Non
     assert build_plan(data, BuildOptions(profiles=parse_shapes([CASES[name][1]])))
 
 
+@pytest.mark.parametrize("name", ["affine", "convolution"])
+def test_fp8_holds_values_far_from_zero(name: str) -> None:
+    data = [{"x": RNG.normal(1, 0.1, CASES[name][0]).astype(np.float32)} for _ in range(8)]
+    quantized = OnnxRuntimeSession(quantize(getattr(models, name)(), data))
+    reference = OnnxRuntimeSession(getattr(models, name)())
+    for request in data:
+        for output, wanted in reference.run(request).items():
+            assert np.linalg.norm(quantized.run(request)[output] - wanted) < 0.35 * np.linalg.norm(wanted)
+
+
 def test_nodes_can_be_left_in_fp32() -> None:
     weights = {name: RNG.standard_normal((8, 8)).astype(np.float32) for name in ("v", "w")}
     nodes = [

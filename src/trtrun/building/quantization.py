@@ -25,6 +25,7 @@ Precision = Literal["fp8", "int8"]
 
 # Where the time is spent. TensorRT fuses what stands behind them, so only their inputs are quantized and their outputs
 # stay as they are.
+_FP8_MAX = 448.0  # of e4m3
 _OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -74,6 +75,7 @@ def quantize(
         raise BuildError(f"{name} has none of {', '.join(_OPERATORS)} to quantize.")
     initializers = {tensor.name for tensor in proto.graph.initializer}
     inputs = {value.name for value in proto.graph.input} - initializers
+    largest = _Largest(proto, keep, name) if precision == "fp8" else None
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
@@ -87,7 +89,10 @@ def quantize(
             if request.keys() != inputs:
                 raise InputError(f"a calibration request has {sorted(request)}, and {name} takes {sorted(inputs)}.")
             self.count += 1
-            return {key: np.ascontiguousarray(array) for key, array in request.items()}
+            arrays = {key: np.ascontiguousarray(array) for key, array in request.items()}
+            if largest is not None:
+                largest.see(arrays)
+            return arrays
 
     reader = Reader()
     kind = QuantType.QFLOAT8E4M3FN if precision == "fp8" else QuantType.QInt8
@@ -101,7 +106,8 @@ def quantize(
                 quant_format=QuantFormat.QDQ,
                 activation_type=kind,
                 weight_type=kind,
-                # fp8 has one scale per tensor there; a tensor's distribution sets it. int8 cuts the rarest values off.
+                # fp8 has one scale per tensor there; a tensor's distribution sets it, and it is widened afterwards to
+                # what was seen. int8 cuts the rarest values off.
                 calibrate_method=CalibrationMethod.Distribution if precision == "fp8" else CalibrationMethod.Percentile,
                 per_channel=precision == "int8",
                 op_types_to_quantize=list(_OPERATORS),
@@ -119,7 +125,65 @@ def quantize(
             if reader.count == 0:
                 raise InputError(f"there is no request to calibrate {name} with.") from error
             raise BuildError(f"{name} could not be quantized: {error}") from error
-        return target.read_bytes()
+        return target.read_bytes() if largest is None else largest.widen(onnx.load(target))
+
+
+class _Largest:
+    """The largest magnitude of every activation that is quantized, so that fp8's range holds it.
+
+    ONNX Runtime takes an fp8 scale from the standard deviation around the mean, which cuts off whatever has a mean that
+    is large against its spread: pooled features, for one.
+    """
+
+    def __init__(self, proto: Any, keep: Sequence[str], name: str) -> None:
+        import onnx
+        import onnxruntime
+
+        constants = {tensor.name for tensor in proto.graph.initializer}
+        constants |= {node.output[0] for node in proto.graph.node if node.op_type == "Constant"}
+        given = {value.name for value in proto.graph.input}
+        self._names = sorted(
+            {
+                tensor
+                for node in proto.graph.node
+                if node.op_type in _OPERATORS and node.name not in keep
+                for tensor in node.input[:2]
+                if tensor not in constants
+            }
+        )
+        self._values = dict.fromkeys(self._names, 0.0)
+        self._computed = [tensor for tensor in self._names if tensor not in given]
+        shown = onnx.ModelProto()
+        shown.CopyFrom(proto)
+        known = {value.name for value in shown.graph.output}
+        shown.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in self._computed if tensor not in known)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(
+                shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors share no base
+            raise BuildError(f"{name} could not be quantized: {error}") from error
+
+    def see(self, request: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        arrays = dict(request)
+        if self._computed:
+            arrays |= zip(self._computed, self._session.run(self._computed, dict(request)), strict=True)
+        for tensor in self._names:
+            self._values[tensor] = max(self._values[tensor], float(np.abs(arrays[tensor]).max(initial=0)))
+
+    def widen(self, quantized: Any) -> bytes:
+        """The quantized model, with every scale at least so large that the largest value is fp8's largest."""
+        from onnx import numpy_helper
+
+        for tensor in quantized.graph.initializer:
+            found = self._values.get(tensor.name.removesuffix("_scale"))
+            if found is not None and tensor.name.endswith("_scale"):
+                scale = np.maximum(numpy_helper.to_array(tensor), np.float32(found / _FP8_MAX))
+                tensor.CopyFrom(numpy_helper.from_array(scale.astype(np.float32), tensor.name))
+        data: bytes = quantized.SerializeToString()
+        return data
 
 
 @contextlib.contextmanager
