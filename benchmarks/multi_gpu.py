@@ -209,7 +209,7 @@ def serve_scaling(folder: Path) -> Iterator[Record]:
     rates: dict[str, list[float]] = {"one": [], "all": []}
     for _ in range(3):
         rates["one"].append(gpus * served(path, 6))
-        rates["all"].append(served(path, 6 * gpus, "--all-devices", "--instances", str(2 * gpus)))
+        rates["all"].append(served(path, 6 * gpus, "--all-devices"))
     what = f"trtrun serve on {gpus} GPUs / {gpus} × one GPU, gRPC and shared memory, batch {BATCH}"
     yield compare_rates("multi_gpu.serve_scaling", what, rates["all"], rates["one"])
 

@@ -45,7 +45,7 @@ def command(
             "those that would wait longer are turned away. The time of a batch unless given.",
         ),
     ] = None,
-    instances: Annotated[int, typer.Option(min=1, help="Batches of a model in progress at once.")] = 2,
+    instances: Annotated[int, typer.Option(min=1, help="Batches of a model in progress at once on a GPU.")] = 2,
     max_body: Annotated[int, typer.Option(min=1, help="Mebibytes of a request at most.")] = 256,
     max_pixels: Annotated[int, typer.Option(min=1, help="Megapixels of a picture at most.")] = 64,
     token_file: Annotated[

@@ -41,7 +41,7 @@ class BatchOptions:
         queue_size: requests that may wait. More are turned away with ServerBusyError.
         max_queue_time: seconds that a request may be expected to wait in a queue that stands; see above. More are
             turned away with ServerBusyError. None: the time of a batch, or 5 ms.
-        instances: requests or batches in progress at once, so that copies overlap with compute.
+        instances: requests or batches in progress at once on each GPU, so that copies overlap with compute.
     """
 
     max_batch_size: int | None = None
@@ -102,7 +102,7 @@ class Batcher:
         self._emptied = time.perf_counter()  # when nothing waited last
         self._batch_time = 0.0  # seconds that a batch takes: a moving average
         self._closing = False
-        self._clones = [runner.clone() for _ in range(self.options.instances)]
+        self._clones = [runner.clone() for _ in range(self.options.instances * runner.parallel)]
         self._workers = [
             threading.Thread(target=self._work, args=(clone,), name=f"trtrun-batch-{index}", daemon=True)
             for index, clone in enumerate(self._clones)
@@ -190,7 +190,7 @@ class Batcher:
             return
         rank = (priority or sys.maxsize, sys.maxsize)
         batches = sum(other.rows for other in self._queue if other.rank < rank) / self.max_batch_size
-        wait = batches / self.options.instances * self._batch_time
+        wait = batches / len(self._clones) * self._batch_time
         bound = self.options.max_queue_time
         if wait > (max(self._batch_time, _SHORT) if bound is None else bound):
             raise ServerBusyError(

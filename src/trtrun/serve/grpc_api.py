@@ -213,10 +213,11 @@ class _Service:
             yield answer
 
     async def _infer(self, request: Any, remaining: float | None) -> Any:
-        model = self._repository.get(request.model_name, request.model_version)
         parsed = self._parse(request)
         timeout = min((t for t in (parsed.timeout, remaining) if t is not None), default=None)
-        future = model.batcher.submit(
+        model, future = self._repository.submit(
+            request.model_name,
+            request.model_version,
             parsed.inputs,
             priority=parsed.priority,
             timeout=timeout,

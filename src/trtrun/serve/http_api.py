@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -152,7 +153,12 @@ class _Api:
             identity = request.headers.get("x-request-id", "")[:100] or uuid.uuid4().hex
             problem = ""
             try:
-                response = await handler(request) if self._allowed(request) else _error(401, "a bearer token is needed")
+                if _is_foreign(request):
+                    response = _error(403, "pages of other sites may not use this server from a browser")
+                elif not self._allowed(request):
+                    response = _error(401, "a bearer token is needed")
+                else:
+                    response = await handler(request)
             except ClientDisconnect:
                 problem, response = "the client has gone", Response(status_code=499)
             except TrtrunError as error:
@@ -246,12 +252,14 @@ class _Api:
     # Inference
 
     async def infer(self, request: Request) -> Response:
-        model = self._model(request)
+        self._model(request)  # an unknown one is refused before its body is read
         length = request.headers.get(HEADER_LENGTH)
         header_length = None if length is None else _number(length, HEADER_LENGTH)
         body = await self._body(request)
         parsed = protocol.parse(memoryview(body), header_length, self._memory)
-        future = model.batcher.submit(
+        model, future = self._repository.submit(
+            request.path_params["model"],
+            request.path_params.get("version", ""),
             parsed.inputs,
             priority=parsed.priority,
             timeout=parsed.timeout,
@@ -264,20 +272,28 @@ class _Api:
         return Response(b"".join(pieces), media_type="application/octet-stream", headers={HEADER_LENGTH: str(header)})
 
     async def predict(self, request: Request) -> Response:
-        model, query = self._model(request), request.query_params
+        self._model(request)
+        query = request.query_params
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in ("", "application/octet-stream") and not kind.startswith("image/"):
             raise MediaTypeError(f"the body is {kind!r:.60}; send image/… or application/octet-stream.")
         timeout, annotated = _number(query.get("timeout", "0"), "timeout"), query.get("annotated", "false")
         if annotated not in ("0", "1", "false", "true"):
             raise InputError(f"annotated must be true or false, got {annotated!r:.50}.")
-        content, media_type = await self._pictures.predict(
-            model,
-            await self._body(request),
-            form_of(request.headers.get("accept", ""), annotated in ("1", "true")),
-            priority=_number(query.get("priority", "0"), "priority"),
-            timeout=timeout / 1e6 if timeout else None,
-        )
+        body = await self._body(request)
+        form = form_of(request.headers.get("accept", ""), annotated in ("1", "true"))
+        priority = _number(query.get("priority", "0"), "priority")
+        while True:
+            model = self._model(request)
+            try:
+                content, media_type = await self._pictures.predict(
+                    model, body, form, priority=priority, timeout=timeout / 1e6 if timeout else None
+                )
+                break
+            except ClosedError:
+                if self._model(request) is model:
+                    raise
+                # The model was replaced meanwhile; the new one may want its pictures otherwise.
         return Response(content, media_type=media_type)
 
     # Repository and shared memory
@@ -407,3 +423,9 @@ def _number(text: str, what: str) -> int:
 def _error(status: int, message: str) -> Response:
     # What the message shows of a request may be no text: JSON can name half of a surrogate pair.
     return JSONResponse({"error": message.encode(errors="replace").decode()}, status)
+
+
+def _is_foreign(request: Request) -> bool:
+    """True for what a browser sends for a page of another site, which could use a server on loopback otherwise."""
+    origin = request.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")

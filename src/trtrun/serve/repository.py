@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, ModelFileError, ModelNotFoundError, TrtrunError
+from ..errors import ClosedError, InputError, ModelFileError, ModelNotFoundError, TrtrunError
 from ..runner import Runner
 from ..vision.task import VisionTask, task
 from .batcher import Batcher, BatchOptions, Outcome
@@ -74,20 +75,20 @@ class Statistics:
 class Model:
     """A loaded version of a model: its runner and its batcher."""
 
-    def __init__(self, name: str, version: str, path: Path, runner: Runner, batcher: Batcher) -> None:
+    def __init__(self, name: str, version: str, path: Path, stamp: Any, runner: Runner, batcher: Batcher) -> None:
         self.name = name
         self.version = version
         self.path = path
         self.runner = runner
         self.batcher = batcher
-        self.stamp = _stamp(path)
+        self.stamp = stamp
         self._task: VisionTask | InputError | None = None
 
     def task(self) -> VisionTask:
         """What reads pictures with this model. Raises InputError, with the reason, where it is no vision model."""
         if self._task is None:
             try:
-                self._task = task(self.runner)
+                self._task = task(self.runner, gpu=False)  # batches of all callers form behind it
             except InputError as error:
                 self._task = InputError(f"model {self.name!r} takes tensors, not pictures: {error.message}")
         if isinstance(self._task, InputError):
@@ -195,13 +196,14 @@ class Repository:
             return model
 
     def _open(self, name: str, version: str, path: Path, statistics: Statistics) -> Model:
+        stamp = _stamp(path)  # first: a file that is replaced while it is read has changed
         runner = self._load(path)
         try:
             batcher = Batcher(runner, self._options, statistics.note)
         except BaseException:
             runner.close()
             raise
-        model = Model(name, version, path, runner, batcher)
+        model = Model(name, version, path, stamp, runner, batcher)
         try:
             self._warm_up(model)
         except BaseException:
@@ -251,6 +253,19 @@ class Repository:
                 f"{f': {why}' if why else ''}. Served are {[key for key, e in self._entries.items() if e.model]}."
             )
         return model
+
+    def submit(self, name: str, version: str, inputs: Mapping[str, Any], **options: Any) -> tuple[Model, Future[Any]]:
+        """Give a request to the model that answers now, the new one where it has just been replaced.
+
+        ``options`` and errors as for :meth:`Batcher.submit`; and ModelNotFoundError.
+        """
+        while True:
+            model = self.get(name, version)
+            try:
+                return model, model.batcher.submit(inputs, **options)
+            except ClosedError:
+                if self.get(name, version) is model:
+                    raise
 
     def statistics(self, name: str) -> Statistics:
         self.get(name)
