@@ -497,7 +497,9 @@ class Route:
             for context in self._contexts:
                 if capabilities.has_stream_capturable and not context.is_stream_capturable(self._handle):
                     raise ExecutionError("TensorRT says that this engine cannot be captured for these shapes")
-            with self._bound(steps[2]) as copied:
+            # Nobody compiles meanwhile: TensorRT-RTX 1.6.1 was seen to crash in another thread's first execution of a
+            # shape while this one instantiated a graph.
+            with self._engine.compile_lock, self._bound(steps[2]) as copied:
                 steps_left = (steps[0], steps[1], copied)
                 self._graphs[steps] = capture(self._stream, lambda stream: self._enqueue(stream, steps_left))
         except TrtrunError as error:
