@@ -82,8 +82,8 @@ def conformance() -> str:
         f"{len(data['tests']):,} backend node tests of onnx {environment['onnx']} through `trtrun.load`, "
         f"{environment['tensorrt']} on one {environment['gpu']}: **{data['passed']:,} passed**, {data['refused']:,} "
         "were refused with a reason, five of them by trtrun because TensorRT-RTX aborts or answers wrongly, "
-        f"**{data['failed']} failed**. 16 pass because `building/rewrites.py` writes them another way. Those 21 were run again after that "
-        "was written; the others are of an earlier run.\n",
+        f"**{data['failed']} failed**. 16 pass because `building/rewrites.py` writes them another way. "
+        "Those 21 were run again after that was written; the others are of an earlier run.\n",
     ]
     if data["failed"]:
         lines += ["| test | what happened |", "|---|---|"]

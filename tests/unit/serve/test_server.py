@@ -174,6 +174,27 @@ def test_reloading_loses_no_request(client: triton.InferenceServerClient, server
     assert client.is_model_ready("several")
 
 
+def test_a_request_whose_body_is_slow_goes_to_the_model_that_is_loaded_then(
+    client: triton.InferenceServerClient, server: Server
+) -> None:
+    body = json.dumps({"inputs": [{"name": "x", "shape": [1, 12], "datatype": "FP32", "data": [0.5] * 12}]}).encode()
+    connection = http.client.HTTPConnection(server.address, timeout=20)
+    connection.putrequest("POST", "/v2/models/affine/infer")
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders(body[:10])
+    time.sleep(0.2)
+    client.load_model("affine")
+    connection.send(body[10:])
+    assert connection.getresponse().status == 200
+
+
+def test_pages_of_other_sites_are_refused(server: Server) -> None:
+    for origin, status in ((f"http://{server.address}", 200), ("http://elsewhere.example", 403), ("null", 403)):
+        connection = http.client.HTTPConnection(server.address, timeout=20)
+        connection.request("POST", "/v2/repository/index", b"", {"Origin": origin, "Content-Type": "text/plain"})
+        assert connection.getresponse().status == status, origin
+
+
 def test_termination_answers_what_is_under_way(tmp_path: Path) -> None:
     model = tmp_path / "affine.onnx"
     model.write_bytes(models.affine())
