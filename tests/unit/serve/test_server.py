@@ -186,6 +186,7 @@ def test_a_request_whose_body_is_slow_goes_to_the_model_that_is_loaded_then(
     client.load_model("affine")
     connection.send(body[10:])
     assert connection.getresponse().status == 200
+    connection.close()
 
 
 def test_pages_of_other_sites_are_refused(server: Server) -> None:
@@ -193,6 +194,7 @@ def test_pages_of_other_sites_are_refused(server: Server) -> None:
         connection = http.client.HTTPConnection(server.address, timeout=20)
         connection.request("POST", "/v2/repository/index", b"", {"Origin": origin, "Content-Type": "text/plain"})
         assert connection.getresponse().status == status, origin
+        connection.close()
 
 
 def test_termination_answers_what_is_under_way(tmp_path: Path) -> None:
