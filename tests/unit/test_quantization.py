@@ -54,12 +54,11 @@ def test_quantized_models_stay_close_and_build(name: str, precision: str) -> Non
 
 @pytest.mark.parametrize("name", ["affine", "convolution"])
 def test_fp8_holds_values_far_from_zero(name: str) -> None:
+    """ONNX Runtime's own scale, from the spread around the mean, would end at a third of them."""
     data = [{"x": RNG.normal(1, 0.1, CASES[name][0]).astype(np.float32)} for _ in range(8)]
-    quantized = OnnxRuntimeSession(quantize(getattr(models, name)(), data))
-    reference = OnnxRuntimeSession(getattr(models, name)())
-    for request in data:
-        for output, wanted in reference.run(request).items():
-            assert np.linalg.norm(quantized.run(request)[output] - wanted) < 0.35 * np.linalg.norm(wanted)
+    quantized = onnx.load_from_string(quantize(getattr(models, name)(), data))
+    scales = {t.name: onnx.numpy_helper.to_array(t) for t in quantized.graph.initializer if t.name.endswith("_scale")}
+    assert 448 * scales["x_scale"] >= 0.999 * max(np.abs(request["x"]).max() for request in data)
 
 
 def test_nodes_can_be_left_in_fp32() -> None:
