@@ -117,7 +117,8 @@ class Bound:
         for spec, shape in zip(engine.inputs.values(), key, strict=True):
             spec.check_shape(shape)
         handle = int(self._own.handle)
-        with engine.flavor.logger.capture() as lines:
+        # Nobody compiles kernels meanwhile, see Route.bind.
+        with engine.compile_lock, engine.flavor.logger.capture() as lines:
             set_shapes(engine, context, key, self._profile, handle)
             if context.infer_shapes():
                 raise ExecutionError(f"TensorRT cannot infer the output shapes of {engine.name}.", log=lines)
@@ -139,9 +140,8 @@ class Bound:
                     context.set_tensor_address(name, address)
                     if name in engine.inputs and nbytes:
                         fill_async(address, 0, nbytes, handle)
-                with engine.compile_lock:
-                    self._execute(handle)
-                    self._own.sync()
+                self._execute(handle)
+                self._own.sync()
             finally:
                 other.close()
             for name, view in self._addresses.items():
@@ -152,8 +152,7 @@ class Bound:
     def _captured(self) -> Graph:
         for left in reversed(range(CAPTURE_ATTEMPTS)):
             try:
-                with self._engine.compile_lock:
-                    return capture(self._own, self._execute)
+                return capture(self._own, self._execute)
             except TrtrunError:  # another thread that synchronizes the whole device spoils a capture
                 if not left:
                     raise

@@ -183,7 +183,8 @@ class Route:
         self.drop_graphs()
         self.key = None
         engine = self._engine
-        with engine.flavor.logger.capture() as lines:
+        # A context that is given shapes looks for kernels in what others of its engine may be compiling into.
+        with engine.compile_lock, engine.flavor.logger.capture() as lines:
             try:
                 for context, shapes in zip(self._contexts, self._keys(key), strict=True):
                     set_shapes(engine, context, shapes, self._profile, self._handle if stream is None else stream)
@@ -493,13 +494,13 @@ class Route:
     def _capture(self, steps: Steps) -> None:
         capabilities = self._engine.flavor.capabilities
         try:
-            context: Any  # is_stream_capturable is TensorRT-RTX's, and the stubs know the full API
-            for context in self._contexts:
-                if capabilities.has_stream_capturable and not context.is_stream_capturable(self._handle):
-                    raise ExecutionError("TensorRT says that this engine cannot be captured for these shapes")
             # Nobody compiles meanwhile: TensorRT-RTX 1.6.1 was seen to crash in another thread's first execution of a
             # shape while this one instantiated a graph.
             with self._engine.compile_lock, self._bound(steps[2]) as copied:
+                context: Any  # is_stream_capturable is TensorRT-RTX's, and the stubs know the full API
+                for context in self._contexts:
+                    if capabilities.has_stream_capturable and not context.is_stream_capturable(self._handle):
+                        raise ExecutionError("TensorRT says that this engine cannot be captured for these shapes")
                 steps_left = (steps[0], steps[1], copied)
                 self._graphs[steps] = capture(self._stream, lambda stream: self._enqueue(stream, steps_left))
         except TrtrunError as error:
