@@ -21,6 +21,7 @@ class _Gpu:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.requests = 0  # in progress through MultiGpuRunner.run
+        self.taken = 0  # begun in all
         self.clones = 0
         self.sequences = 0  # begun in all
         self.failure: DeviceError | None = None
@@ -29,10 +30,10 @@ class _Gpu:
 class MultiGpuRunner(Runner):
     """Runs a model on several GPUs, each of which has loaded it.
 
-    ``run`` may be called from any number of threads; each call takes the GPU with the fewest calls in progress.
-    :class:`~trtrun.pipeline.Pipeline` over it has its slots on all GPUs, and the slot that is free takes the next
-    request, so a slower GPU is given fewer; a sequence of ``state`` stays on one. Arrays are on the host: for arrays on
-    a GPU and for streams load the model there.
+    ``run`` may be called from any number of threads; each call takes the GPU with the fewest calls in progress,
+    and of several such the one that has taken the fewest. :class:`~trtrun.pipeline.Pipeline` over it has its slots on
+    all GPUs, and the slot that is free takes the next request, so a slower GPU is given fewer; a sequence of ``state``
+    stays on one. Arrays are on the host: for arrays on a GPU and for streams load the model there.
 
     A GPU on which CUDA fails is taken out, with a warning in the log. ``run`` repeats its request on another one; of a
     pipeline those requests fail that the GPU had in flight, because their arrays belong to the caller again. Slots on
@@ -96,8 +97,10 @@ class MultiGpuRunner(Runner):
 
     def _least_busy(self) -> _Gpu:
         with self._lock:
-            gpu = min(self._working(), key=lambda gpu: gpu.requests)
+            self._check_idle()
+            gpu = min(self._working(), key=lambda gpu: (gpu.requests, gpu.taken))
             gpu.requests += 1
+            gpu.taken += 1
             return gpu
 
     def _working(self) -> list[_Gpu]:
@@ -122,13 +125,16 @@ class MultiGpuRunner(Runner):
     def enqueue(self, inputs: Mapping[str, Any]) -> Pending:
         self.check_open()
         with self._lock:
-            if self._pending is not None:
-                raise ExecutionError(
-                    "this runner has a request in flight: collect it with result() first, or use a Pipeline."
-                )
+            self._check_idle()
             gpu = self._working()[0]
             self._pending = _Pending(self, gpu, gpu.runner.enqueue(inputs), self._collected)
             return self._pending
+
+    def _check_idle(self) -> None:
+        if self._pending is not None:
+            raise ExecutionError(
+                "this runner has a request in flight: collect it with result() first, or use a Pipeline."
+            )
 
     def _collected(self) -> None:
         self._pending = None

@@ -72,6 +72,14 @@ def test_threads_are_spread_over_the_gpus() -> None:
         assert [gpu.shared["count"] for gpu in gpus] == [1, 1]
 
 
+def test_idle_gpus_take_turns() -> None:
+    gpus = [Gpu("a"), Gpu("b"), Gpu("c")]
+    with MultiGpuRunner([*gpus]) as runner:
+        for _ in range(6):
+            runner(x(1))
+    assert [gpu.shared["count"] for gpu in gpus] == [2, 2, 2]
+
+
 def test_a_slower_gpu_of_a_pipeline_is_given_fewer_requests() -> None:
     fast, slow = Gpu("fast", 0.002), Gpu("slow", 0.02)
     with MultiGpuRunner([fast, slow]) as runner, Pipeline(runner, depth=4) as pipeline:

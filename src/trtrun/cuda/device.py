@@ -11,6 +11,7 @@ from cuda.bindings import driver, runtime
 
 from ..errors import DeviceError, NoGpuError
 from .check import check, translated
+from .numa import cpus_of
 
 _used_before_fork = False
 _opened = False
@@ -124,6 +125,11 @@ class Device:
     def attribute(self, attribute: Any) -> int:
         value: int = check(driver.cuDeviceGetAttribute(attribute, self._handle), "read a device attribute")
         return value
+
+    @functools.cached_property
+    def near_cpus(self) -> frozenset[int]:
+        """The processors of the NUMA node that the GPU is wired to; none where the machine has one node alone."""
+        return cpus_of(self.attribute(driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID))
 
     def memory(self) -> tuple[int, int]:
         """Free and total device memory in bytes."""

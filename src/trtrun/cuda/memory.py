@@ -11,6 +11,7 @@ from cuda.bindings import driver
 
 from .check import check
 from .device import Device
+from .numa import running_on
 
 
 class PinnedMemory:
@@ -22,7 +23,7 @@ class PinnedMemory:
 
     def __init__(self, device: Device, nbytes: int) -> None:
         self.nbytes = nbytes
-        with device:
+        with device, running_on(device.near_cpus):
             self.address = int(
                 check(driver.cuMemAllocHost(max(nbytes, 1)), f"allocate {nbytes:,} bytes of page-locked host memory")
             )
