@@ -285,7 +285,8 @@ class StatefulRunner(Runner):
     """A runner whose outputs of one request are inputs of the next: recurrent networks, KV caches.
 
     Requests are one sequence, in the order of the calls. It cannot be cloned; another sequence is another
-    ``state()`` of the runner that it came from.
+    ``state()`` of the runner that it came from. A request that fails after it was started (no memory for its results)
+    has advanced the state all the same: do not repeat it, but :meth:`reset`.
     """
 
     _inputs: TensorSpecs

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,28 +19,22 @@ from .cuda.device import Device
 from .flavor import Flavor
 
 _LOG = logging.getLogger("trtrun")
-_open_caches: dict[tuple[Path, int], RuntimeCache] = {}
-_open_lock = threading.Lock()
+_MAX_SHAPES = 4096  # that are remembered; kernels of further ones are kept in this process only
 
 
 class RuntimeCache:
-    """TensorRT's ``IRuntimeCache`` of one plan on one GPU, and its file.
+    """TensorRT's ``IRuntimeCache`` of one engine, and its file, which all engines of its plan on such a GPU share.
 
-    There is one per plan and GPU in a process, kept until the process ends: a plan that is loaded again finds its
-    kernels there.
-
-    Attributes:
-        lock: held while anything may compile kernels into the cache. Execution contexts that share one must not do so
-            at once: six threads doing it crashed TensorRT-RTX 1.6.1 within seconds.
+    The engine calls it under its compile lock: whatever compiles kernels writes into the cache.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lock = threading.RLock()
         self._handle: Any = None
-        self._saved = b""
+        self._body = b""  # what was loaded, kept as long as the handle: TensorRT may go on reading there
         self._compiled: set[object] = set()
-        self._grown = False
+        self._save_at = 1
+        self._saved = 0  # of the shapes
 
     @classmethod
     def of(cls, plan: memoryview, flavor: Flavor, device: Device) -> RuntimeCache:
@@ -49,17 +42,14 @@ class RuntimeCache:
         key = hashlib.sha256(plan)
         for part in (flavor.title, device.name, str(device.compute_capability), device.driver_version):
             key.update(b"\0" + part.encode())
-        path = cache_dir() / "runtime" / f"{key.hexdigest()[:32]}.cache"
-        with _open_lock:
-            return _open_caches.setdefault((path, device.ordinal), cls(path))
+        return cls(cache_dir() / "runtime" / f"{key.hexdigest()[:32]}.cache")
 
     def attach(self, config: Any) -> None:
         """Give the cache to an ``IRuntimeConfig``; the first time, with the kernels of the file."""
-        with self.lock:
-            if self._handle is None:
-                self._handle = config.create_runtime_cache()
-                self._load(self._handle)
-            config.set_runtime_cache(self._handle)
+        if self._handle is None:
+            self._handle = config.create_runtime_cache()
+            self._load(self._handle)
+        config.set_runtime_cache(self._handle)
 
     def _load(self, cache: Any) -> None:
         try:
@@ -72,7 +62,7 @@ class RuntimeCache:
         body, digest = data[:-32], data[-32:]
         # TensorRT checks the environment, but a damaged body must not reach it.
         if hashlib.sha256(body).digest() == digest and cache.deserialize(body):
-            self._saved = body
+            self._body = body
             with suppress(OSError):  # a cache that may only be read
                 os.utime(self.path)  # used now: pruning takes others first
         else:
@@ -81,27 +71,34 @@ class RuntimeCache:
             )
 
     def note(self, shapes: object) -> None:
-        """Say that kernels for these shapes are in the cache now."""
-        with self.lock:
-            if shapes not in self._compiled:
-                self._compiled.add(shapes)
-                self._grown = True
+        """Say that kernels for these shapes are in the cache now, and write the file if it is time to.
 
-    def save(self) -> None:
-        """Write the kernels to the file if there are new ones. A folder that cannot be written is only warned of."""
-        with self.lock:
-            # Asked only after new shapes: TensorRT-RTX 1.6.1 loses the memory of every serialization.
-            if self._handle is None or not self._grown:
-                return
-            self._grown = False
-            body = bytes(self._handle.serialize())
-            if body == self._saved:
-                return
-            try:
-                write_atomic(self.path, body + hashlib.sha256(body).digest())
-                keep_within_limit()
-            except OSError as error:
-                _LOG.warning(
-                    "the runtime cache %s cannot be written (%s); the next start compiles again", self.path, error
-                )
-            self._saved = body
+        That is after 1, 2, 4, 8, … new shapes, and at close: TensorRT-RTX 1.6.1 loses the memory of each serialization.
+        """
+        if self._handle is None or shapes in self._compiled or len(self._compiled) == _MAX_SHAPES:
+            return
+        self._compiled.add(shapes)
+        if len(self._compiled) >= self._save_at:
+            self._save_at = 2 * len(self._compiled)
+            self._save()
+
+    def _save(self) -> None:
+        """Write the kernels to the file if they changed. A folder that cannot be written is only warned of."""
+        self._saved = len(self._compiled)
+        body = bytes(self._handle.serialize())
+        if body == self._body:
+            return
+        try:
+            write_atomic(self.path, body + hashlib.sha256(body).digest())
+            keep_within_limit()
+        except OSError as error:
+            _LOG.warning("the runtime cache %s cannot be written (%s); the next start compiles again", self.path, error)
+
+    def close(self) -> None:
+        """Keep what was compiled since, and let go of the cache. The engine that it belongs to is still there."""
+        if self._handle is None:
+            return
+        if len(self._compiled) > self._saved:
+            self._save()
+        self._handle = None
+        self._body = b""
