@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Mapping
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
@@ -63,6 +63,9 @@ class Pipeline:
         self._closed = False
         # Futures are resolved in launch order on each GPU, by a thread for each, so that no GPU waits for another.
         self._completers = [_Completer(self._slots) for _ in range(runner.parallel)]
+        # One thread copies about as much as one GPU takes in, so several have a thread each that fills their requests.
+        several = runner.parallel > 1
+        self._fillers = ThreadPoolExecutor(runner.parallel, "trtrun-filler") if several else None
         if depth is not None:
             self._grow(depth)
 
@@ -95,9 +98,10 @@ class Pipeline:
     def map(self, requests: Iterable[Request], *, return_exceptions: bool = False) -> Generator[Any, None, None]:
         """Run requests as they come from ``requests`` and yield their results in order.
 
-        GPUs of unequal speed wait for each other here, because of the order; with :meth:`submit` they do not.
-        At most ``depth`` requests are ahead of the caller. The first failing request ends the iteration with its
-        error; with ``return_exceptions`` its error is yielded in its place and the rest goes on.
+        GPUs of unequal speed wait for each other here, because of the order; with :meth:`submit` they do not. For
+        several GPUs other threads read the arrays: leave each as it is until its result is there. At most ``depth``
+        requests are ahead of the caller. The first failing request ends the iteration with its error; with
+        ``return_exceptions`` its error is yielded in its place and the rest goes on.
         """
         waiting: deque[tuple[Pending, Runner] | Exception] = deque()
 
@@ -132,7 +136,7 @@ class Pipeline:
                             runner = self._slots.wait()
                             break
                     try:
-                        waiting.append((runner.enqueue(inputs), runner))
+                        waiting.append((self._enqueue(runner, inputs), runner))
                     except BaseException as error:
                         self._slots.give(runner)
                         if not isinstance(error, Exception):
@@ -164,10 +168,10 @@ class Pipeline:
             if not taken.cancel() and taken.done() and taken.exception() is None:
                 self._slots.give(taken.result())
             raise
-        if self._is_known(inputs, runner):
+        if self._fillers is None and self._is_known(inputs, runner):
             return await asyncio.wrap_future(self._launch(inputs, runner))
         # The first requests of a shape compile and capture, and GPU arrays are waited for: not in the event loop.
-        launched = await asyncio.get_running_loop().run_in_executor(None, self._launch, inputs, runner)
+        launched = await asyncio.get_running_loop().run_in_executor(self._fillers, self._launch, inputs, runner)
         return await asyncio.wrap_future(launched)
 
     async def map_async(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Result]:
@@ -211,6 +215,12 @@ class Pipeline:
             return future
         self._completers[runner.place % len(self._completers)].put(future, pending, runner)
         return future
+
+    def _enqueue(self, runner: Runner, inputs: Mapping[str, Any]) -> Pending:
+        """Start a request, in another thread where there are several GPUs to fill."""
+        if self._fillers is None:
+            return runner.enqueue(inputs)
+        return _Filling(self._fillers.submit(runner.enqueue, inputs))
 
     def _is_known(self, inputs: Mapping[str, Any], runner: Runner) -> bool:
         """True when this slot has run host arrays of these shapes so often that they are one graph launch by now."""
@@ -293,13 +303,13 @@ class Pipeline:
         waiting: deque[tuple[Pending, Runner]] = deque()
         try:
             for runner in runners:
-                waiting.append((runner.enqueue(next(turn)), runner))
+                waiting.append((self._enqueue(runner, next(turn)), runner))
             done, start = 0, time.perf_counter()
             while done < 3 * len(runners) or (time.perf_counter() - start < _TRIAL and done < 2000):
                 pending, runner = waiting.popleft()
                 pending.result()
                 done += 1
-                waiting.append((runner.enqueue(next(turn)), runner))
+                waiting.append((self._enqueue(runner, next(turn)), runner))
             return done / (time.perf_counter() - start)
         finally:
             for pending, _ in waiting:  # a runner left with a request in flight would take no other
@@ -326,6 +336,8 @@ class Pipeline:
         self._slots.close()
         for completer in self._completers:
             completer.close()
+        if self._fillers is not None:
+            self._fillers.shutdown()
         for runner in reversed(self._clones):
             runner.close()
 
@@ -337,6 +349,16 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Filling:
+    """A request that a thread is filling and launching."""
+
+    def __init__(self, launched: Future[Pending]) -> None:
+        self._launched = launched
+
+    def result(self) -> Result:
+        return self._launched.result().result()
 
 
 class _Completer:
