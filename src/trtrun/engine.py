@@ -395,7 +395,7 @@ class Engine:
                     with self._idle_lock:
                         self._idle_contexts.clear()
                     if self._runtime_cache is not None:
-                        self._runtime_cache.close()
+                        self._runtime_cache.save()
                     self._engine = None
                     self._runtime = None
 

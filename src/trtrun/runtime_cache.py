@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,16 @@ from .flavor import Flavor
 
 _LOG = logging.getLogger("trtrun")
 _MAX_SHAPES = 4096  # that are remembered; kernels of further ones are kept in this process only
+_MAX_KEPT = 32  # caches of plans, the least recently loaded goes first
+_kept: OrderedDict[tuple[Path, int], RuntimeCache] = OrderedDict()
+_kept_lock = threading.Lock()
 
 
 class RuntimeCache:
-    """TensorRT's ``IRuntimeCache`` of one engine, and its file, which all engines of its plan on such a GPU share.
+    """TensorRT's ``IRuntimeCache`` of one plan on one GPU, and its file.
 
-    The engine calls it under its compile lock: whatever compiles kernels writes into the cache.
+    Engines of the plan share it, one after another too: TensorRT-RTX 1.6.1 leaves device memory behind with every cache
+    that is given up, 30 kB, so the last ones are kept. Engines call it under their GPU's compile lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +48,14 @@ class RuntimeCache:
         key = hashlib.sha256(plan)
         for part in (flavor.title, device.name, str(device.compute_capability), device.driver_version):
             key.update(b"\0" + part.encode())
-        return cls(cache_dir() / "runtime" / f"{key.hexdigest()[:32]}.cache")
+        path = cache_dir() / "runtime" / f"{key.hexdigest()[:32]}.cache"
+        place = path, device.ordinal
+        with _kept_lock:
+            cache = _kept.pop(place) if place in _kept else cls(path)
+            _kept[place] = cache
+            if len(_kept) > _MAX_KEPT:
+                _kept.popitem(last=False)  # engines that are open have it still
+            return cache
 
     def attach(self, config: Any) -> None:
         """Give the cache to an ``IRuntimeConfig``; the first time, with the kernels of the file."""
@@ -61,29 +74,32 @@ class RuntimeCache:
             return
         body, digest = data[:-32], data[-32:]
         # TensorRT checks the environment, but a damaged body must not reach it.
-        if hashlib.sha256(body).digest() == digest and cache.deserialize(body):
+        if hashlib.sha256(body).digest() != digest:
+            _LOG.warning("the runtime cache %s is damaged; kernels are compiled again", self.path)
+        elif not cache.deserialize(body):
+            _LOG.warning("the runtime cache %s is not of this machine; kernels are compiled again", self.path)
+        else:
             self._body = body
             with suppress(OSError):  # a cache that may only be read
                 os.utime(self.path)  # used now: pruning takes others first
-        else:
-            _LOG.warning(
-                "the runtime cache %s is damaged or not of this machine; kernels are compiled again", self.path
-            )
 
     def note(self, shapes: object) -> None:
         """Say that kernels for these shapes are in the cache now, and write the file if it is time to.
 
-        That is after 1, 2, 4, 8, … new shapes, and at close: TensorRT-RTX 1.6.1 loses the memory of each serialization.
+        That is after 1, 2, 4, 8, … new shapes, and when an engine closes: TensorRT-RTX 1.6.1 loses the memory of each
+        serialization.
         """
-        if self._handle is None or shapes in self._compiled or len(self._compiled) == _MAX_SHAPES:
+        if shapes in self._compiled or len(self._compiled) == _MAX_SHAPES:
             return
         self._compiled.add(shapes)
         if len(self._compiled) >= self._save_at:
             self._save_at = 2 * len(self._compiled)
-            self._save()
+            self.save()
 
-    def _save(self) -> None:
-        """Write the kernels to the file if they changed. A folder that cannot be written is only warned of."""
+    def save(self) -> None:
+        """Write the kernels to the file if there are new ones. A folder that cannot be written is only warned of."""
+        if self._handle is None or self._saved == len(self._compiled):
+            return
         self._saved = len(self._compiled)
         body = bytes(self._handle.serialize())
         if body == self._body:
@@ -93,12 +109,3 @@ class RuntimeCache:
             keep_within_limit()
         except OSError as error:
             _LOG.warning("the runtime cache %s cannot be written (%s); the next start compiles again", self.path, error)
-
-    def close(self) -> None:
-        """Keep what was compiled since, and let go of the cache. The engine that it belongs to is still there."""
-        if self._handle is None:
-            return
-        if len(self._compiled) > self._saved:
-            self._save()
-        self._handle = None
-        self._body = b""
