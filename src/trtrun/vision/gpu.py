@@ -17,7 +17,7 @@ import numpy as np
 
 from ..arrays import COPY_POOL
 from ..cuda.device import Device
-from ..cuda.kernel import Launch
+from ..cuda.kernel import Grid, Launch
 from ..cuda.memory import DeviceMemory, copy_now
 from ..cuda.transfer import Copy, Transfers
 from ..errors import InputError
@@ -32,7 +32,7 @@ from .preprocess import Picture, Preprocess, check_picture
 Array = np.ndarray[Any, Any]
 
 BGR, RGB, NV12 = 1, 2, 3  # as in preprocess.cu; 0 is no picture
-_COLUMNS, _ROWS, _THREADS_Y = 64, 16, 4
+_COLUMNS, _ROWS = 64, 16  # of the input that one block of threads prepares; as in preprocess.cu
 _THREADS = 256
 _SUPPRESS_THREADS = 1024  # as in postprocess.cu
 _LIMIT = 1024
@@ -87,16 +87,21 @@ class _Kept(ctypes.Structure):
     )
 
 
+def target(batch: int, table: int, how: Preprocess, count: int) -> tuple[Any, Grid, Grid]:
+    """Where the kernel writes ``count`` pictures, and its grid and block; see :func:`preparation`."""
+    width, height = how.size
+    struct = _Target(batch, table, width, height, how.depth, how.channels == "RGB", how.layout == "NHWC")
+    return struct, (-(-width // _COLUMNS), -(-height // _ROWS), count), (_THREADS, 1, 1)
+
+
 def preparation(device: Device, pictures: int, batch: int, table: int, how: Preprocess, count: int) -> Launch:
     """The launch that prepares ``count`` pictures, of descriptors at an address, into the batch at another.
 
     ``table`` is the address of ``how.table()`` on the GPU.
     """
-    width, height = how.size
-    target = _Target(batch, table, width, height, how.depth, how.channels == "RGB", how.layout == "NHWC")
-    grid = (-(-width // _COLUMNS), -(-height // _ROWS), count)
+    struct, grid, block = target(batch, table, how, count)
     name = f"prepare_{np.dtype(how.dtype).itemsize}"
-    return Launch(device, "preprocess", name, grid, (_COLUMNS, _THREADS_Y, 1), ctypes.c_uint64(pictures), target)
+    return Launch(device, "preprocess", name, grid, block, ctypes.c_uint64(pictures), struct)
 
 
 def describe(
