@@ -195,7 +195,7 @@ class VisionTask:
         """
         if batch < 1 or (self.batch_limit is not None and batch > self.batch_limit):
             raise InputError(f"batch {batch} is not between 1 and {self.batch_limit}, which the network takes at once.")
-        items = iter(read(source))
+        items = iter(read(source, empty=None if self._staged is None else self.empty))
         order: deque[Found | tuple[list[Item], list[Geometry]]] = deque()
 
         def requests() -> Iterator[dict[str, Any]]:
