@@ -32,6 +32,8 @@ _STEPS = (1, 2, 3, 4, 6, 8, 12, 16)  # requests that compute at once on a GPU
 _TRIAL = 0.1  # seconds that each is measured
 _LARGE = 1 << 20  # bytes of a request from which memory decides as well as the GPU
 _CACHES = 128 << 20  # more than the caches hold
+_FILLERS = 1  # threads for each of several GPUs that fill requests
+_SPARE = 1  # large requests for each of several GPUs that are filled or collected while others compute
 _WARM = 3  # requests of a shape on a slot until its graph is there: on the common context, on its own, captured
 _MAX_LAUNCHED = 4096
 
@@ -65,7 +67,7 @@ class Pipeline:
         self._completers = [_Completer(self._slots) for _ in range(runner.parallel)]
         # One thread copies about as much as one GPU takes in, so several have a thread each that fills their requests.
         several = runner.parallel > 1
-        self._fillers = ThreadPoolExecutor(runner.parallel, "trtrun-filler") if several else None
+        self._fillers = ThreadPoolExecutor(_FILLERS * runner.parallel, "trtrun-filler") if several else None
         if depth is not None:
             self._grow(depth)
 
@@ -262,7 +264,7 @@ class Pipeline:
         best, idle = 0.0, 0
 
         def grow(step: int) -> int:
-            depth = (step + large) * len(self._completers)
+            depth = (step + (_SPARE if self._fillers else 1) * large) * len(self._completers)
             self._grow(depth)
             self._take_turns(step if large else None)
             return depth

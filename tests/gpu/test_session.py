@@ -23,7 +23,7 @@ from trtrun.session import Session
 
 Open = Callable[..., Session]
 Reference = Callable[[str], OnnxRuntimeSession]
-TOLERANCE = {np.dtype(np.float16): 2e-3, np.dtype(np.float32): 1e-3}
+TOLERANCE = {np.dtype(np.float16): 2e-3, np.dtype(np.float32): TF32}
 
 
 def poison(session: Session) -> None:
