@@ -44,9 +44,12 @@ class RuntimeCache:
 
     @classmethod
     def of(cls, plan: memoryview, flavor: Flavor, device: Device) -> RuntimeCache:
-        """The cache of this plan with this version of TensorRT on this kind of GPU."""
+        """The cache of this plan with this version of TensorRT on this GPU.
+
+        This very one: TensorRT-RTX 1.6.1 refuses what another GPU of the same kind compiled.
+        """
         key = hashlib.sha256(plan)
-        for part in (flavor.title, device.name, str(device.compute_capability), device.driver_version):
+        for part in (flavor.title, device.uuid, device.driver_version):
             key.update(b"\0" + part.encode())
         path = cache_dir() / "runtime" / f"{key.hexdigest()[:32]}.cache"
         place = path, device.ordinal
@@ -77,7 +80,7 @@ class RuntimeCache:
         if hashlib.sha256(body).digest() != digest:
             _LOG.warning("the runtime cache %s is damaged; kernels are compiled again", self.path)
         elif not cache.deserialize(body):
-            _LOG.warning("the runtime cache %s is not of this machine; kernels are compiled again", self.path)
+            _LOG.warning("TensorRT refuses the runtime cache %s; kernels are compiled again", self.path)
         else:
             self._body = body
             with suppress(OSError):  # a cache that may only be read

@@ -110,6 +110,11 @@ class Device:
         return name.split(b"\0", 1)[0].decode()
 
     @functools.cached_property
+    def uuid(self) -> str:
+        """Which GPU of all this is, in hexadecimal digits."""
+        return bytes(check(driver.cuDeviceGetUuid(self._handle), "identify the GPU").bytes).hex()
+
+    @functools.cached_property
     def compute_capability(self) -> tuple[int, int]:
         attribute = driver.CUdevice_attribute
         return (
