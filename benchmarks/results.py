@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -24,6 +27,7 @@ class Record:
     ratio: float
     spread: tuple[float, float]  # smallest and largest ratio of the rounds
     what: str
+    difference: float | None = None  # ours - reference, where it is the difference that has a limit
 
 
 def in_turns(
@@ -49,6 +53,25 @@ def in_turns(
                 times.append(time.perf_counter() - start)
             medians[name].append(statistics.median(times))
     return medians
+
+
+def threaded(infer: Sequence[Callable[[dict[str, Any]], object]], inputs: Sequence[Any], seconds: float) -> float:
+    """Requests per second of several threads, one per callable, over inputs ``images`` that take turns."""
+    counts = [0] * len(infer)
+    start = time.perf_counter()
+
+    def work(index: int) -> None:
+        turn = itertools.cycle(inputs)
+        while time.perf_counter() - start < seconds:
+            infer[index]({"images": next(turn)})
+            counts[index] += 1
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(infer))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - start)
 
 
 def compare_times(id: str, what: str, ours: Sequence[float], reference: Sequence[float]) -> Record:
@@ -85,7 +108,8 @@ def store(records: Sequence[Record], environment: dict[str, object]) -> Path:
     name = re.sub(r"[^a-z0-9]+", "-", str(environment["gpu"]).lower().replace("nvidia ", "")).strip("-")
     path = FOLDER / f"{name}.json"
     kept = {r["id"]: r for r in json.loads(path.read_text())["records"]} if path.exists() else {}
-    kept.update({record.id: asdict(record) for record in records})
+    for record in records:
+        kept[record.id] = {key: value for key, value in asdict(record).items() if value is not None}
     path.write_text(
         json.dumps(
             {"environment": environment, "records": [kept[i] for i in sorted(kept)]}, indent=1, ensure_ascii=False
