@@ -81,7 +81,8 @@ def conformance() -> str:
         "\n## ONNX's node tests\n",
         f"{len(data['tests']):,} backend node tests of onnx {environment['onnx']} through `trtrun.load`, "
         f"{environment['tensorrt']} on one {environment['gpu']}: **{data['passed']:,} passed**, {data['refused']:,} "
-        "were refused with a reason, five of them by trtrun because TensorRT-RTX aborts or answers wrongly, "
+        f"were refused with a reason ({data['refused_by']['TensorRT']:,} by TensorRT-RTX in its own words, "
+        f"{data['refused_by']['trtrun']:,} by trtrun because TensorRT-RTX aborts there or answers wrongly), "
         f"**{data['failed']} failed**. 16 pass because `building/rewrites.py` writes them another way. "
         "Those 21 were run again after that was written; the others are of an earlier run.\n",
     ]

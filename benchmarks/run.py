@@ -294,7 +294,7 @@ def _versus_onnx_runtime(model: bytes, inputs: list[np.ndarray], ours: Callable[
                 process.answer(until - time.monotonic())
                 waiting[way] = process
             except (TimeoutError, RuntimeError) as error:
-                cut_off.append(f"{way} ({error or f'not ready after {_ORT_READY:.0f} s'})")
+                cut_off.append(f"{way} ({str(error) or f'not ready after {_ORT_READY:.0f} s'})")
                 process.close()  # what still starts up would slow the others
         for way, process in waiting.items():
             pairs = []
@@ -303,7 +303,7 @@ def _versus_onnx_runtime(model: bytes, inputs: list[np.ndarray], ours: Callable[
                     pairs.append((ours(), process.measure()))
                 rates[way] = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             except (TimeoutError, OSError, RuntimeError) as error:
-                cut_off.append(f"{way} ({error or f'0.4 s of requests took more than {_ORT_MEASURED:.0f} s'})")
+                cut_off.append(f"{way} ({str(error) or f'0.4 s of requests took more than {_ORT_MEASURED:.0f} s'})")
             process.close()
     for way in cut_off:
         print(f"  ONNX Runtime, left out: {way}", file=sys.stderr)
