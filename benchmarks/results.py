@@ -6,9 +6,11 @@ import itertools
 import json
 import re
 import statistics
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,56 @@ def compare_rates(
         (round(min(ratios), 4), round(max(ratios), 4)),
         what,
     )
+
+
+def environment() -> dict[str, object]:
+    """What figures depend on beside the code that is measured."""
+    import trtrun
+    from trtrun import flavor
+    from trtrun.cuda.device import Device
+
+    device = Device()
+    return {
+        "gpu": device.name,
+        "driver": f"CUDA {device.driver_version}",
+        "tensorrt": flavor.load("tensorrt_rtx").title,
+        "trtrun": trtrun.__version__,
+        "python": sys.version.split()[0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+Group = Callable[..., Iterable[Record]]
+
+
+def run_groups(groups: Mapping[str, Group], names: Sequence[str], environment: dict[str, object] | None) -> int:
+    """Measure the named groups, or all; each record is stored as soon as it is there, unless there is no environment.
+
+    ``GROUP:TEXT`` gives a group the text as its argument. A group that fails does not keep the others from running; one
+    that needs a package that is not installed is left out, aloud. Returns the exit status: 1 when one failed.
+    """
+    status = 0
+    for name in names or list(groups):
+        print(name, flush=True)
+        start = time.perf_counter()
+        group, _, only = name.partition(":")
+        try:
+            for record in groups[group](only) if only else groups[group]():
+                low, high = record.spread
+                print(
+                    f"  {record.id}: {record.ratio:.3f} ({low:.3f}–{high:.3f})  "
+                    f"{record.ours} / {record.reference} {record.unit}",
+                    flush=True,
+                )
+                if environment is not None:
+                    store([record], environment)
+        except ModuleNotFoundError as error:
+            print(f"  {name} is left out: {error}", file=sys.stderr, flush=True)
+        except Exception:
+            status = 1
+            print(f"  {name} failed: {traceback.format_exc()}", file=sys.stderr, flush=True)
+        print(f"  [{time.perf_counter() - start:.0f} s]", flush=True)
+    return status
 
 
 def store(records: Sequence[Record], environment: dict[str, object]) -> Path:

@@ -27,9 +27,8 @@ import models
 import numpy as np
 import peers
 from cuda.bindings import driver
-from results import Record, compare_rates, compare_times, in_turns, store, threaded
+from results import Record, compare_rates, compare_times, environment, in_turns, run_groups, threaded
 
-import trtrun
 from trtrun import flavor
 from trtrun.benchmark import BenchOptions, measure
 from trtrun.building.builder import build_plan
@@ -581,37 +580,9 @@ GROUPS = {f.__name__: f for f in (latency, throughput, device_arrays, specialize
 
 
 def main(names: list[str]) -> int:
-    device = Device()
-    environment: dict[str, object] = {
-        "gpu": device.name,
-        "driver": f"CUDA {device.driver_version}",
-        "tensorrt": flavor.load("tensorrt_rtx").title,
-        "trtrun": trtrun.__version__,
-        "python": sys.version.split()[0],
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    records: list[Record] = []
-    failed = False
-    peers.checked(driver.cuCtxSetCurrent(device._context))  # the hand-written peers take a current context for granted
-    for name in names or list(GROUPS):
-        print(name, flush=True)
-        start = time.perf_counter()
-        try:
-            group, _, only = name.partition(":")
-            for record in GROUPS[group](only) if only else GROUPS[group]():
-                records.append(record)
-                low, high = record.spread
-                print(
-                    f"  {record.id}: {record.ratio:.3f} ({low:.3f}–{high:.3f})  {record.ours} / {record.reference}",
-                    flush=True,
-                )
-        except Exception as error:  # one group's failure must not lose the others' figures
-            print(f"  {name} failed: {type(error).__name__}: {error}", file=sys.stderr)
-            failed = True
-        print(f"  [{time.perf_counter() - start:.0f} s]", flush=True)
-        stored = store(records, environment)  # after each, so that what hangs later loses nothing
-    print(stored)
-    return 1 if failed else 0
+    # The hand-written peers take a current context for granted.
+    peers.checked(driver.cuCtxSetCurrent(Device()._context))
+    return run_groups(GROUPS, names, environment())
 
 
 if __name__ == "__main__":
