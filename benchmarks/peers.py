@@ -109,7 +109,8 @@ class BareLoop(_HandWritten):
         self.outputs = [name for name in self.outputs if name not in self.state.values()]
         self.graph = self.capture(self.copy_in, self.execute, self.feed_back, self.copy_out)
         for name in self.state:  # the run before the capture has changed it
-            checked(driver.cuMemsetD8(self.tensors[name].device, 0, self.tensors[name].nbytes))
+            checked(driver.cuMemsetD8Async(self.tensors[name].device, 0, self.tensors[name].nbytes, self.stream))
+        self.synchronize()
 
     def feed_back(self) -> None:
         for name, output in self.state.items():

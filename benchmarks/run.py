@@ -217,12 +217,12 @@ def _throughput(batch: int) -> Iterator[Record]:
         for peer in (resident, moving, recipe):
             peer.close()
         if batch == 1:
-            yield from _versus_onnx_runtime(model, inputs, lambda: _mapped(pipeline, inputs, 0.4))
+            yield from _versus_onnx_runtime(model, inputs, lambda: _mapped(pipeline, inputs, 0.3))
     engine.close()
 
 
-_ORT_READY = 25.0  # seconds that ONNX Runtime's ways get together to start up, and
-_ORT_MEASURED = 10.0  # each of them for half a second of requests: with several threads some never come to an end
+_ORT_READY = 40.0  # seconds that ONNX Runtime's ways get to start up, side by side, and
+_ORT_MEASURED = 8.0  # each of them for 0.3 s of requests: with several threads some never come to an end
 _ORT_THROUGHPUT = """
 import os, sys
 answers = os.fdopen(os.dup(1), "w")
@@ -237,7 +237,7 @@ for session in made:
 calls = [made[index % len(made)].infer for index in range(threads)]
 print("ready", file=answers, flush=True)
 for _ in sys.stdin:
-    print(results.threaded(calls, inputs, 0.4), file=answers, flush=True)
+    print(results.threaded(calls, inputs, 0.3), file=answers, flush=True)
 os._exit(0)
 """
 
@@ -302,7 +302,7 @@ def _versus_onnx_runtime(model: bytes, inputs: list[np.ndarray], ours: Callable[
                     pairs.append((ours(), process.measure()))
                 rates[way] = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             except (TimeoutError, OSError, RuntimeError) as error:
-                cut_off.append(f"{way} ({str(error) or f'0.4 s of requests took more than {_ORT_MEASURED:.0f} s'})")
+                cut_off.append(f"{way} ({str(error) or f'0.3 s of requests took more than {_ORT_MEASURED:.0f} s'})")
             process.close()
     for way in cut_off:
         print(f"  ONNX Runtime, left out: {way}", file=sys.stderr)

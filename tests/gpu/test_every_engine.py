@@ -431,14 +431,18 @@ def test_weight_streaming(load) -> None:
 
 
 _PEAK = """
-import sys
+import resource, sys
 import numpy as np
 import trtrun
 from trtrun.cuda.device import Device
 
-def status(key):  # of this process: what getrusage calls its peak may be that of the one that started it
+def status(key):
     with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith(key + ":"))
+        return next((int(line.split()[1]) << 10 for line in file if line.startswith(key + ":")), None)
+
+def peak():  # some sandboxes do not say VmHWM; getrusage's may be of the process that started this one
+    hwm = status("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 if hwm is None else hwm
 
 Device().synchronize()
 with trtrun.load(sys.argv[2]):  # CUDA and TensorRT are there from here on
@@ -449,13 +453,11 @@ try:
 except OSError:
     pass
 # Where it could not be reset, what is in use is brought up to it, so that nothing hides below an earlier peak.
-ballast = np.ones(max(0, status("VmHWM") - status("VmRSS")), np.uint8)
+ballast = np.ones(max(0, peak() - status("VmRSS")), np.uint8)
 before = status("VmRSS")
-assert status("VmHWM") - before < 4 << 20, (status("VmHWM"), before)
+assert peak() - before < 16 << 20, (peak(), before)
 with trtrun.load(sys.argv[1]) as runner:
-    peak = status("VmHWM")
-    runner.run({"x": np.ones((1, 1024), np.float16)})
-print(before, peak)
+    print(before, peak())
 """
 
 
@@ -469,8 +471,7 @@ def test_loading_a_large_plan_takes_little_more_host_memory_than_the_plan(tmp_pa
     before, peak = map(int, done.stdout.split())
     size = large.stat().st_size
     print(f"host memory {before >> 20} MB before, {peak >> 20} MB at the peak: {(peak - before) / size:.3f} x the plan")
-    assert peak > before
-    assert peak - before < 1.2 * size
+    assert 0 < peak - before < 1.2 * size
 
 
 # Looking inside
