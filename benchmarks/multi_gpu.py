@@ -116,10 +116,14 @@ def scaling(folder: Path) -> Iterator[Record]:
                 assert error < 1e-2, error
         mapped(alone, inputs, 0.3)
         before = [Device(ordinal).memory()[0] for ordinal in range(gpus)]
-        rates: dict[str, list[float]] = {"one": [], "all": [], "threads": []}
+        rates: dict[str, list[float]] = {"one": [], "all": [], "inline": [], "threads": []}
+        fillers = spread._fillers
         for _ in range(ROUNDS):
             rates["one"].append(gpus * mapped(alone, inputs))
             rates["all"].append(mapped(spread, inputs))
+            spread._fillers = None
+            rates["inline"].append(mapped(spread, inputs))
+            spread._fillers = fillers
             rates["threads"].append(submitted(spread, inputs, 2 * gpus))
         grown = [before[ordinal] - Device(ordinal).memory()[0] for ordinal in range(gpus)]
         depth, slots = spread.depth, spread._clones[0]
@@ -132,6 +136,8 @@ def scaling(folder: Path) -> Iterator[Record]:
     rates["processes"] = processes(path, gpus)
     what = f"Pipeline.map on {gpus} GPUs / {gpus} × one GPU, host arrays in and out, ResNet-50 batch {BATCH}"
     yield compare_rates("multi_gpu.scaling", what, rates["all"], rates["one"])
+    what = f"the same, all requests filled in the thread that maps / {gpus} × one GPU"
+    yield compare_rates("multi_gpu.scaling.inline", what, rates["inline"], rates["one"])
     what = f"the same, {2 * gpus} threads that submit / {gpus} × one GPU"
     yield compare_rates("multi_gpu.scaling.threads", what, rates["threads"], rates["one"])
     what = f"the same, one process per GPU / {gpus} × one GPU"

@@ -41,12 +41,12 @@ def in_turns(
     is there for the next.
     """
     for call in contenders.values():
-        for _ in range(20):
+        for _ in range(min(20, calls)):
             call()
     medians: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds):
         for name, call in reversed(contenders.items()) if turn % 2 else contenders.items():
-            for _ in range(5):
+            for _ in range(min(5, calls)):
                 call()
             times = []
             for _ in range(calls):

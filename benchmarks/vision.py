@@ -1,13 +1,19 @@
 """Measure vision on the GPU: preprocessing, suppression, and whole detectors from uint8 pictures to boxes.
 
-    python benchmarks/vision.py [pre nms latency detect]
+    python benchmarks/vision.py [pre nms latency detect where]
 
-``nms`` needs torch and torchvision. Figures go to benchmarks/results/<gpu>.json.
+``where`` stores nothing: it prints where the time of a request goes. ``nms`` and the CPU's side of ``detect`` need
+torch, ``nms`` torchvision too. Each figure goes to benchmarks/results/<gpu>.json as soon as it is measured.
+
+Pictures lie in the caller's memory. "staged" ones are in page-locked memory of ``VisionTask.empty``, as videos are
+decoded; "pageable" ones anywhere else.
 """
 
 from __future__ import annotations
 
+import cProfile
 import itertools
+import pstats
 import statistics
 import sys
 import threading
@@ -30,6 +36,7 @@ from trtrun.cuda.event import Event
 from trtrun.cuda.graph import capture
 from trtrun.cuda.memory import copy_async, copy_now
 from trtrun.cuda.stream import create_stream
+from trtrun.cuda.transfer import Transfers
 from trtrun.engine import Engine
 from trtrun.pipeline import Pipeline
 from trtrun.session import Session
@@ -40,7 +47,7 @@ from trtrun.vision.sources import Item
 RTX = flavor.load("tensorrt_rtx").module
 HEIGHT, WIDTH = 1080, 1920
 FRAME = HEIGHT * WIDTH * 3
-SECONDS = 1.5  # of each measured rate
+SECONDS = 1.0  # of each measured rate
 ROUNDS = 3
 
 
@@ -207,7 +214,11 @@ def suppression(rows: int, batch: int) -> Record:
             except RuntimeError as error:
                 print(f"  {peer.__name__} is left out: {str(error)[:100]}")
         best = min(once, key=lambda peer: once[peer])
-        times = in_turns({"ours": run, "best": best}, rounds=5, calls=max(2, min(20, int(0.2 / once[best]))))
+        times = in_turns(
+            {"ours": run, "best": best},
+            rounds=5 if once[best] < 0.1 else 3,
+            calls=max(2, min(20, int(0.2 / once[best]))),
+        )
         kept_count = float(results["counts"].mean())
         buffers.close()
     what = f"torchvision.ops.batched_nms on the GPU ({best.__name__}) / ours, {kept_count:.0f} kept"
@@ -229,6 +240,15 @@ def detectors(runner: Any, picture: np.ndarray) -> dict[str, Any]:
     return tasks
 
 
+def staged(task: Any, pictures: list[np.ndarray]) -> list[np.ndarray]:
+    """The pictures in the task's own page-locked memory."""
+    found = []
+    for picture in pictures:
+        found.append(task.empty(*picture.shape[:2]))
+        found[-1][...] = picture
+    return found
+
+
 def host_bandwidth(watch: Stopwatch, buffers: Buffers) -> float:
     """Bytes per second from page-locked memory to the GPU."""
     nbytes = 64 << 20
@@ -243,6 +263,7 @@ def latency() -> Iterator[Record]:
     with Engine(build_plan(models.yolo(1))) as engine, Session(engine) as session:
         given = frames(8)
         tasks = detectors(session, given[0])
+        locked = staged(tasks["gpu"], given)
         with device:
             buffers, watch = Buffers(device), Stopwatch(device)
             host, target = buffers.host("\0frame", FRAME), buffers.on_gpu("\0frame", FRAME)
@@ -256,9 +277,10 @@ def latency() -> Iterator[Record]:
                 alone.launch()
                 alone.synchronize()
 
-            turn = itertools.cycle(given)
+            turn, locked_turn = itertools.cycle(given), itertools.cycle(locked)
             contenders: dict[str, Callable[[], object]] = {
-                "ours": lambda: tasks["gpu"](next(turn)),
+                "staged": lambda: tasks["gpu"](next(locked_turn)),
+                "pageable": lambda: tasks["gpu"](next(turn)),
                 "copy": copy,
                 "engine": run_alone,
             }
@@ -266,20 +288,18 @@ def latency() -> Iterator[Record]:
             cpu = in_turns({"cpu": lambda: tasks["cpu"](next(turn))}, rounds=3, calls=10)["cpu"]
         for name, measured in {**times, "cpu": cpu}.items():
             print(f"  {name}: {1e6 * statistics.median(measured):.0f} µs")
-        timing = np.median(
-            [[t.preprocess, t.inference, t.postprocess] for _, t in (tasks["gpu"].timed(f) for f in given * 4)], 0
-        )
-        print(
-            "  of ours: "
-            + ", ".join(f"{n} {1e6 * s:.0f} µs" for n, s in zip(("before", "run", "after"), timing, strict=True))
-        )
         floor = [a + b for a, b in zip(times["copy"], times["engine"], strict=True)]
-        yield compare_times(
-            "vision.latency.1080p.b1",
-            "engine's graph alone + copy of the frame from page-locked memory / one picture to boxes, p50",
-            times["ours"],
-            floor,
-        )
+        for kind, suffix, memory in (
+            ("staged", "", "page-locked memory"),
+            ("pageable", ".pageable", "pageable memory"),
+        ):
+            yield compare_times(
+                f"vision.latency.1080p.b1{suffix}",
+                f"engine's graph alone + copy of the whole frame from page-locked memory / one picture in {memory} to "
+                "boxes, p50",
+                times[kind],
+                floor,
+            )
         alone.close()
         buffers.close()
 
@@ -306,45 +326,118 @@ def streamed(task: Any, pictures: list[np.ndarray], batch: int, depth: int | Non
     return count / (time.perf_counter() - start)
 
 
-def prepared_on_cpu(task: Any, pictures: list[np.ndarray], batch: int, threads: int, seconds: float) -> float:
-    """Pictures per second of threads that prepare, run and decode, as people write it: OpenCV, float, transpose."""
-    how, counts = task.preprocess, [0] * threads
-    geometry = how.geometry((WIDTH, HEIGHT))
-    (width, height), (left, top) = geometry.resized, geometry.offset
-    right, bottom = 640 - width - left, 640 - height - top
-    task_request = task._image.name
-    stop = 0.0
+class PreparedOnCpu:
+    """The same detector with everything beside the engine on the CPU, as fast as we know to write it.
 
-    def letterbox(picture: np.ndarray) -> np.ndarray:
-        small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
-        padded = cv2.copyMakeBorder(small, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(114, 114, 114))
-        return padded[..., ::-1].transpose(2, 0, 1)
+    OpenCV resizes into a padded canvas, splits it and looks the three planes up as fp16 values; torch finds the best
+    class; suppression is one matrix of overlaps in NumPy. All but the last let go of the interpreter lock. Requests
+    are pipelined over the same engine.
+    """
 
-    def work(index: int, pipeline: Pipeline) -> None:
-        turn = itertools.cycle(pictures[index % len(pictures) :] + pictures[: index % len(pictures)])
-        while time.perf_counter() < stop:
-            small = np.stack([letterbox(next(turn)) for _ in range(batch)])
-            values = (small.astype(np.float32) / 255).astype(how.dtype)
-            outputs = pipeline.submit({task_request: values}).result()
-            task.decode(outputs, [geometry] * batch)
-            counts[index] += batch
+    def __init__(self, task: Any) -> None:
+        self.task, self.how, self.selection = task, task.preprocess, task.selection
+        self.geometry = self.how.geometry((WIDTH, HEIGHT))
+        self.table = self.how.table().view(np.uint16)
 
-    cv2.setNumThreads(1 if threads > 1 else 0)
-    try:
-        with Pipeline(task.runner, depth=min(max(threads, 4), 8)) as pipeline:
-            stop = time.perf_counter() + 0.3
-            work(0, pipeline)
-            counts[0] = 0
-            start = time.perf_counter()
-            stop = start + seconds
-            pool = [threading.Thread(target=work, args=(index, pipeline)) for index in range(threads)]
-            for thread in pool:
-                thread.start()
-            for thread in pool:
-                thread.join()
-            return sum(counts) / (time.perf_counter() - start)
-    finally:
-        cv2.setNumThreads(-1)
+    def prepare(self, picture: np.ndarray, canvas: np.ndarray, out: np.ndarray) -> None:
+        (width, height), (left, top) = self.geometry.resized, self.geometry.offset
+        place = canvas[top : top + height, left : left + width]
+        cv2.resize(picture, (width, height), dst=place, interpolation=cv2.INTER_LINEAR)
+        for channel, plane in enumerate(cv2.split(canvas)[::-1]):
+            cv2.LUT(plane, self.table[channel], dst=out[channel].view(np.uint16))
+
+    def find(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes in pixels of the picture, scores and classes of one output [4 + classes, rows]."""
+        import torch
+
+        values = torch.from_numpy(output)
+        best, classes = values[4:].float().max(dim=0)
+        rows = (best > self.selection.score_threshold).nonzero().view(-1)
+        rows = rows[best[rows].argsort(descending=True)]
+        x, y, w, h = values[:4, rows].float().numpy()
+        scores, class_ids = best[rows].numpy(), classes[rows].numpy()
+        boxes = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=1)
+        size = np.maximum(
+            np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, :, :2]), 0
+        )
+        both, area = size[..., 0] * size[..., 1], w * h
+        overlaps = both > self.selection.iou_threshold * (area[:, None] + area[None] - both)
+        overlaps &= class_ids[:, None] == class_ids[None]
+        dropped = np.zeros(len(rows), bool)
+        for index in range(len(rows)):
+            if not dropped[index]:
+                dropped[index + 1 :] |= overlaps[index, index + 1 :]
+        kept = np.flatnonzero(~dropped)[: self.selection.max_detections]
+        return self.geometry.boxes_to_picture(boxes[kept]), scores[kept], class_ids[kept]
+
+    def rate(self, pictures: list[np.ndarray], batch: int, threads: int, seconds: float) -> float:
+        """Pictures per second of so many threads."""
+        import torch
+
+        counts = [0] * threads
+        name = self.task._image.name
+        stop = 0.0
+
+        def work(index: int, pipeline: Pipeline) -> None:
+            turn = itertools.cycle(pictures[index % len(pictures) :] + pictures[: index % len(pictures)])
+            canvas = np.full((640, 640, 3), self.how.padding, np.uint8)
+            values = np.empty(self.how.shape(batch), self.how.dtype)
+            waiting: Any = None
+            while time.perf_counter() < stop:
+                for row in range(batch):
+                    self.prepare(next(turn), canvas, values[row])
+                future = pipeline.submit({name: values})  # the GPU works on it while the one before is read
+                if waiting is not None:
+                    for output in waiting.result()["logits"]:
+                        self.find(output)
+                    counts[index] += batch
+                waiting = future
+            waiting.result()
+
+        cv2.setNumThreads(1 if threads > 1 else 0)
+        torch.set_num_threads(1)
+        try:
+            with Pipeline(self.task.runner, depth=min(max(threads, 4), 8)) as pipeline:
+                stop = time.perf_counter() + 0.3
+                work(0, pipeline)
+                counts[0] = 0
+                start = time.perf_counter()
+                stop = start + seconds
+                pool = [threading.Thread(target=work, args=(index, pipeline)) for index in range(threads)]
+                for thread in pool:
+                    thread.start()
+                for thread in pool:
+                    thread.join()
+                return sum(counts) / (time.perf_counter() - start)
+        finally:
+            cv2.setNumThreads(-1)
+
+
+class Peak:
+    """Pictures per second of the engine alone, data on the GPU, with so many graphs in flight."""
+
+    def __init__(self, engine: Engine, batch: int) -> None:
+        self.batch = batch
+        self.graphs = [peers.DeviceResident(RTX, engine.handle) for _ in range(4)]
+        self.depth = max((1, 2, 4), key=self.rate)
+
+    def rate(self, depth: int | None = None) -> float:
+        graphs = self.graphs[: depth or self.depth]
+        start, count = 0.0, 0
+        for seconds in (0.05, 0.3):
+            start, count = time.perf_counter(), 0
+            while time.perf_counter() - start < seconds:
+                for _ in range(10):
+                    for graph in graphs:
+                        graph.launch()
+                        count += self.batch
+                for graph in graphs:
+                    graph.synchronize()
+        return count / (time.perf_counter() - start)
+
+    def close(self) -> None:
+        for graph in self.graphs:
+            graph.close()
 
 
 def detect() -> Iterator[Record]:
@@ -353,63 +446,144 @@ def detect() -> Iterator[Record]:
     with Engine(build_plan(models.yolo(batch))) as engine, Session(engine) as session:
         given = frames(32)
         tasks = detectors(session, given[0])
+        locked = staged(tasks["gpu"], given)
+        cpu = PreparedOnCpu(tasks["cpu"])
+        expected, output = tasks["cpu"](given[0]), session.run(tasks["cpu"].request([given[0]])[0])["logits"][0]
+        print(f"  the CPU's side keeps {len(cpu.find(output)[0])}, the reference {len(expected.boxes)}")
         with device:
             buffers, watch = Buffers(device), Stopwatch(device)
             pcie = host_bandwidth(watch, buffers) / FRAME
-            graphs = [peers.DeviceResident(RTX, engine.handle) for _ in range(4)]
-
-            def peak(depth: int) -> float:
-                for graph in graphs[:depth]:
-                    graph.launch()
-                for graph in graphs[:depth]:
-                    graph.synchronize()
-                start, count = time.perf_counter(), 0
-                while time.perf_counter() - start < 0.3:
-                    for _ in range(10):
-                        for graph in graphs[:depth]:
-                            graph.launch()
-                            count += batch
-                    for graph in graphs[:depth]:
-                        graph.synchronize()
-                return count / (time.perf_counter() - start)
-
-            engine_depth = max((1, 2, 4), key=peak)
-        depths = {depth: streamed(tasks["gpu"], given, batch, depth, 0.5) for depth in (2, 3, 4, 6)}
-        print("  ours by depth: " + ", ".join(f"{k}: {v:.0f}" for k, v in depths.items()), flush=True)
+            peak = Peak(engine, batch)
+        depths = {depth: streamed(tasks["gpu"], locked, batch, depth, 0.5) for depth in (2, 3, 4, 6)}
+        print("  staged by depth: " + ", ".join(f"{k}: {v:.0f}" for k, v in depths.items()), flush=True)
         depth = max(depths, key=lambda key: depths[key])
-        threads = {n: prepared_on_cpu(tasks["cpu"], given, batch, n, 1.0) for n in (1, 2, 4, 8, 16)}
+        threads = {n: cpu.rate(given, batch, n, 0.7) for n in (1, 2, 4, 8, 16)}
         print(
             "  prepared on the CPU, by threads: " + ", ".join(f"{k}: {v:.0f}" for k, v in threads.items()), flush=True
         )
         best = max(threads, key=lambda key: threads[key])
-        ours, theirs, bound, peaks = [], [], [], []
+        rates: dict[str, list[float]] = {"staged": [], "pageable": [], "cpu": [], "peak": []}
         for _ in range(ROUNDS):
-            ours.append(streamed(tasks["gpu"], given, batch, depth, SECONDS))
-            theirs.append(prepared_on_cpu(tasks["cpu"], given, batch, best, SECONDS))
+            rates["staged"].append(streamed(tasks["gpu"], locked, batch, depth, SECONDS))
+            rates["pageable"].append(streamed(tasks["gpu"], given, batch, depth, SECONDS))
+            rates["cpu"].append(cpu.rate(given, batch, best, SECONDS))
             with device:
-                peaks.append(peak(engine_depth))
-            bound.append(min(peaks[-1], pcie))
-        print(f"  engine alone {statistics.median(peaks):.0f}, PCIe {pcie:.0f} pictures/s")
-        what = f"ours / OpenCV, NumPy and the same engine pipelined, {best} threads, batch {batch}"
-        yield compare_rates("vision.detect.1080p.vs_cpu_pre", what, ours, theirs)
-        yield compare_rates(
-            "vision.detect.1080p.vs_bound",
-            f"ours / the less of the engine's peak and PCIe's {pcie:.0f} whole frames/s, batch {batch}",
-            ours,
-            bound,
-        )
-        for graph in graphs:
-            graph.close()
+                rates["peak"].append(peak.rate())
+        print("  " + ", ".join(f"{k} {statistics.median(v):.0f}" for k, v in rates.items()) + f", PCIe {pcie:.0f}")
+        what = f"pageable pictures / OpenCV, NumPy and the same engine pipelined, {best} threads, batch {batch}"
+        yield compare_rates("vision.detect.1080p.vs_cpu_pre", what, rates["pageable"], rates["cpu"])
+        bound = [min(value, pcie) for value in rates["peak"]]
+        for kind, suffix in (("staged", ""), ("pageable", ".pageable")):
+            yield compare_rates(
+                f"vision.detect.1080p{suffix}.vs_bound",
+                f"{kind} pictures / the less of the engine's peak and PCIe's {pcie:.0f} whole frames/s, batch {batch}",
+                rates[kind],
+                bound,
+            )
+        with device:
+            peak.close()
+            buffers.close()
+
+
+def where() -> Iterator[Record]:
+    """Where the time of a request goes; nothing is stored."""
+    device = Device()
+    for batch in (1, 8):
+        with Engine(build_plan(models.yolo(batch))) as engine, Session(engine) as session:
+            given = frames(batch)
+            task = detectors(session, given[0])["gpu"]
+            locked = staged(task, given)
+            for kind, pictures in (("staged", locked), ("pageable", given)):
+                print(f"  batch {batch}, {kind}, µs: " + ", ".join(stage_times(device, task, pictures)), flush=True)
+            if batch == 8:
+                with device:
+                    peak = Peak(engine, batch)
+                    rates = {depth: peak.rate(depth) for depth in (1, 2, 4)}
+                    print("  engine alone by depth: " + ", ".join(f"{k}: {v:.0f}" for k, v in rates.items()))
+                    peak.close()
+                for kind, pictures in (("staged", staged(task, frames(32))), ("pageable", frames(32))):
+                    for depth in (2, 3, 4, None):
+                        rate = streamed(task, pictures, batch, depth, 0.5)
+                        print(f"  {kind}, depth {depth}: {rate:.0f} pictures/s", flush=True)
+                    profile = cProfile.Profile()
+                    profile.enable()
+                    streamed(task, pictures, batch, 4, 1.0)
+                    profile.disable()
+                    pstats.Stats(profile).sort_stats("tottime").print_stats(16)
+    yield from ()
+
+
+def stage_times(device: Device, task: Any, pictures: list[np.ndarray]) -> Iterator[str]:
+    """What each step of a request takes: on the host by the clock, on the GPU by events, each step on its own."""
+    session = task._staged
+
+    def host(call: Callable[[], object], calls: int = 60) -> float:
+        times = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return 1e6 * statistics.median(times[10:])
+
+    yield f"whole {host(lambda: task(pictures)):.1f}"
+    request, geometries = task._request(pictures)
+    yield f"[host] request {host(lambda: task._request(pictures)):.1f}"
+    outputs = session.run(request)
+    yield f"run {host(lambda: session.run(request)):.1f}"
+    yield f"results {host(lambda: task._results(outputs, geometries)):.1f}"
+    with device:
+        watch, stream = Stopwatch(device), session._stream
+        handle, opened, route = session._handle, session._opened, next(iter(session._routes.values()), session._common)
+        for helpers in (False, True):
+
+            def fill(helpers: bool = helpers) -> None:
+                opened.fill(request, handle, helpers=helpers)
+
+            def filled(helpers: bool = helpers) -> None:
+                opened.fill(request, handle, helpers=helpers)
+                stream.sync()
+
+            yield f"fill{' by several threads' if helpers else ''} {host(fill):.1f}, until copied {host(filled):.1f}"
+        _, copies = opened.fill(request, handle, helpers=False)
+        steps = (0, True, copies)
+
+        def graph() -> None:
+            route.launch(steps, stream)
+            stream.sync()
+
+        yield f"launch and wait {host(graph):.1f}"
+        yield f"results of the session {host(lambda: session._host_outputs(route, True)):.1f}"
+
+        def on_gpu(name: str, enqueue: Callable[[int], None]) -> str:
+            return f"{name} {1e6 * statistics.median(watch.time(enqueue, 1)):.1f}"
+
+        yield on_gpu("[GPU] descriptors", Transfers(device, copies).enqueue)
+        for step in route._before:
+            yield on_gpu(step._name, step.enqueue)
+        yield on_gpu("engine", route.execute)
+        for step in route._after:
+            yield on_gpu(getattr(step, "_name", "to the host"), step.enqueue)
+        yield on_gpu("all of it", lambda stream: route._enqueue(stream, steps))
+        # Read over PCIe by the kernel itself, without a copy.
+        how, count = task.preprocess, len(pictures)
+        table = gpu.constant(device, how.table())
+        described = [gpu.describe(geometries[0], p.ctypes.data, WIDTH * 3, 114) for p in staged(task, pictures)]
+        buffers = Buffers(device)
+        at = buffers.on_gpu("\0descriptors", 80 * count)
+        copy_now(at, np.frombuffer(b"".join(map(bytes, described)), np.uint8))
+        out = buffers.on_gpu("\0out", 2 * int(np.prod(how.shape(count))))
+        launch = gpu.preparation(device, at, out, table.address, how, count)
+        yield on_gpu("prepared straight from the host", launch.enqueue)
         buffers.close()
 
 
-GROUPS: dict[str, Callable[[], Iterator[Record]]] = {f.__name__: f for f in (pre, nms, latency, detect)}
+GROUPS: dict[str, Callable[[], Iterator[Record]]] = {f.__name__: f for f in (pre, nms, latency, detect, where)}
 
 
 def main(names: list[str]) -> int:
     # The hand-written peers take a current context for granted.
     peers.checked(driver.cuCtxSetCurrent(Device()._context))
-    return run_groups(GROUPS, names, environment())
+    return run_groups(GROUPS, names or [name for name in GROUPS if name != "where"], environment())
 
 
 if __name__ == "__main__":

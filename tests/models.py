@@ -126,13 +126,16 @@ def recurrent() -> bytes:
     )
 
 
-def small_yolo() -> bytes:
-    """images float32 [N, 3, 128, 128] -> y [N, 4 + 3, 336]: one convolution for each of the strides 8, 16 and 32."""
-    size, classes = 128, 3
+def small_yolo(classes: int = 3, extras: int = 0, prototypes: bool = False) -> bytes:
+    """images float32 [N, 3, 128, 128] -> y [N, 4 + classes + extras, 336]: a convolution for each stride of 8, 16, 32.
+
+    With prototypes there is a second output [N, extras, 32, 32].
+    """
+    size, width = 128, 4 + classes + extras
     rng = np.random.default_rng(0)
-    nodes, weights = [], [numpy_helper.from_array(np.array([0, 4 + classes, -1]), "flat")]
+    nodes, weights = [], [numpy_helper.from_array(np.array([0, width, -1]), "flat")]
     for stride in (8, 16, 32):
-        kernel = rng.standard_normal((4 + classes, 3, stride, stride)).astype(np.float32) * 4 / stride
+        kernel = rng.standard_normal((width, 3, stride, stride)).astype(np.float32) * 4 / stride
         weights.append(numpy_helper.from_array(kernel, f"w{stride}"))
         nodes.append(
             helper.make_node(
@@ -140,16 +143,22 @@ def small_yolo() -> bytes:
             )
         )
         nodes.append(helper.make_node("Reshape", [f"c{stride}", "flat"], [f"f{stride}"]))
-    scale = np.array([size, size, 40, 40] + [1] * classes, np.float32).reshape(1, -1, 1)
+    scale = np.array([size, size, 40, 40] + [1] * (classes + extras), np.float32).reshape(1, -1, 1)
     weights.append(numpy_helper.from_array(scale, "scale"))
     nodes.append(helper.make_node("Concat", ["f8", "f16", "f32"], ["all"], axis=2))
     nodes.append(helper.make_node("Sigmoid", ["all"], ["unit"]))
     nodes.append(helper.make_node("Mul", ["unit", "scale"], ["y"]))
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", width, 336])]
+    if prototypes:
+        kernel = rng.standard_normal((extras, 3, 4, 4)).astype(np.float32)
+        weights.append(numpy_helper.from_array(kernel, "prototypes"))
+        nodes.append(helper.make_node("Conv", ["images", "prototypes"], ["masks"], kernel_shape=[4, 4], strides=[4, 4]))
+        outputs.append(helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["N", extras, 32, 32]))
     graph = helper.make_graph(
         nodes,
         "small",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, size, size])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4 + classes, 336])],
+        outputs,
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -58,10 +59,17 @@ class CopyPool:
             if done is not None:
                 done(0, target.nbytes)
             return
-        job = _Job(target.reshape(-1).view(np.uint8), source.reshape(-1).view(np.uint8), self.CHUNK)
+        to, given = target.reshape(-1).view(np.uint8), source.reshape(-1).view(np.uint8)
+        edges = [*range(0, to.nbytes, self.CHUNK), to.nbytes]
+        parts = [functools.partial(np.copyto, to[a:b], given[a:b]) for a, b in itertools.pairwise(edges)]
+        self.run(parts, None if done is None else lambda index: done(edges[index], edges[index + 1]))
+
+    def run(self, parts: Sequence[Callable[[], object]], done: Callable[[int], None] | None = None) -> None:
+        """Call the parts, which let go of the interpreter lock, and ``done`` with the number of each that is over."""
+        job = _Job(parts)
         if self._started < self.threads - 1:
             self._start_helpers()
-        for _ in range(min(self.threads, job.chunks) - 1):
+        for _ in range(min(self.threads, len(parts)) - 1):
             self._jobs.put(job)
         job.run(done)
 
@@ -78,65 +86,61 @@ class CopyPool:
 
 
 class _Job:
-    """One copy, cut into chunks that any thread may take."""
+    """Parts that any thread may take."""
 
-    def __init__(self, target: Host, source: Host, chunk: int) -> None:
-        self.chunks = -(-target.nbytes // chunk)
-        self._arrays: tuple[Host, Host] | None = (target, source)
-        self._chunk = chunk
+    def __init__(self, parts: Sequence[Callable[[], object]]) -> None:
+        self._count = len(parts)
+        self._parts: Sequence[Callable[[], object]] | None = parts
         # next() on these iterators is one step under the interpreter lock, so they need none of their own.
-        self._starts = iter(range(0, target.nbytes, chunk))
+        self._indices = iter(range(len(parts)))
         self._finished = itertools.count(1)
         self._all_finished = threading.Lock()
         self._all_finished.acquire()
-        self._ready: deque[int] = deque()  # chunks that are there and have not been reported
+        self._ready: deque[int] = deque()  # parts that are done and have not been reported
         self._error: BaseException | None = None
 
-    def run(self, done: Callable[[int, int], None] | None) -> None:
-        """The calling thread's part, until everything is copied and reported."""
-        arrays = self._arrays
-        assert arrays is not None
+    def run(self, done: Callable[[int], None] | None) -> None:
+        """The calling thread's share, until everything is done and reported."""
+        parts = self._parts
+        assert parts is not None
         try:
-            for start in self._starts:
-                self._copy(arrays, start)
+            for index in self._indices:
+                self._call(parts, index)
                 if done is not None:
-                    self._report(arrays[0].nbytes, done)
+                    self._report(done)
         except BaseException:
-            for _ in self._starts:  # nobody begins another chunk
-                if next(self._finished) == self.chunks:
+            for _ in self._indices:  # nobody begins another part
+                if next(self._finished) == self._count:
                     self._all_finished.release()
             raise
         finally:
             self._all_finished.acquire()
             # A helper that wakes up late must not keep the caller's arrays alive.
-            self._arrays = None
+            self._parts = None
         if self._error is not None:
             raise self._error
         if done is not None:
-            self._report(arrays[0].nbytes, done)
+            self._report(done)
 
     def help(self) -> None:
-        arrays = self._arrays
-        if arrays is None:
+        parts = self._parts
+        if parts is None:
             return  # woken up after the others had finished
-        for start in self._starts:
-            self._copy(arrays, start)
+        for index in self._indices:
+            self._call(parts, index)
 
-    def _copy(self, arrays: tuple[Host, Host], start: int) -> None:
-        target, source = arrays
-        stop = start + self._chunk
+    def _call(self, parts: Sequence[Callable[[], object]], index: int) -> None:
         try:
-            np.copyto(target[start:stop], source[start:stop])
+            parts[index]()
         except BaseException as error:  # raised by the calling thread, once nobody touches the arrays any more
             self._error = error
-        self._ready.append(start)
-        if next(self._finished) == self.chunks:
+        self._ready.append(index)
+        if next(self._finished) == self._count:
             self._all_finished.release()
 
-    def _report(self, nbytes: int, done: Callable[[int, int], None]) -> None:
+    def _report(self, done: Callable[[int], None]) -> None:
         while self._ready:
-            start = self._ready.popleft()
-            done(start, min(start + self._chunk, nbytes))
+            done(self._ready.popleft())
 
 
 COPY_POOL = CopyPool()

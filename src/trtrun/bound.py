@@ -212,8 +212,9 @@ class Bound:
 
     def _let_go(self) -> None:
         self._settle()
-        self._engine.give_back([self._context])
+        contexts = [self._context]
         del self._context
+        self._engine.give_back(contexts)
 
     def close(self) -> None:
         """Wait for what runs and let go of the arrays. Calling it again does nothing."""

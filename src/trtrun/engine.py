@@ -104,7 +104,7 @@ class Engine:
             else None
         )
         # Held while TensorRT may compile kernels; replayed graphs do not pass it.
-        self.compile_lock = self._runtime_cache.lock if self._runtime_cache else threading.RLock()
+        self.compile_lock = self.flavor.compile_lock(self.device.ordinal)
 
     def _create_runtime(self, host_code: bool) -> Runtime:
         with self.flavor.logger.capture() as lines:
@@ -130,8 +130,9 @@ class Engine:
         ours = f"{self.flavor.title} on {self.device.name} (compute capability {_dotted(self.device)})"
         if "out of memory" in said or "outofmemory" in said:
             return OutOfMemoryError(
-                f"{self.name} needs more device memory than is free ({self.device.memory()[0]:,} bytes). "
-                "Close other engines and processes on this GPU, or use a larger one.",
+                f"{self.name}, a plan of {len(plan):,} bytes, needs more device memory than is free "
+                f"({self.device.memory()[0]:,} bytes). Close other engines and processes on this GPU, use a larger "
+                "GPU, or build it with weight streaming and load it with a weight_streaming_budget below what is free.",
                 log=lines,
             )
         if "plugin" in said and ("not find" in said or "creator" in said or "registry" in said):
@@ -311,21 +312,22 @@ class Engine:
             )
         return context
 
-    def give_back(self, contexts: Sequence[IExecutionContext]) -> None:
-        """Keep contexts that a session no longer needs for the next.
+    def give_back(self, contexts: list[IExecutionContext], *, reusable: bool = True) -> None:
+        """Take contexts that a session no longer needs, out of this list: they are kept for the next.
 
         TensorRT-RTX 1.6.1 returns the half megabyte of host memory that a context takes only with the engine, so
-        contexts are made as many as are in use at once and no more.
+        contexts are made as many as are in use at once and no more. Those that are not ``reusable`` are destroyed.
         """
-        with self._idle_lock:
-            if self._engine is not None:
+        with self.compile_lock, self._idle_lock:  # nobody compiles while a context goes
+            if reusable and self._engine is not None:
                 self._idle_contexts.extend(contexts)
+            contexts.clear()
 
     def keep_kernels(self, shapes: object) -> None:
-        """Write the kernels compiled for these input shapes to the cache folder, unless they are there."""
+        """Say that kernels were compiled for these input shapes: the cache folder will have them."""
         if self._runtime_cache is not None:
-            self._runtime_cache.note(shapes)
-            self._runtime_cache.save()
+            with self.compile_lock:
+                self._runtime_cache.note(shapes)
 
     def enter(self, session: Session | Bound) -> None:
         """Count a session among the users; the caller may hold no lock that the session's requests take."""
@@ -392,6 +394,8 @@ class Engine:
                     # Dropped in reverse order of creation: each object must not outlive the one that made it.
                     with self._idle_lock:
                         self._idle_contexts.clear()
+                    if self._runtime_cache is not None:
+                        self._runtime_cache.save()
                     self._engine = None
                     self._runtime = None
 

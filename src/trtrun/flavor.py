@@ -108,6 +108,18 @@ class Flavor:
     def title(self) -> str:
         return f"{_TITLES[self.capabilities.name]} {self.capabilities.version}"
 
+    def compile_lock(self, ordinal: int) -> threading.RLock:
+        """What is held while kernels may be compiled on this GPU.
+
+        A flavour that compiles at run time has one per GPU: six threads that compiled into one runtime cache crashed
+        TensorRT-RTX 1.6.1 within seconds, and NVIDIA promises thread safety across GPUs. Any other compiles nothing, so
+        each engine has its own.
+        """
+        if not self.capabilities.has_kernel_specialization:
+            return threading.RLock()
+        with _COMPILE_LOCKS_LOCK:
+            return _COMPILE_LOCKS.setdefault((self.capabilities.name, ordinal), threading.RLock())
+
     def initialize_plugins(self, libraries: Sequence[str | os.PathLike[str]] = ()) -> None:
         """Register TensorRT's own plugins where the flavour has them, then the given plugin libraries.
 
@@ -186,6 +198,8 @@ _ML_DTYPES: dict[str, str] = {
 }
 FOUR_BIT = ("int4", "float4_e2m1fn")
 _PLUGIN_LOCK = threading.Lock()
+_COMPILE_LOCKS: dict[tuple[str, int], threading.RLock] = {}
+_COMPILE_LOCKS_LOCK = threading.Lock()
 _LOADED_PLUGINS: set[tuple[str, str]] = set()
 
 

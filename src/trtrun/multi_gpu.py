@@ -48,7 +48,7 @@ class MultiGpuRunner(Runner):
             raise ValueError("a MultiGpuRunner needs at least one runner")
         self._gpus = [_Gpu(runner) for runner in runners]
         self._lock = threading.Lock()
-        self._pending: _Pending | None = None
+        self._in_flight = False
         self._closed = False
 
     @property
@@ -127,17 +127,21 @@ class MultiGpuRunner(Runner):
         with self._lock:
             self._check_idle()
             gpu = self._working()[0]
-            self._pending = _Pending(self, gpu, gpu.runner.enqueue(inputs), self._collected)
-            return self._pending
+            self._in_flight = True
+        try:  # without the lock: the first request of a shape compiles
+            return _Pending(self, gpu, gpu.runner.enqueue(inputs), self._collected)
+        except BaseException:
+            self._in_flight = False
+            raise
 
     def _check_idle(self) -> None:
-        if self._pending is not None:
+        if self._in_flight:
             raise ExecutionError(
                 "this runner has a request in flight: collect it with result() first, or use a Pipeline."
             )
 
     def _collected(self) -> None:
-        self._pending = None
+        self._in_flight = False
 
     def clone(self) -> Runner:
         """A runner on the GPU that has the fewest clones, which moves to another when that one fails."""

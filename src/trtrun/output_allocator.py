@@ -6,7 +6,6 @@ from typing import Any
 
 from .cuda.device import Device
 from .cuda.memory import DeviceMemory
-from .errors import OutOfMemoryError
 from .tensor_spec import Shape
 
 
@@ -58,7 +57,7 @@ class OutputAllocator:
             try:
                 # A quarter more than asked: sizes that creep up must not allocate on every run.
                 self._memory = DeviceMemory(self._device, max(size + size // 4, 256))
-            except OutOfMemoryError as error:
+            except Exception as error:
                 self.error = error
                 return 0
         return self._memory.address

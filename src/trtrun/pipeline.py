@@ -12,8 +12,8 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Mapping
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
@@ -32,6 +32,10 @@ _STEPS = (1, 2, 3, 4, 6, 8, 12, 16)  # requests that compute at once on a GPU
 _TRIAL = 0.1  # seconds that each is measured
 _LARGE = 1 << 20  # bytes of a request from which memory decides as well as the GPU
 _CACHES = 128 << 20  # more than the caches hold
+_FILLERS = 1  # threads for each of several GPUs that fill requests
+_SPARE = 1  # large requests for each of several GPUs that are filled or collected while others compute
+_WARM = 3  # requests of a shape on a slot until its graph is there: on the common context, on its own, captured
+_MAX_LAUNCHED = 4096
 
 
 class Pipeline:
@@ -42,7 +46,7 @@ class Pipeline:
         depth: how many requests are in flight at once. Without it the depth is measured with the first request:
             the smallest whose throughput is within 1.5 % of the best of 1, 2, 3, 4, 6, 8, 12 and 16 for each GPU. When
             requests have 1 MB and more, one more is in flight than take :class:`~trtrun.turns.Turns` to compute, and
-            how they are filled is measured too. A depth that is given is taken as it is, without turns.
+            how they are filled is measured too. Of a depth that is given, all but one take turns then.
 
     A request is a mapping from input name to array, or a single array for an engine with one input.
     """
@@ -54,18 +58,23 @@ class Pipeline:
         self._runner = runner
         self._slots = _Slots()
         self._clones: list[Runner] = []
-        self._tuned = depth is not None
+        self._given = depth
+        self._tuned = False
+        self._launched: dict[object, int] = {}  # by run_async, per slot and shapes
         self._tune_lock = threading.Lock()
         self._closed = False
         # Futures are resolved in launch order on each GPU, by a thread for each, so that no GPU waits for another.
         self._completers = [_Completer(self._slots) for _ in range(runner.parallel)]
+        # One thread copies about as much as one GPU takes in, so several have a thread each that fills their requests.
+        several = runner.parallel > 1
+        self._fillers = ThreadPoolExecutor(_FILLERS * runner.parallel, "trtrun-filler") if several else None
         if depth is not None:
             self._grow(depth)
 
     @property
     def depth(self) -> int:
         """How many requests can be in flight; 0 until the first request when it is measured."""
-        return len(self._clones) if self._tuned else 0
+        return len(self._clones) if self._tuned or self._given else 0
 
     def submit(self, request: Request) -> Future[Result]:
         """Start a request; returns when it was launched, after waiting for a free slot if there is none.
@@ -88,12 +97,13 @@ class Pipeline:
             return failed
         return self._launch(inputs, self._slots.wait())
 
-    def map(self, requests: Iterable[Request], *, return_exceptions: bool = False) -> Iterator[Any]:
+    def map(self, requests: Iterable[Request], *, return_exceptions: bool = False) -> Generator[Any, None, None]:
         """Run requests as they come from ``requests`` and yield their results in order.
 
-        GPUs of unequal speed wait for each other here, because of the order; with :meth:`submit` they do not.
-        At most ``depth`` requests are ahead of the caller. The first failing request ends the iteration with its
-        error; with ``return_exceptions`` its error is yielded in its place and the rest goes on.
+        GPUs of unequal speed wait for each other here, because of the order; with :meth:`submit` they do not. For
+        several GPUs other threads read the arrays: leave each as it is until its result is there. At most ``depth``
+        requests are ahead of the caller. The first failing request ends the iteration with its error; with
+        ``return_exceptions`` its error is yielded in its place and the rest goes on.
         """
         waiting: deque[tuple[Pending, Runner] | Exception] = deque()
 
@@ -128,7 +138,7 @@ class Pipeline:
                             runner = self._slots.wait()
                             break
                     try:
-                        waiting.append((runner.enqueue(inputs), runner))
+                        waiting.append((self._enqueue(runner, inputs), runner))
                     except BaseException as error:
                         self._slots.give(runner)
                         if not isinstance(error, Exception):
@@ -160,7 +170,11 @@ class Pipeline:
             if not taken.cancel() and taken.done() and taken.exception() is None:
                 self._slots.give(taken.result())
             raise
-        return await asyncio.wrap_future(self._launch(inputs, runner))
+        if self._fillers is None and self._is_known(inputs, runner):
+            return await asyncio.wrap_future(self._launch(inputs, runner))
+        # The first requests of a shape compile and capture, and GPU arrays are waited for: not in the event loop.
+        launched = await asyncio.get_running_loop().run_in_executor(self._fillers, self._launch, inputs, runner)
+        return await asyncio.wrap_future(launched)
 
     async def map_async(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Result]:
         """Like :meth:`map` for ``async for``: ordered results, at most ``depth`` requests ahead of the caller."""
@@ -204,6 +218,24 @@ class Pipeline:
         self._completers[runner.place % len(self._completers)].put(future, pending, runner)
         return future
 
+    def _enqueue(self, runner: Runner, inputs: Mapping[str, Any]) -> Pending:
+        """Start a request, in another thread where there are several GPUs to fill."""
+        if self._fillers is None:
+            return runner.enqueue(inputs)
+        return _Filling(self._fillers.submit(runner.enqueue, inputs))
+
+    def _is_known(self, inputs: Mapping[str, Any], runner: Runner) -> bool:
+        """True when this slot has run host arrays of these shapes so often that they are one graph launch by now."""
+        if not all(isinstance(array, np.ndarray) for array in inputs.values()):
+            return False
+        key = (id(runner), *(array.shape for array in inputs.values()))
+        count = self._launched.get(key, 0)
+        if count < _WARM:
+            if len(self._launched) >= _MAX_LAUNCHED:
+                self._launched.clear()
+            self._launched[key] = count + 1
+        return count >= _WARM
+
     def _grow(self, depth: int) -> None:
         while len(self._clones) < depth:
             runner = self._runner.clone()
@@ -220,13 +252,19 @@ class Pipeline:
 
     def _tune(self, inputs: Mapping[str, Any]) -> None:
         """Measure the depth with the first request. A request that fails leaves the depth to the next one."""
-        variants = _variants(inputs)
-        large = len(variants) > 1
+        large = _nbytes(inputs) >= _LARGE
+        if self._given is not None:
+            width = self._given // len(self._completers) - 1
+            if large and width > 1:
+                self._take_turns(width)
+            self._tuned = True
+            return
+        variants = _variants(inputs) if large else [inputs]
         rates: dict[int, tuple[float, float]] = {}  # without and with helpers
         best, idle = 0.0, 0
 
         def grow(step: int) -> int:
-            depth = (step + large) * len(self._completers)
+            depth = (step + (_SPARE if self._fillers else 1) * large) * len(self._completers)
             self._grow(depth)
             self._take_turns(step if large else None)
             return depth
@@ -267,13 +305,13 @@ class Pipeline:
         waiting: deque[tuple[Pending, Runner]] = deque()
         try:
             for runner in runners:
-                waiting.append((runner.enqueue(next(turn)), runner))
+                waiting.append((self._enqueue(runner, next(turn)), runner))
             done, start = 0, time.perf_counter()
             while done < 3 * len(runners) or (time.perf_counter() - start < _TRIAL and done < 2000):
                 pending, runner = waiting.popleft()
                 pending.result()
                 done += 1
-                waiting.append((runner.enqueue(next(turn)), runner))
+                waiting.append((self._enqueue(runner, next(turn)), runner))
             return done / (time.perf_counter() - start)
         finally:
             for pending, _ in waiting:  # a runner left with a request in flight would take no other
@@ -300,6 +338,8 @@ class Pipeline:
         self._slots.close()
         for completer in self._completers:
             completer.close()
+        if self._fillers is not None:
+            self._fillers.shutdown()
         for runner in reversed(self._clones):
             runner.close()
 
@@ -313,6 +353,16 @@ class Pipeline:
         self.close()
 
 
+class _Filling:
+    """A request that a thread is filling and launching."""
+
+    def __init__(self, launched: Future[Pending]) -> None:
+        self._launched = launched
+
+    def result(self) -> Result:
+        return self._launched.result().result()
+
+
 class _Completer:
     """A thread that waits for requests in launch order and resolves their futures; started with the first."""
 
@@ -320,51 +370,59 @@ class _Completer:
         self._slots = slots
         self._requests: SimpleQueue[tuple[Future[Result], Pending, Runner] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._closed = False
         self._lock = threading.Lock()
 
     def is_this_thread(self) -> bool:
         return threading.current_thread() is self._thread
 
     def put(self, future: Future[Result], pending: Pending, runner: Runner) -> None:
-        if self._thread is None:
-            with self._lock:
+        with self._lock:
+            if not self._closed:
                 if self._thread is None:
-                    thread = threading.Thread(target=self._complete, name="trtrun-pipeline", daemon=True)
-                    thread.start()
-                    self._thread = thread
-        self._requests.put((future, pending, runner))
+                    self._thread = threading.Thread(target=self._complete_all, name="trtrun-pipeline", daemon=True)
+                    self._thread.start()
+                self._requests.put((future, pending, runner))
+                return
+        self._complete(future, pending, runner)  # launched while the pipeline was closing
 
-    def _complete(self) -> None:
+    def _complete_all(self) -> None:
         while (entry := self._requests.get()) is not None:
-            future, pending, runner = entry
-            try:
-                result = pending.result()
-            except BaseException as error:
-                self._slots.give(runner)
-                future.set_exception(error)
-            else:
-                self._slots.give(runner)
-                future.set_result(result)
+            self._complete(*entry)
+
+    def _complete(self, future: Future[Result], pending: Pending, runner: Runner) -> None:
+        try:
+            result = pending.result()
+        except BaseException as error:
+            self._slots.give(runner)
+            future.set_exception(error)
+        else:
+            self._slots.give(runner)
+            future.set_result(result)
 
     def close(self) -> None:
         """Wait for the requests that were put."""
-        if self._thread is not None:
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
             self._requests.put(None)
-            self._thread.join()
+            thread.join()
 
 
 def _variants(inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Requests like this one, enough that large arrays are not found in a cache, as a caller's next ones will not be.
-
-    One alone where they are small: nothing depends on it then.
-    """
-    nbytes = sum(array.nbytes for array in inputs.values() if isinstance(array, np.ndarray))
-    count = max(1, min(8, _CACHES // nbytes)) if nbytes >= _LARGE else 0
+    """Requests like this one, enough that their arrays are not found in a cache, as a caller's next will not be."""
+    count = max(1, min(8, _CACHES // _nbytes(inputs)))
     copies = [
         {name: array.copy() if isinstance(array, np.ndarray) else array for name, array in inputs.items()}
         for _ in range(count)
     ]
     return [inputs, *copies]
+
+
+def _nbytes(inputs: Mapping[str, Any]) -> int:
+    """Bytes of the arrays on the host."""
+    return sum(array.nbytes for array in inputs.values() if isinstance(array, np.ndarray))
 
 
 class _Slots:

@@ -22,7 +22,7 @@ from .cuda.graph import capture
 from .cuda.memory import copy_async, fill_async, host_view
 from .cuda.stream import create_stream
 from .cuda.transfer import Copy, Transfers
-from .errors import ExecutionError, ShapeError, TrtrunError
+from .errors import ExecutionError, OutOfMemoryError, ShapeError, TrtrunError
 from .flavor import FOUR_BIT
 from .layout import Layout, PackedLayout, StridedLayout
 from .tensor_spec import Shape, ShapeRange, TensorSpec, to_shape
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("trtrun")
 
 CAPTURE_ATTEMPTS = 5
-_MAX_BORROWING = 16  # graphs that read the caller's memory; one for each set of addresses that keeps coming back
+# Graphs that are kept of each kind: those that read the caller's memory, one for each set of addresses that keeps
+# coming back, and those that do not, one for each set of inputs that they copy.
+_MAX_GRAPHS = 16
 ALIGNMENT = 256  # bytes, of tensor addresses
 _MAX_SEEN = 64  # sets of addresses that are counted
 
@@ -108,6 +110,7 @@ class Route:
             batch. The last may reach beyond it: those rows are computed and dropped. Without them the request runs
             in one part of exactly its shapes.
         stages: steps before and after the engine, with ``opened``, the same for this session. Not together with parts.
+        one_use: the contexts are in a state in which nobody else may get them.
 
     Attributes:
         key: the input shapes in engine order.
@@ -130,8 +133,10 @@ class Route:
         parts: tuple[int, ...] | None = None,
         stages: Stages | None = None,
         opened: OpenStages | None = None,
+        one_use: bool = False,
     ) -> None:
         self._engine = engine
+        self._one_use = one_use
         self._buffers = buffers
         self._stream = stream
         self._handle = int(stream.handle)
@@ -180,19 +185,20 @@ class Route:
 
         Raises ShapeError when TensorRT does not accept the shapes, and OutOfMemoryError when buffers do not fit.
         """
-        self.drop_graphs()
         self.key = None
         engine = self._engine
         # A context that is given shapes looks for kernels in what others of its engine may be compiling into.
         with engine.compile_lock, engine.flavor.logger.capture() as lines:
+            self.drop_graphs()
             try:
                 for context, shapes in zip(self._contexts, self._keys(key), strict=True):
-                    set_shapes(engine, context, shapes, self._profile, self._handle if stream is None else stream)
                     for spec, shape in zip(engine.inputs.values(), shapes, strict=True):
                         if spec.location == "host":
-                            # infer_shapes reads shape tensors: they must be bound, with this request's values.
+                            # Shape tensors are read where shapes are set and inferred, with this request's values; a
+                            # context that served another session has the address of memory that is gone.
                             memory = self._buffers.host(spec.name, nbytes_of(shape, spec.dtype))
                             context.set_tensor_address(spec.name, memory.ctypes.data)
+                    set_shapes(engine, context, shapes, self._profile, self._handle if stream is None else stream)
                     missing = context.infer_shapes()
                     if missing:
                         raise ExecutionError(
@@ -201,7 +207,10 @@ class Route:
             except TrtrunError as error:
                 error.log = (*error.log, *lines)
                 raise
-            self._reserve(key)
+            try:
+                self._reserve(key)
+            except OutOfMemoryError as error:
+                raise self._what_would_fit(key, error) from error
             self._set_addresses(key)
             if self._opened is not None:
                 self._bind_stages(key)
@@ -270,6 +279,27 @@ class Route:
         memory = buffers.scratch(scratch)
         for context in self._contexts:  # they run one after another, so they share it
             context.set_device_memory(*memory)
+
+    def _what_would_fit(self, key: ShapeKey, error: OutOfMemoryError) -> OutOfMemoryError:
+        """The same error with this request's needs beside what there is, and the batch that would fit."""
+        engine = self._engine
+        scratch = max(context.update_device_memory_size_for_shapes() for context in self._contexts)
+        tensors = sum(
+            nbytes_of(shape, spec.dtype)
+            for specs, shapes in ((engine.inputs, key), (engine.outputs, self.output_shapes.values()))
+            for spec, shape in zip(specs.values(), shapes, strict=False)
+            if -1 not in shape
+        )
+        free = engine.device.memory()[0] + self._buffers.device_bytes
+        asked = ", ".join(f"{name}={'x'.join(map(str, shape))}" for name, shape in zip(engine.inputs, key, strict=True))
+        batches = {shape[0] for spec, shape in zip(engine.inputs.values(), key, strict=True) if spec.shape[:1] == (-1,)}
+        fits = min(batches) * free // max(scratch + tensors, 1) if batches else 0
+        return OutOfMemoryError(
+            f"{engine.name} needs {scratch + tensors:,} bytes of device memory for {asked}, {scratch:,} of them "
+            f"scratch memory, and {free:,} are free. "
+            + (f"A batch of about {fits} would fit. " if 0 < fits < min(batches, default=0) else "")
+            + f"Each session of a pipeline takes so much: fewer may do. {error}"
+        )
 
     def _set_addresses(self, key: ShapeKey) -> None:
         from .output_allocator import OutputAllocator
@@ -413,6 +443,8 @@ class Route:
         transfers = self._transfers_in.get(which)
         if transfers is None:
             copies = [copy for index, copy in enumerate(self._copies_in) if copy is not None and which >> index & 1]
+            if len(self._transfers_in) >= 2 * _MAX_GRAPHS:
+                self._transfers_in.clear()
             transfers = self._transfers_in[which] = Transfers(self._engine.device, copies)
         transfers.enqueue(stream)
 
@@ -483,20 +515,30 @@ class Route:
             return
         plain = _without_borrowing(steps)
         if plain not in self._graphs:
-            self._capture(plain)
+            with self._engine.compile_lock:
+                self._make_room(plain)
+                self._capture(plain)
         if steps[2] and plain in self._graphs and not self.settled(steps):
-            borrowing = [kept for kept in self._graphs if kept[2]]
-            if len(borrowing) >= _MAX_BORROWING:
-                self._graphs.pop(borrowing[0]).close()
-                self._worth_a_graph = min(2 * self._worth_a_graph, 1 << 20)
-            self._capture(steps)
+            with self._engine.compile_lock:
+                if self._make_room(steps):
+                    self._worth_a_graph = min(2 * self._worth_a_graph, 1 << 20)
+                self._capture(steps)
+
+    def _make_room(self, steps: Steps) -> bool:
+        """Give up the oldest graph of the same kind when there are as many as are kept; True when one went."""
+        same_kind = [kept for kept in self._graphs if bool(kept[2]) == bool(steps[2])]
+        if len(same_kind) < _MAX_GRAPHS:
+            return False
+        self._graphs.pop(same_kind[0]).close()
+        return True
 
     def _capture(self, steps: Steps) -> None:
+        """Under the compile lock: the process died where a thread ended a capture, or instantiated its graph, while
+        another executed a shape for the first time; in a stress test 1 of 150 rounds of a new engine did.
+        """
         capabilities = self._engine.flavor.capabilities
         try:
-            # Nobody compiles meanwhile: TensorRT-RTX 1.6.1 was seen to crash in another thread's first execution of a
-            # shape while this one instantiated a graph.
-            with self._engine.compile_lock, self._bound(steps[2]) as copied:
+            with self._bound(steps[2]) as copied:
                 context: Any  # is_stream_capturable is TensorRT-RTX's, and the stubs know the full API
                 for context in self._contexts:
                     if capabilities.has_stream_capturable and not context.is_stream_capturable(self._handle):
@@ -540,22 +582,21 @@ class Route:
                 context.set_tensor_address(names[target], target)
 
     def drop_graphs(self) -> None:
-        for graph in self._graphs.values():
-            graph.close()
-        self._graphs.clear()
+        with self._engine.compile_lock:
+            for graph in self._graphs.values():
+                graph.close()
+            self._graphs.clear()
         self._borrowing.clear()
 
-    def close(self) -> list[IExecutionContext]:
-        """Let go of everything; the contexts that may serve another route are returned."""
+    def close(self) -> None:
+        """Let go of everything. The contexts go back to the engine; of a ``one_use`` route they are destroyed."""
         self.drop_graphs()
-        contexts = [] if self.allocators else list(self._contexts)
+        # An allocator stays with its context, which has no way to forget it.
+        self._engine.give_back(self._contexts, reusable=not (self._one_use or self.allocators))
         for allocator in self.allocators.values():
             allocator.close()
         self.allocators.clear()
-        # The views keep page-locked memory alive; the context holds memory on the GPU.
-        self.inputs, self.outputs = [], {}
-        self._contexts.clear()
-        return contexts
+        self.inputs, self.outputs = [], {}  # the views keep page-locked memory alive
 
 
 def most_bytes(spec: TensorSpec) -> int:
@@ -591,7 +632,8 @@ def borrowed_route(
         undo.callback(buffers.close)
         context = engine.create_context()
         prepare(context)
-        route = Route(engine, buffers, stream, [context])
+        route = Route(engine, buffers, stream, [context], one_use=True)
+        del context
         undo.callback(route.close)
         undo.callback(stream.sync)  # first of all: nothing is freed under running work
         bind_inputs(route, buffers, arrays)

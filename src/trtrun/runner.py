@@ -69,11 +69,13 @@ class Stages(Protocol):
 class OpenStages(Protocol):
     """The stages of one runner."""
 
-    def fill(self, request: Mapping[str, Any], *, helpers: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Put a request into page-locked memory; with several threads where ``helpers`` says so.
+    def fill(
+        self, request: Mapping[str, Any], stream: int, *, helpers: bool
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Bring a request to the GPU on a stream; with several threads where ``helpers`` says so.
 
-        Returns the shapes of the model's inputs, and the copies (target, source, bytes) to the GPU that this request
-        needs. Raises InputError, with nothing done, for a request that cannot be taken.
+        Returns the shapes of the model's inputs, and the copies (target, source, bytes) that are still to be made,
+        which may join the graph. Raises InputError, with nothing done, for a request that cannot be taken.
         """
         ...
 
@@ -285,7 +287,8 @@ class StatefulRunner(Runner):
     """A runner whose outputs of one request are inputs of the next: recurrent networks, KV caches.
 
     Requests are one sequence, in the order of the calls. It cannot be cloned; another sequence is another
-    ``state()`` of the runner that it came from.
+    ``state()`` of the runner that it came from. A request that fails after it was started (no memory for its results)
+    has advanced the state all the same: do not repeat it, but :meth:`reset`.
     """
 
     _inputs: TensorSpecs

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import threading
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,28 +21,26 @@ from .cuda.device import Device
 from .flavor import Flavor
 
 _LOG = logging.getLogger("trtrun")
-_open_caches: dict[tuple[Path, int], RuntimeCache] = {}
-_open_lock = threading.Lock()
+_MAX_SHAPES = 4096  # that are remembered; kernels of further ones are kept in this process only
+_MAX_KEPT = 32  # caches of plans, the least recently loaded goes first
+_kept: OrderedDict[tuple[Path, int], RuntimeCache] = OrderedDict()
+_kept_lock = threading.Lock()
 
 
 class RuntimeCache:
     """TensorRT's ``IRuntimeCache`` of one plan on one GPU, and its file.
 
-    There is one per plan and GPU in a process, kept until the process ends: a plan that is loaded again finds its
-    kernels there.
-
-    Attributes:
-        lock: held while anything may compile kernels into the cache. Execution contexts that share one must not do so
-            at once: six threads doing it crashed TensorRT-RTX 1.6.1 within seconds.
+    Engines of the plan share it, one after another too: TensorRT-RTX 1.6.1 leaves device memory behind with every cache
+    that is given up, 30 kB, so the last ones are kept. Engines call it under their GPU's compile lock.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lock = threading.RLock()
         self._handle: Any = None
-        self._saved = b""
+        self._body = b""  # what was loaded, kept as long as the handle: TensorRT may go on reading there
         self._compiled: set[object] = set()
-        self._grown = False
+        self._save_at = 1
+        self._saved = 0  # of the shapes
 
     @classmethod
     def of(cls, plan: memoryview, flavor: Flavor, device: Device) -> RuntimeCache:
@@ -50,16 +49,20 @@ class RuntimeCache:
         for part in (flavor.title, device.name, str(device.compute_capability), device.driver_version):
             key.update(b"\0" + part.encode())
         path = cache_dir() / "runtime" / f"{key.hexdigest()[:32]}.cache"
-        with _open_lock:
-            return _open_caches.setdefault((path, device.ordinal), cls(path))
+        place = path, device.ordinal
+        with _kept_lock:
+            cache = _kept.pop(place) if place in _kept else cls(path)
+            _kept[place] = cache
+            if len(_kept) > _MAX_KEPT:
+                _kept.popitem(last=False)  # engines that are open have it still
+            return cache
 
     def attach(self, config: Any) -> None:
         """Give the cache to an ``IRuntimeConfig``; the first time, with the kernels of the file."""
-        with self.lock:
-            if self._handle is None:
-                self._handle = config.create_runtime_cache()
-                self._load(self._handle)
-            config.set_runtime_cache(self._handle)
+        if self._handle is None:
+            self._handle = config.create_runtime_cache()
+            self._load(self._handle)
+        config.set_runtime_cache(self._handle)
 
     def _load(self, cache: Any) -> None:
         try:
@@ -71,37 +74,38 @@ class RuntimeCache:
             return
         body, digest = data[:-32], data[-32:]
         # TensorRT checks the environment, but a damaged body must not reach it.
-        if hashlib.sha256(body).digest() == digest and cache.deserialize(body):
-            self._saved = body
+        if hashlib.sha256(body).digest() != digest:
+            _LOG.warning("the runtime cache %s is damaged; kernels are compiled again", self.path)
+        elif not cache.deserialize(body):
+            _LOG.warning("the runtime cache %s is not of this machine; kernels are compiled again", self.path)
+        else:
+            self._body = body
             with suppress(OSError):  # a cache that may only be read
                 os.utime(self.path)  # used now: pruning takes others first
-        else:
-            _LOG.warning(
-                "the runtime cache %s is damaged or not of this machine; kernels are compiled again", self.path
-            )
 
     def note(self, shapes: object) -> None:
-        """Say that kernels for these shapes are in the cache now."""
-        with self.lock:
-            if shapes not in self._compiled:
-                self._compiled.add(shapes)
-                self._grown = True
+        """Say that kernels for these shapes are in the cache now, and write the file if it is time to.
+
+        That is after 1, 2, 4, 8, … new shapes, and when an engine closes: TensorRT-RTX 1.6.1 loses the memory of each
+        serialization.
+        """
+        if shapes in self._compiled or len(self._compiled) == _MAX_SHAPES:
+            return
+        self._compiled.add(shapes)
+        if len(self._compiled) >= self._save_at:
+            self._save_at = 2 * len(self._compiled)
+            self.save()
 
     def save(self) -> None:
         """Write the kernels to the file if there are new ones. A folder that cannot be written is only warned of."""
-        with self.lock:
-            # Asked only after new shapes: TensorRT-RTX 1.6.1 loses the memory of every serialization.
-            if self._handle is None or not self._grown:
-                return
-            self._grown = False
-            body = bytes(self._handle.serialize())
-            if body == self._saved:
-                return
-            try:
-                write_atomic(self.path, body + hashlib.sha256(body).digest())
-                keep_within_limit()
-            except OSError as error:
-                _LOG.warning(
-                    "the runtime cache %s cannot be written (%s); the next start compiles again", self.path, error
-                )
-            self._saved = body
+        if self._handle is None or self._saved == len(self._compiled):
+            return
+        self._saved = len(self._compiled)
+        body = bytes(self._handle.serialize())
+        if body == self._body:
+            return
+        try:
+            write_atomic(self.path, body + hashlib.sha256(body).digest())
+            keep_within_limit()
+        except OSError as error:
+            _LOG.warning("the runtime cache %s cannot be written (%s); the next start compiles again", self.path, error)

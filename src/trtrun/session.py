@@ -21,7 +21,7 @@ import numpy as np
 from .arrays import Host, as_host_array, copy_out, nbytes_of
 from .batches import batch_parts, random_rows, rows_agree
 from .buffers import Buffers
-from .cuda.check import translated
+from .cuda.check import CUDAError, translated
 from .cuda.device_array import DeviceArray, borrow, gpu_ordinal, result_pool
 from .cuda.memory import copy_async, host_view
 from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
@@ -145,7 +145,7 @@ class Session(Runner):
                 self._opened = self._stages.open(self._device.ordinal, self._buffers)
             # The route of shapes seen for the first time, or of the only shapes there are.
             self._common = self._new_route()
-            undo.callback(self._close_route, self._common)
+            undo.callback(self._common.close)
             self._undo = undo.pop_all()
             left.pop_all()
 
@@ -341,7 +341,7 @@ class Session(Runner):
             raise
         except ExecutionError as error:
             raise self._blamed(error, route) from error
-        except Exception as error:
+        except CUDAError as error:
             raise self._failed(error) from error
 
     def _add_state(self, arrays: list[Any], shapes: list[Shape]) -> None:
@@ -419,12 +419,14 @@ class Session(Runner):
         if len(self._routes) == _MAX_ROUTES:
             if self._done is not None:
                 self._wait()
-            self._close_route(self._routes.popitem(last=False)[1])
+            self._routes.popitem(last=False)[1].close()
             self._promote_at = min(2 * self._promote_at, 1 << 20)
         ways = self.engine.ways
         parts = None
         if self._profile is None and not self._state and self._stages is None:
             if key not in ways:
+                if len(ways) >= _MAX_SEEN:
+                    ways.pop(next(iter(ways)), None)
                 ways[key] = self._fastest_way(key, arrays)
             parts = ways[key]
         route = self._routes[key] = self._new_route(parts)
@@ -476,7 +478,7 @@ class Session(Runner):
                 continue  # what cannot be run so is not faster so
             finally:
                 self._abandon()  # waits for nothing unless it failed
-                self._close_route(route)
+                route.close()
             if expected is None:
                 expected = results
             elif not all(rows_agree(results[name], expected[name]) for name in expected):
@@ -502,9 +504,6 @@ class Session(Runner):
                 route.capture(steps)
             times.append(time.perf_counter() - start)
         return min(times[2:]), {name: view.copy() for name, view in route.outputs.items() if view is not None}
-
-    def _close_route(self, route: Route) -> None:
-        self.engine.give_back(route.close())
 
     def _fill_host_located(self, key: ShapeKey, arrays: list[Any]) -> bool:
         """Write shape tensors before binding: the output shapes depend on their values."""
@@ -590,7 +589,7 @@ class Session(Runner):
     def _wait(self) -> None:
         try:
             self._at.sync()
-        except Exception as error:
+        except CUDAError as error:
             raise self._failed(error) from error
         if self._done is not None:
             self._done = None
@@ -769,7 +768,7 @@ class Session(Runner):
                 finally:
                     for route in self._routes.values():
                         if route is not self._common:
-                            self._close_route(route)
+                            route.close()
                     self._routes.clear()
                     self._done = self._caller = None
                     self._borrowed.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -88,17 +89,19 @@ class SplitRunner(RunnerAbove):
             pipeline = self._pipeline
         starts = range(0, batch, self._high)
         results: dict[str, Host] = {}
-        for start, part in zip(starts, pipeline.map(self._part(inputs, s, batch) for s in starts), strict=True):
-            rows = min(self._high, batch - start)
-            for name, array in part.items():
-                if array.shape[:1] != (max(rows, self._low),):
-                    raise ShapeError(
-                        f"batches of this model cannot be split: output {name!r} has shape {array.shape} for a batch "
-                        f"of {max(rows, self._low)}."
-                    )
-                if name not in results:
-                    results[name] = np.empty((batch, *array.shape[1:]), array.dtype)
-                results[name][start : start + rows] = array[:rows]
+        # Closed on the way out, also by an error: what is in flight gives its slots back.
+        with closing(pipeline.map(self._part(inputs, start, batch) for start in starts)) as parts:
+            for start, part in zip(starts, parts, strict=True):
+                rows = min(self._high, batch - start)
+                for name, array in part.items():
+                    if array.shape[:1] != (max(rows, self._low),):
+                        raise ShapeError(
+                            f"batches of this model cannot be split: output {name!r} has shape {array.shape} for a "
+                            f"batch of {max(rows, self._low)}."
+                        )
+                    if name not in results:
+                        results[name] = np.empty((batch, *array.shape[1:]), array.dtype)
+                    results[name][start : start + rows] = array[:rows]
         return results
 
     def _part(self, inputs: Mapping[str, Any], start: int, batch: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def why_not(engine: Engine, stages: Stages) -> str | None:
 class StagedSession(Session):
     """A session whose requests are what its stages take: they write all of the engine's inputs.
 
-    What differs in size from request to request is copied beside the graph, and in it where the same sizes come back.
+    What differs from request to request is copied ahead of the graph, and in it where the same copies come back.
     """
 
     _stages: Stages
@@ -41,7 +41,7 @@ class StagedSession(Session):
         self, inputs: Mapping[str, Any], to_host: bool, timed: bool, kept: bool = True
     ) -> tuple[Route, Steps, list[Any]]:
         assert self._opened is not None
-        key, copies = self._opened.fill(inputs, helpers=self.copy_helpers)
+        key, copies = self._opened.fill(inputs, self._at_handle, helpers=self.copy_helpers)
         route = self._route(key, [None] * len(key))
         steps: Steps = (0, to_host, copies)
         self._launch(route, steps)

@@ -17,6 +17,7 @@ from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.session import Session
 
+TF32 = 2e-3  # relative, L2: TensorRT multiplies fp32 in TF32, whose operands have 10 bits
 SHAPES = {
     "affine": ["x=1x12:4x12:64x12"],
     "affine_fp16": ["x=1x12:4x12:64x12"],

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 import trtrun
 from tests import models
-from tests.gpu.conftest import SHAPES, relative_error
+from tests.gpu.conftest import SHAPES, TF32, relative_error
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
 from trtrun.pipeline import Pipeline
@@ -53,7 +53,7 @@ def one_round(rng: np.random.Generator) -> None:
                     array = torch.from_numpy(x).cuda() if (turn + thread) % 2 else x
                     out = pipeline.submit(array).result()
                     for name, wanted in reference(x).items():
-                        assert relative_error(out[name], wanted) <= 1e-3
+                        assert relative_error(out[name], wanted) <= TF32
             except BaseException as error:
                 failures.append(error)
 

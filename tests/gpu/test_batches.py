@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from tests import models
-from tests.gpu.conftest import relative_error
+from tests.gpu.conftest import TF32, relative_error
 from tests.gpu.test_session import poison
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
@@ -81,8 +81,8 @@ def test_each_way_gives_the_same(plans: dict[str, bytes], parts: tuple[int, ...]
             on_gpu = session.run({"x": x}, outputs="device")
             for name, wanted in expected.items():
                 assert actual[name].shape == wanted.shape
-                assert relative_error(actual[name], wanted) <= 1e-3
-                assert relative_error(on_gpu[name].numpy(), wanted) <= 1e-3
+                assert relative_error(actual[name], wanted) <= TF32
+                assert relative_error(on_gpu[name].numpy(), wanted) <= TF32
         assert session._routes[(batch, 64),].parts == parts
 
 
@@ -93,7 +93,7 @@ def test_a_way_is_chosen_by_measurement_and_shared(plans: dict[str, bytes]) -> N
             for runner in (session, other):
                 for _ in range(4):
                     x = np.random.default_rng().standard_normal((batch, 64)).astype(np.float32)
-                    assert relative_error(runner(x)["y"], reference(x)["y"]) <= 1e-3
+                    assert relative_error(runner(x)["y"], reference(x)["y"]) <= TF32
         assert set(engine.ways) == {((batch, 64),) for batch in (3, 8, 9, 31)}
         assert engine.ways[(8, 64),] is None
 
@@ -107,7 +107,7 @@ def test_rows_that_influence_each_other_are_never_padded(model: Callable[[], byt
                 x = np.random.default_rng().standard_normal((batch, 64)).astype(np.float32)
                 actual, expected = session(x)["y"], reference(x)["y"]
                 assert actual.shape == expected.shape
-                assert relative_error(actual, expected) <= 1e-3
+                assert relative_error(actual, expected) <= TF32
         assert len(engine.ways) == 3
         assert not any(engine.ways.values())
 
@@ -122,7 +122,7 @@ def test_measuring_the_ways_leaves_the_request_alone(plans: dict[str, bytes]) ->
                 x = np.random.default_rng().standard_normal((batch, 64)).astype(np.float32)
                 view[...] = x
                 actual = session(view)
-                assert relative_error(actual["y"], reference(x)["y"]) <= 1e-3
+                assert relative_error(actual["y"], reference(x)["y"]) <= TF32
                 np.testing.assert_array_equal(view, x)
         z = x
         for _ in range(4):  # a view of the last answer as the next request: z = relu(x), again and again

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import trtrun
-from tests.gpu.conftest import relative_error
+from tests.gpu.conftest import TF32, relative_error
 from trtrun.cuda.stream import create_stream
 from trtrun.session import Session
 
@@ -31,7 +31,7 @@ def test_torch_tensors_in_numpy_out(open_session: Open, reference: Callable) -> 
         x = random(*shape)
         out = session(torch.from_numpy(x).cuda())
         for name, wanted in reference("convolution")(x).items():
-            assert relative_error(out[name], wanted) <= 1e-3
+            assert relative_error(out[name], wanted) <= TF32
 
 
 def test_torch_in_torch_out(open_session: Open, reference: Callable) -> None:
@@ -46,7 +46,7 @@ def test_torch_in_torch_out(open_session: Open, reference: Callable) -> None:
         for name, wanted in reference("convolution")(x).items():
             assert tensors[name].is_cuda
             assert tuple(tensors[name].shape) == wanted.shape
-            assert relative_error(tensors[name].cpu().numpy(), wanted) <= 1e-3
+            assert relative_error(tensors[name].cpu().numpy(), wanted) <= TF32
 
 
 def test_work_is_ordered_after_the_producer(open_session: Open) -> None:
@@ -251,7 +251,7 @@ def test_a_request_that_fails_half_way_leaves_nothing_running(
                 session.run({"x": x}, outputs=outputs, stream=stream)
         assert stream.query()
         for key, wanted in reference("convolution")(x).items():
-            assert relative_error(session.run({"x": x})[key], wanted) <= 1e-3
+            assert relative_error(session.run({"x": x})[key], wanted) <= TF32
 
 
 def _out_of_memory(*_: object) -> None:
@@ -273,17 +273,17 @@ def test_streams_that_are_gone(open_session: Open, reference: Callable) -> None:
             torch.cuda.synchronize()
             if by_number:
                 del results
-                assert relative_error(tensor.cpu().numpy(), wanted) <= 1e-3
+                assert relative_error(tensor.cpu().numpy(), wanted) <= TF32
                 with session.paused():
                     pass
                 stream.close()
             else:
                 del results, stream, named  # what is left of the request keeps its stream
-            assert relative_error(tensor.cpu().numpy(), wanted) <= 1e-3
+            assert relative_error(tensor.cpu().numpy(), wanted) <= TF32
             with session.paused():
                 pass
             del tensor
-    assert relative_error(session.run({"x": x})["y"], wanted) <= 1e-3
+    assert relative_error(session.run({"x": x})["y"], wanted) <= TF32
 
 
 @pytest.mark.parametrize("name", ["static", "convolution"])

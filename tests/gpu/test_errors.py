@@ -12,7 +12,7 @@ import pytest
 import trtrun
 from tests import models
 from trtrun.building.builder import build_plan
-from trtrun.building.options import BuildOptions
+from trtrun.building.options import BuildOptions, parse_shapes
 from trtrun.cuda.device import Device
 from trtrun.cuda.memory import DeviceMemory
 from trtrun.engine import Engine
@@ -65,6 +65,27 @@ def test_out_of_device_memory() -> None:
         DeviceMemory(device, 1 << 50)
     with pytest.raises(MemoryError):
         DeviceMemory(device, 1 << 50)
+
+
+def test_what_would_fit_is_said() -> None:
+    """Requests for which the GPU has no room name their needs and a batch that fits; smaller ones go on."""
+    shapes = parse_shapes(["x=1x3x512x512:8x3x512x512:64x3x512x512"])
+    plan = build_plan(models.convolution(), BuildOptions(profiles=shapes))
+    device = Device()
+    x = np.random.default_rng().standard_normal((64, 3, 512, 512)).astype(np.float32)
+    with trtrun.load(plan) as session:
+        expected = session(x[:2])["y"]
+        hoard = DeviceMemory(device, device.memory()[0] - (250 << 20))
+        try:
+            with pytest.raises(trtrun.OutOfMemoryError, match=r"needs [\d,]+ bytes .* x=64x3x512x512") as caught:
+                session(x)
+            found = re.search(r"A batch of about (\d+) would fit", str(caught.value))
+            assert found is not None
+            assert 2 < int(found[1]) < 64
+            np.testing.assert_array_equal(session(x[:2])["y"], expected)
+        finally:
+            hoard.close()
+        assert session(x)["y"].shape == (64, 8, 512, 512)
 
 
 def test_a_failed_session_leaves_nothing_behind(plan: Plan) -> None:

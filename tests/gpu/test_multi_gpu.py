@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import trtrun
-from tests.gpu.conftest import relative_error
+from tests.gpu.conftest import TF32, relative_error
 from trtrun.cuda.device import gpu_count
 from trtrun.errors import DeviceError
 from trtrun.multi_gpu import MultiGpuRunner
@@ -45,7 +45,7 @@ def test_every_answer_is_right_and_every_gpu_works(both: MultiGpuRunner, referen
 
     def ask() -> None:
         for x in requests(30):
-            assert relative_error(both(x)["y"], reference("convolution")(x)["y"]) <= 1e-3
+            assert relative_error(both(x)["y"], reference("convolution")(x)["y"]) <= TF32
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -57,7 +57,7 @@ def test_every_answer_is_right_and_every_gpu_works(both: MultiGpuRunner, referen
     with Pipeline(both) as pipeline:
         xs = requests(60)
         for x, out in zip(xs, pipeline.map(xs), strict=True):
-            assert relative_error(out["y"], reference("convolution")(x)["y"]) <= 1e-3
+            assert relative_error(out["y"], reference("convolution")(x)["y"]) <= TF32
         assert pipeline.depth % len(both._gpus) == 0
         engines = {id(clone._runner.engine) for clone in pipeline._clones}
         assert len(engines) == len(both._gpus)
@@ -83,8 +83,8 @@ def test_the_others_go_on_when_one_fails(
         assert all(isinstance(error, DeviceError) for error in lost)
         for x, out in zip(xs, results, strict=True):
             if not isinstance(out, Exception):
-                assert relative_error(out["y"], reference("convolution")(x)["y"]) <= 1e-3
+                assert relative_error(out["y"], reference("convolution")(x)["y"]) <= TF32
         assert list(both.failures) == [0]
         assert all(clone._runner.engine is not broken for clone in pipeline._clones)
     x = requests(1)[0]
-    assert relative_error(both(x)["y"], reference("convolution")(x)["y"]) <= 1e-3
+    assert relative_error(both(x)["y"], reference("convolution")(x)["y"]) <= TF32

@@ -13,7 +13,7 @@ import pytest
 
 import trtrun
 from tests import models
-from tests.gpu.conftest import relative_error
+from tests.gpu.conftest import TF32, relative_error
 from trtrun.cuda.event import Event
 from trtrun.cuda.memory import DeviceMemory, fill_async
 from trtrun.cuda.stream import create_stream
@@ -32,7 +32,7 @@ def inputs(count: int) -> list[np.ndarray]:
 
 def check(x: np.ndarray, out: dict[str, np.ndarray], reference: Callable) -> None:
     for name, wanted in reference("convolution")(x).items():
-        assert relative_error(out[name], wanted) <= 1e-3
+        assert relative_error(out[name], wanted) <= TF32
 
 
 @pytest.mark.parametrize("depth", [1, 3, None])
@@ -123,7 +123,7 @@ def test_full_speed_with_mixed_shapes_and_poisoned_outputs(
                     }
                     for name, wanted in reference("convolution")(x).items():
                         assert results[name].shape == wanted.shape
-                        assert relative_error(results[name], wanted) <= 1e-3
+                        assert relative_error(results[name], wanted) <= TF32
                     done.append(shape)
             except BaseException as error:
                 failures.append(error)
@@ -236,7 +236,7 @@ def test_large_requests_take_turns(tmp_path: Path) -> None:
     with trtrun.load(path, build_options=options) as session, Pipeline(session) as pipeline:
         for _ in range(3):
             for out, wanted in zip(pipeline.map(batches), expected, strict=True):
-                assert all(relative_error(out[name], wanted[name]) <= 1e-3 for name in wanted)
+                assert all(relative_error(out[name], wanted[name]) <= TF32 for name in wanted)
         (turns,) = {clone.turns for clone in pipeline._clones}
         assert turns is not None
         assert pipeline.depth == turns.width + 1
@@ -244,7 +244,7 @@ def test_large_requests_take_turns(tmp_path: Path) -> None:
         with ThreadPoolExecutor(6) as threads:
             for future, wanted in zip([threads.submit(pipeline.submit, x) for x in batches], expected, strict=True):
                 out = future.result().result()
-                assert all(relative_error(out[name], wanted[name]) <= 1e-3 for name in wanted)
+                assert all(relative_error(out[name], wanted[name]) <= TF32 for name in wanted)
 
 
 def test_turns_let_so_many_requests_compute_at_once(open_session: Open) -> None:

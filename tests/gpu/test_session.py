@@ -15,7 +15,7 @@ import pytest
 
 import trtrun
 from tests.conformance import RunnerConformance
-from tests.gpu.conftest import relative_error
+from tests.gpu.conftest import TF32, relative_error
 from trtrun import filling
 from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession
@@ -23,7 +23,7 @@ from trtrun.session import Session
 
 Open = Callable[..., Session]
 Reference = Callable[[str], OnnxRuntimeSession]
-TOLERANCE = {np.dtype(np.float16): 2e-3, np.dtype(np.float32): 1e-3}
+TOLERANCE = {np.dtype(np.float16): 2e-3, np.dtype(np.float32): TF32}
 
 
 def poison(session: Session) -> None:
@@ -71,7 +71,7 @@ def test_mixed_shapes_in_turn_stay_right(open_session: Open, reference: Referenc
         x = rng.standard_normal(shapes[turn % 3]).astype(np.float32)
         poison(session)
         for output, wanted in expected(x).items():
-            assert relative_error(session(x)[output], wanted) <= 1e-3
+            assert relative_error(session(x)[output], wanted) <= TF32
     assert session.graph_reason is None
     assert sum(route.settled((1, True, ())) for route in session._routes.values()) == 3
 
@@ -82,7 +82,7 @@ def test_more_shapes_than_graphs_are_kept(open_session: Open, reference: Referen
     for _ in range(4):
         for batch in range(1, 41):
             x = rng.standard_normal((batch, 12)).astype(np.float32)
-            assert relative_error(session(x)["y"], expected(x)["y"]) <= 1e-3
+            assert relative_error(session(x)["y"], expected(x)["y"]) <= TF32
     assert len(session._routes) <= 16
 
 
@@ -91,7 +91,7 @@ def test_static_engine_is_captured_after_its_first_request(open_session: Open, r
     x = np.random.default_rng().standard_normal((3, 12)).astype(np.float32)
     for _ in range(3):
         poison(session)
-        assert relative_error(session(x)["y"], reference("static")(x)["y"]) <= 1e-3
+        assert relative_error(session(x)["y"], reference("static")(x)["y"]) <= TF32
     assert session._common.settled((1, True, ()))
 
 
@@ -139,13 +139,13 @@ def test_staging_is_filled_directly(open_session: Open, reference: Reference) ->
         x = rng.standard_normal((batch, 12)).astype(np.float32)
         view = session.staging.view("x", x.shape)
         np.copyto(view, x)
-        assert relative_error(session(view)["y"], reference("affine")(x)["y"]) <= 1e-3
+        assert relative_error(session(view)["y"], reference("affine")(x)["y"]) <= TF32
     np.copyto(session.staging["x"][:4], x4 := rng.standard_normal((4, 12)).astype(np.float32))
-    assert relative_error(session(session.staging["x"][:4])["y"], reference("affine")(x4)["y"]) <= 1e-3
+    assert relative_error(session(session.staging["x"][:4])["y"], reference("affine")(x4)["y"]) <= TF32
     # A view of the staging memory that is not its leading part is copied, overlapping or not.
     np.copyto(session.staging["x"], x := rng.standard_normal((64, 12)).astype(np.float32))
     expected = reference("affine")(x[1:])["y"]
-    assert relative_error(session(session.staging["x"][1:])["y"], expected) <= 1e-3
+    assert relative_error(session(session.staging["x"][1:])["y"], expected) <= TF32
 
 
 def test_a_failed_allocation_does_not_leave_graphs_on_freed_memory(
@@ -166,7 +166,7 @@ def test_a_failed_allocation_does_not_leave_graphs_on_freed_memory(
             with pytest.raises(trtrun.OutOfMemoryError):
                 session(large)
     for x in (small, large, small, small):
-        assert relative_error(session(x)["y"], expected(x)["y"]) <= 1e-3
+        assert relative_error(session(x)["y"], expected(x)["y"]) <= TF32
 
 
 def test_wrong_shapes_are_refused_again_and_again(open_session: Open) -> None:
@@ -192,7 +192,7 @@ def test_page_locked_arrays_of_the_caller_may_be_changed_at_once(
         pinned[:] = x = rng.standard_normal(pinned.shape).astype(np.float32)
         pending = session.enqueue({"x": pinned})
         pinned[:] = 0
-        assert relative_error(pending.result()["y"], expected(x)["y"]) <= 1e-3
+        assert relative_error(pending.result()["y"], expected(x)["y"]) <= TF32
 
 
 @pytest.mark.parametrize("way", [filling.inside, filling.whole, filling.chunks, filling.driver, filling.threads])
@@ -213,7 +213,7 @@ def test_every_way_of_a_large_input(
         poison(session)
         actual, wanted = session(x), expected(x)
         for output in wanted:
-            assert relative_error(actual[output], wanted[output]) <= 1e-3
+            assert relative_error(actual[output], wanted[output]) <= TF32
 
 
 def test_the_way_of_large_inputs_is_found_out_once(
@@ -225,14 +225,14 @@ def test_the_way_of_large_inputs_is_found_out_once(
     pending = session.enqueue({"x": x})  # not timed
     pending.result()
     for _ in range(40):
-        assert relative_error(session(x)["y"], expected(x)["y"]) <= 1e-3
+        assert relative_error(session(x)["y"], expected(x)["y"]) <= TF32
     (choice,) = session.engine.choices.values()
     assert choice.settled
     before = {way: len(times) for way, times in choice._times.items()}
     assert set(before.values()) == {filling._TURNS}
     with session.clone() as other:
         for _ in range(5):
-            assert relative_error(other(x)["y"], expected(x)["y"]) <= 1e-3
+            assert relative_error(other(x)["y"], expected(x)["y"]) <= TF32
     assert {way: len(times) for way, times in choice._times.items()} == before
 
 

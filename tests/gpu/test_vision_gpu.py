@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from tests import models
 from trtrun import vision
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
+from trtrun.cuda.memory import PinnedPool
 from trtrun.engine import Engine
 from trtrun.errors import InputError
 from trtrun.session import Session
@@ -64,6 +68,77 @@ def test_a_task_finds_the_same_on_the_gpu(runner: Session) -> None:
         same([ours(picture)], [one])
     same(ours(given[:3]), expected[:3])
     same(ours(given), expected)
+
+
+def test_masks_and_keypoints_are_the_same_on_the_gpu() -> None:
+    shapes = parse_shapes([f"images=1x3x{SIZE}x{SIZE}:4x3x{SIZE}x{SIZE}:8x3x{SIZE}x{SIZE}"])
+    kinds: list[tuple[str, bytes, dict[str, Any]]] = [
+        ("segment", models.small_yolo(extras=8, prototypes=True), {}),
+        ("pose", models.small_yolo(classes=1, extras=15), {"keypoint_shape": (5, 3)}),
+    ]
+    for name, model, options in kinds:
+        with Engine(build_plan(model, BuildOptions(profiles=shapes))) as engine, Session(engine) as session:
+            ours = vision.task(session, name, selection=SELECTION, **options)
+            theirs = vision.task(session, name, selection=SELECTION, gpu=False, **options)
+            assert ours.postprocess_on == "GPU"
+            expected = theirs(pictures())
+            for _ in range(3):
+                found = ours(pictures())
+                same(found, expected)
+                for one, other in zip(found, expected, strict=True):
+                    if name == "segment":
+                        assert one.masks.shape == other.masks.shape
+                        assert (one.masks != other.masks).sum() <= 0.02 * other.masks.sum() + 5
+                    else:
+                        np.testing.assert_allclose(one.keypoints, other.keypoints, rtol=1e-3, atol=1e-1)
+                        np.testing.assert_allclose(one.keypoint_scores, other.keypoint_scores, atol=1e-3)
+
+
+def test_pictures_in_page_locked_memory(runner: Session) -> None:
+    ours = vision.detector(runner, selection=SELECTION)
+    given = pictures()
+    expected = vision.detector(runner, selection=SELECTION, gpu=False)(given)
+    for _ in range(4):
+        locked = []
+        for picture in given:
+            locked.append(ours.empty(*picture.shape[:2]))
+            assert PinnedPool.lent(locked[-1])
+            locked[-1][...] = picture
+        same(ours(locked), expected)
+        mixed = [(a, b)[i % 2] for i, (a, b) in enumerate(zip(given, locked, strict=True))]
+        same(ours(mixed), expected)
+        for picture, one in zip(locked, expected, strict=True):
+            same([ours(picture)], [one])
+        # A part of such a picture is no contiguous one: it goes by way of the staging memory.
+        whole, part = locked[0], given[0][5:-5, 7:-7]
+        same([ours(whole[5:-5, 7:-7])], vision.detector(runner, selection=SELECTION, gpu=False)([part]))
+    found = list(ours.stream(iter(locked), batch=4, depth=3))
+    same([item.result for item in found if isinstance(item.result, Detections)], expected)
+
+
+def test_page_locked_pictures_are_used_again(runner: Session) -> None:
+    ours = vision.detector(runner, selection=SELECTION)
+    first = ours.empty(30, 40)
+    address = first.ctypes.data
+    assert ours.empty(30, 40).ctypes.data != address
+    row = first[3]
+    del first
+    assert ours.empty(30, 40).ctypes.data != address  # a row of it is still held
+    del row
+    assert address in {picture.ctypes.data for picture in [ours.empty(30, 40) for _ in range(4)]}
+
+
+def test_a_video_is_decoded_into_page_locked_memory(runner: Session, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 25, (640, 360))
+    for picture in np.random.default_rng(0).integers(0, 256, (20, 360, 640, 3), np.uint8):
+        writer.write(picture)
+    writer.release()
+    found = list(vision.detector(runner, selection=SELECTION).stream(clip, batch=2, depth=2))
+    expected = list(vision.detector(runner, selection=SELECTION, gpu=False).stream(clip, batch=2, depth=2))
+    assert len(found) == len(expected) == 20
+    same([i.result for i in found], [i.result for i in expected])  # type: ignore[misc]
+    assert all(PinnedPool.lent(item.picture) for item in found[1:])  # the first one tells the size
 
 
 def test_a_stream_of_different_sizes(runner: Session) -> None:

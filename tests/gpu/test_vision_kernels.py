@@ -68,7 +68,7 @@ def prepare(machine: Machine, pictures: list[np.ndarray], how: Preprocess) -> np
     """Through the stages' own filling, which sends only the rows that count."""
     stages = gpu.VisionStages("x", how, len(pictures)).open(0, machine.buffers)
     geometries = [how.geometry((p.shape[1], p.shape[0])) for p in pictures]
-    (shape,), copies = stages.fill({"pictures": pictures, "geometries": geometries}, helpers=True)
+    (shape,), copies = stages.fill({"pictures": pictures, "geometries": geometries}, machine.handle, helpers=True)
     nbytes = int(np.prod(shape)) * np.dtype(how.dtype).itemsize
     batch = machine.poisoned(nbytes)
     before, after = stages.bind({"x": (batch, shape)}, {})
@@ -121,7 +121,7 @@ def test_rows_without_a_picture_are_zeros(machine: Machine) -> None:
     stages = gpu.VisionStages("x", how, 3).open(0, machine.buffers)
     picture = np.full((20, 30, 3), 200, np.uint8)
     request = {"pictures": [picture], "geometries": [how.geometry((30, 20))]}
-    (shape,), copies = stages.fill(request, helpers=False)
+    (shape,), copies = stages.fill(request, machine.handle, helpers=False)
     assert shape[0] == 3
     batch = machine.poisoned(4 * int(np.prod(shape)))
     for copy in copies:

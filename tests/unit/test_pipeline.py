@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -284,6 +285,68 @@ def test_closing_before_the_depth_is_measured_leaves_nothing_open() -> None:
     thread.join(5)
     assert len(outcome) == 1
     assert [clone.closed for clone in runner.made] == [False]  # the one that the test made
+
+
+def test_a_request_that_is_launched_while_the_pipeline_closes_is_answered() -> None:
+    class Slow(FakeRunner):
+        def enqueue(self, inputs):
+            entered.set()
+            assert go_on.wait(5)
+            return super().enqueue(inputs)
+
+        def clone(self):
+            return Slow(self.latency, self.made)
+
+        def check_open(self) -> None:  # what closing the session does to a launch is not what is tested
+            pass
+
+    entered, go_on = threading.Event(), threading.Event()
+    pipeline = Pipeline(Slow(), depth=1)
+    go_on.set()
+    assert pipeline.submit(np.float32([3])).result(5)["y"][0] == 6
+    entered.clear()
+    go_on.clear()
+    with ThreadPoolExecutor(2) as threads:
+        submitted = threads.submit(pipeline.submit, np.float32([4]))
+        assert entered.wait(5)
+        pipeline._completers[0].close()  # closing has passed the completers before the launch is through
+        go_on.set()
+        assert submitted.result(5).result(5)["y"][0] == 8
+        pipeline.close()
+
+
+def test_the_event_loop_goes_on_while_a_first_request_is_launched() -> None:
+    class Compiling(FakeRunner):
+        def enqueue(self, inputs):
+            time.sleep(0.3 if self.requests == 0 else 0.0)
+            return super().enqueue(inputs)
+
+        def clone(self):
+            return Compiling(self.latency, self.made)
+
+    async def main() -> float:
+        longest, last = 0.0, time.perf_counter()
+        with Pipeline(Compiling(), depth=1) as pipeline:
+            request = asyncio.ensure_future(pipeline.run_async(np.float32([1])))
+            while not request.done():
+                await asyncio.sleep(0.01)
+                now = time.perf_counter()
+                longest, last = max(longest, now - last), now
+            assert (await request)["y"][0] == 2
+            for value in range(6):  # launched in the loop from the fourth on
+                assert (await pipeline.run_async(np.float32([value])))["y"][0] == 2 * value
+        return longest
+
+    assert asyncio.run(main()) < 0.25
+
+
+def test_a_given_depth_takes_turns_with_large_requests() -> None:
+    for depth, size, width in ((4, 1 << 18, 3), (4, 16, None), (2, 1 << 18, None)):
+        with Pipeline(FakeRunner(), depth=depth) as pipeline:
+            pipeline.submit(np.ones(size, np.float32)).result()
+            assert pipeline.depth == depth
+            (turns,) = {clone.turns for clone in pipeline._clones}
+            assert (turns and turns.width) == width
 
 
 def test_depth_must_be_positive() -> None:

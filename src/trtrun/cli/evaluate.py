@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Device, Plugins
-from .vision import Batch, HeadName, InputSize, Labels, Model, parse_size, read_labels
+from .options import AsJson, Batch, Device, HeadName, InputSize, Labels, Model, Plugins, parse_size, read_labels
 
 
 def command(

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[int, typer.Option("--device", help="Ordinal of the GPU.")]
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="Plugin library to load first.")]
+Model = Annotated[Path, typer.Option("--model", "-m", help="A plan, an ONNX file or a bundle.")]
+HeadName = Annotated[str | None, typer.Option("--head", help="The decoder, where outputs and metadata do not say.")]
+InputSize = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT of an input that takes several.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Pictures per request.")]
+Labels = Annotated[Path | None, typer.Option("--labels", help="Text file with one class name per line.")]
 Shapes = Annotated[
     list[str] | None,
     typer.Option(
@@ -98,6 +103,26 @@ def read_arrays(texts: list[str], names: list[str]) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {file!r} as a .npy array: {error}") from error
     return arrays
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``WIDTHxHEIGHT`` as numbers. Raises InputError, showing the text."""
+    from ..errors import InputError
+
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise InputError(f"cannot read --size {text!r}: write WIDTHxHEIGHT, like 640x480.")
+    return int(width), int(height)
+
+
+def read_labels(path: Path) -> list[str]:
+    """The lines of a text file. Raises InputError when it cannot be read."""
+    from ..errors import InputError
+
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the names in {str(path)!r}: {error}.") from error
 
 
 def write_page(path: Path, page: str, progress: Console) -> None:

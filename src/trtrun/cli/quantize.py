@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .vision import HeadName, InputSize, parse_size
+from .options import HeadName, InputSize, parse_size
 
 
 def command(

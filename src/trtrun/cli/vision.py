@@ -2,215 +2,150 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from .options import AsJson, Device, Plugins
+from .options import AsJson, Batch, Device, HeadName, InputSize, Labels, Model, Plugins, parse_size, read_labels
 
 if TYPE_CHECKING:
     from ..runner import Runner
     from ..vision.preprocess import Picture
     from ..vision.task import Found
 
-_SOURCE = typer.Argument(help="A picture, video, folder, glob, camera number or rtsp address.", show_default=False)
 _ITEM_ROWS = 5  # lines of the table per picture
-
-Source = Annotated[str, _SOURCE]
-Model = Annotated[Path, typer.Option("--model", "-m", help="A plan, an ONNX file or a bundle.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the annotated pictures.")]
-ShowTable = Annotated[bool, typer.Option("--show-table", help="Print what was found, picture by picture.")]
-SaveVideo = Annotated[bool, typer.Option("--save-video", help="Write videos as one file, not frame by frame.")]
-HeadName = Annotated[str | None, typer.Option("--head", help="The decoder, where outputs and metadata do not say.")]
-InputSize = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT of an input that takes several.")]
-Score = Annotated[float | None, typer.Option("--score", min=0, max=1, help="Lowest score of an object.")]
-Iou = Annotated[float | None, typer.Option("--iou", min=0, max=1, help="Overlap from which the worse is dropped.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Pictures per request.")]
-Track = Annotated[bool, typer.Option("--track", help="Number the objects of a video through its frames.")]
-Labels = Annotated[Path | None, typer.Option("--labels", help="Text file with one class name per line.")]
 
 
 @dataclass(frozen=True)
-class _Wishes:
-    """What the commands share."""
+class Wishes:
+    """The options that the commands share, as they are on the command line."""
 
-    source: str
-    model: Path
-    out: Path | None
-    show_table: bool
-    as_json: bool
-    save_video: bool
-    size: str | None
-    batch: int
-    device: int
-    plugin: list[Path] | None
-    head: str | None = None
-    score: float | None = None
-    iou: float | None = None
-    labels: Path | None = None
-    track: bool = False
+    source: Annotated[
+        str,
+        typer.Argument(help="A picture, video, folder, glob, camera number or rtsp address.", show_default=False),
+    ]
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the annotated pictures.")] = None
+    show_table: Annotated[bool, typer.Option("--show-table", help="Print what was found, picture by picture.")] = False
+    as_json: AsJson = False
+    save_video: Annotated[bool, typer.Option("--save-video", help="Write videos as one file, not frame by frame.")] = (
+        False
+    )
+    track: Annotated[bool, typer.Option("--track", help="Number the objects of a video through its frames.")] = False
+    head: HeadName = None
+    size: InputSize = None
+    score: Annotated[float | None, typer.Option("--score", min=0, max=1, help="Lowest score of an object.")] = None
+    iou: Annotated[
+        float | None, typer.Option("--iou", min=0, max=1, help="Overlap from which the worse is dropped.")
+    ] = None
+    batch: Batch = 1
+    labels: Labels = None
+    device: Device = 0
+    plugin: Plugins = None
 
 
+def _takes_wishes(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose first parameter is ``Wishes``: on the command line its own, and their fields but for some."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        types = get_type_hints(Wishes, include_extras=True) | get_type_hints(command, include_extras=True)
+        shared = [field for field in fields(Wishes) if field.name not in without]
+        _, *own = inspect.signature(command).parameters.values()
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=types[p.name]) for p in own]
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=types[field.name],
+            )
+            for field in shared
+        ]
+
+        def run(**options: Any) -> None:
+            command(Wishes(**{field.name: options.pop(field.name) for field in shared}), **options)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+@_takes_wishes()
 def detect(
-    source: Source,
+    wishes: Wishes,
     model: Model,
-    out: Out = None,
-    show_table: ShowTable = False,
-    as_json: AsJson = False,
-    save_video: SaveVideo = False,
-    track: Track = False,
     oriented: Annotated[bool, typer.Option("--oriented", help="The model finds oriented boxes.")] = False,
-    head: HeadName = None,
-    size: InputSize = None,
-    score: Score = None,
-    iou: Iou = None,
-    batch: Batch = 1,
-    labels: Labels = None,
-    device: Device = 0,
-    plugin: Plugins = None,
 ) -> None:
     """Find objects: boxes with a class and a score."""
-    wishes = _Wishes(
-        source,
-        model,
-        out,
-        show_table,
-        as_json,
-        save_video,
-        size,
-        batch,
-        device,
-        plugin,
-        head,
-        score,
-        iou,
-        labels,
-        track,
-    )
-    _run("obb" if oriented else "detect", wishes)
+    _run("obb" if oriented else "detect", model, wishes)
 
 
+@_takes_wishes()
 def segment(
-    source: Source,
+    wishes: Wishes,
     model: Model,
-    out: Out = None,
-    show_table: ShowTable = False,
-    as_json: AsJson = False,
-    save_video: SaveVideo = False,
-    track: Track = False,
     kind: Annotated[
         str | None, typer.Option("--kind", help="segment (objects), semantic (pixels) or matting (foreground).")
     ] = None,
-    head: HeadName = None,
-    size: InputSize = None,
-    score: Score = None,
-    iou: Iou = None,
-    batch: Batch = 1,
-    labels: Labels = None,
-    device: Device = 0,
-    plugin: Plugins = None,
 ) -> None:
     """Find what every pixel belongs to: objects, classes, or foreground and background."""
     if kind not in (None, "segment", "semantic", "matting"):
         raise typer.BadParameter("choose segment, semantic or matting", param_hint="--kind")
-    wishes = _Wishes(
-        source,
-        model,
-        out,
-        show_table,
-        as_json,
-        save_video,
-        size,
-        batch,
-        device,
-        plugin,
-        head,
-        score,
-        iou,
-        labels,
-        track,
-    )
-    _run(kind, wishes)
+    _run(kind, model, wishes)
 
 
-def pose(
-    source: Source,
-    model: Model,
-    out: Out = None,
-    show_table: ShowTable = False,
-    as_json: AsJson = False,
-    save_video: SaveVideo = False,
-    track: Track = False,
-    head: HeadName = None,
-    size: InputSize = None,
-    score: Score = None,
-    iou: Iou = None,
-    batch: Batch = 1,
-    device: Device = 0,
-    plugin: Plugins = None,
-) -> None:
+@_takes_wishes("labels")
+def pose(wishes: Wishes, model: Model) -> None:
     """Find people or other things with keypoints."""
-    wishes = _Wishes(
-        source, model, out, show_table, as_json, save_video, size, batch, device, plugin, head, score, iou, track=track
-    )
-    _run("pose", wishes)
+    _run("pose", model, wishes)
 
 
+@_takes_wishes("track", "head", "score", "iou")
 def classify(
-    source: Source,
+    wishes: Wishes,
     model: Model,
-    out: Out = None,
-    show_table: ShowTable = False,
-    as_json: AsJson = False,
-    save_video: SaveVideo = False,
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes per picture.")] = 5,
-    size: InputSize = None,
-    batch: Batch = 1,
-    labels: Labels = None,
-    device: Device = 0,
-    plugin: Plugins = None,
 ) -> None:
     """Say what whole pictures show."""
-    wishes = _Wishes(source, model, out, show_table, as_json, save_video, size, batch, device, plugin, labels=labels)
-    _run("classify", wishes, top=top)
+    _run("classify", model, wishes, top=top)
 
 
+@_takes_wishes("track", "head", "size", "score", "iou", "batch", "labels")
 def ocr(
-    source: Source,
+    wishes: Wishes,
     detector: Annotated[Path, typer.Option("--detector", help="PP-OCR's text detector.")],
     recognizer: Annotated[Path, typer.Option("--recognizer", help="PP-OCR's text recognizer.")],
-    out: Out = None,
-    show_table: ShowTable = False,
-    as_json: AsJson = False,
-    save_video: SaveVideo = False,
     size: Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT of the detector's input.")] = "960x960",
     labels: Annotated[Path | None, typer.Option("--characters", help="A character per line; else the model's.")] = None,
-    device: Device = 0,
-    plugin: Plugins = None,
 ) -> None:
     """Read text with two networks: one finds the lines, one reads them."""
     from ..predictor import load
     from ..vision.ocr import TextReader
 
     with ExitStack() as stack:
-        runners = [stack.enter_context(load(p, device=device, plugins=plugin or ())) for p in (detector, recognizer)]
+        runners = [
+            stack.enter_context(load(p, device=wishes.device, plugins=wishes.plugin or ()))
+            for p in (detector, recognizer)
+        ]
         characters = None if labels is None else read_labels(labels)
         reader = TextReader(*runners, size=parse_size(size), characters=characters)
-        wishes = _Wishes(source, detector, out, show_table, as_json, save_video, size, 1, device, plugin)
-        _report(reader.stream(source), runners[0], "ocr", wishes)
+        _report(reader.stream(wishes.source), runners[0], "ocr", wishes)
 
 
-def _run(task: str | None, wishes: _Wishes, **options: Any) -> None:
+def _run(task: str | None, model: Path, wishes: Wishes, **options: Any) -> None:
     from .. import vision
     from ..predictor import load
 
-    with load(wishes.model, device=wishes.device, plugins=wishes.plugin or ()) as runner:
+    with load(model, device=wishes.device, plugins=wishes.plugin or ()) as runner:
         names = None if wishes.labels is None else dict(enumerate(read_labels(wishes.labels)))
         size = None if wishes.size is None else parse_size(wishes.size)
         work = vision.task(runner, task, head=wishes.head, size=size, names=names, **options)
@@ -226,7 +161,7 @@ def _run(task: str | None, wishes: _Wishes, **options: Any) -> None:
         _report(found, runner, str(work.head), wishes)
 
 
-def _report(found: Iterable[Found], runner: Runner, what: str, wishes: _Wishes) -> None:
+def _report(found: Iterable[Found], runner: Runner, what: str, wishes: Wishes) -> None:
     """Write, print and count what comes; exit code 1 when an item failed."""
     from rich.console import Console
     from rich.table import Table
@@ -366,23 +301,3 @@ def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """``WIDTHxHEIGHT`` as numbers. Raises InputError, showing the text."""
-    from ..errors import InputError
-
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise InputError(f"cannot read --size {text!r}: write WIDTHxHEIGHT, like 640x480.")
-    return int(width), int(height)
-
-
-def read_labels(path: Path) -> list[str]:
-    """The lines of a text file. Raises InputError when it cannot be read."""
-    from ..errors import InputError
-
-    try:
-        return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the names in {str(path)!r}: {error}.") from error

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from cuda.bindings import driver
-from cuda.core._utils.cuda_utils import CUDAError
+from cuda.core._utils.cuda_utils import CUDAError as CUDAError  # what cuda.core raises
 
 from ..errors import DeviceError, OutOfMemoryError
 

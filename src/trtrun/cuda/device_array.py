@@ -165,8 +165,11 @@ class DeviceArray:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         # A consumer of this interface does not name its stream. The work that computed the array is announced under
-        # "stream"; the memory is returned in the order of the legacy default stream, where such consumers work.
-        with self._device:
+        # "stream"; the memory is returned in the order of the legacy default stream, where such consumers work, and not
+        # while the array is still being written.
+        with self._device, translated("order a result after its computation"):
+            if self._stream is not None:
+                LEGACY_DEFAULT_STREAM.wait(self._stream)
             self._buffer.set_deallocation_stream(LEGACY_DEFAULT_STREAM)
         return {
             "version": 3,

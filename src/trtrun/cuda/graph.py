@@ -60,7 +60,7 @@ def capture(stream: Stream, enqueue: Callable[[int], None]) -> Graph:
                         builder.end_building()
                     raise
                 builder.end_building()
-            graph: Graph = builder.complete()
+                graph: Graph = builder.complete()
         finally:
             with suppress(Exception):  # the builder of a failed capture cannot be closed without an error
                 builder.close()

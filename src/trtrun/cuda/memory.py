@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from typing import Any
 
@@ -44,6 +45,46 @@ def _free_host(device: Device, address: int) -> None:
         check(driver.cuMemFreeHost(address), "free page-locked memory")
 
 
+class PinnedPool:
+    """Page-locked arrays whose memory is used again once nobody holds them: allocating it takes a millisecond."""
+
+    def __init__(self, device: Device, most: int = 512 << 20) -> None:
+        self._device, self._most = device, most
+        self._free: dict[int, list[PinnedMemory]] = {}
+        self._kept = 0  # bytes that wait
+        self._lock = threading.RLock()  # collecting garbage inside it may give memory back
+
+    def empty(self, nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Uninitialised memory as a flat array; it, and what is viewed through it, keep the memory from others."""
+        with self._lock:
+            waiting = self._free.get(nbytes)
+            memory = waiting.pop() if waiting else None
+            self._kept -= nbytes if memory else 0
+        lent = _Lent(memory or PinnedMemory(self._device, nbytes))
+        weakref.finalize(lent, self._take_back, lent.memory).atexit = False
+        return np.asarray(lent)
+
+    def _take_back(self, memory: PinnedMemory) -> None:
+        with self._lock:
+            if self._kept + memory.nbytes <= self._most:
+                self._free.setdefault(memory.nbytes, []).append(memory)
+                self._kept += memory.nbytes
+
+    @staticmethod
+    def lent(array: np.ndarray[Any, Any]) -> bool:
+        """True for what :meth:`empty` of any pool gave, and views of it."""
+        base = array.base
+        return isinstance(base.base if type(base) is np.ndarray else base, _Lent)
+
+
+class _Lent:
+    """Memory of a pool while arrays are over it."""
+
+    def __init__(self, memory: PinnedMemory) -> None:
+        self.memory = memory
+        self.__array_interface__ = memory.__array_interface__
+
+
 class DeviceMemory:
     """Device memory at a fixed address, 256-byte aligned, freed by close()."""
 
@@ -69,6 +110,28 @@ def copy_async(target: int, source: int, nbytes: int, stream: int) -> None:
     (code,) = driver.cuMemcpyAsync(target, source, nbytes, stream)
     if code:
         check((code,), f"copy {nbytes:,} bytes")
+
+
+class RowsCopy:
+    """A copy of every so many bytes of page-locked memory to device memory, where they lie side by side.
+
+    Args:
+        width: bytes of a piece.
+        height: how many pieces.
+        pitch: bytes from the start of one to the start of the next.
+    """
+
+    def __init__(self, width: int, height: int, pitch: int) -> None:
+        self._copy = copy = driver.CUDA_MEMCPY2D()
+        copy.srcMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_HOST
+        copy.dstMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.srcPitch, copy.dstPitch, copy.WidthInBytes, copy.Height = pitch, width, width, height
+
+    def enqueue(self, target: int, source: int, stream: int) -> None:
+        self._copy.dstDevice, self._copy.srcHost = target, source
+        (code,) = driver.cuMemcpy2DAsync(self._copy, stream)
+        if code:
+            check((code,), f"copy {self._copy.Height:,} rows")
 
 
 def copy_now(target: int, array: np.ndarray[Any, Any]) -> None:

@@ -1,24 +1,23 @@
 """Preprocessing and non-maximum suppression on the GPU, as stages of a runner: one CUDA graph with the engine.
 
-Pictures go into page-locked memory and from there to the GPU as they are, uint8; of a picture that is made much smaller
-only the rows that count. What comes back are the objects that were kept.
+Pictures go to the GPU as they are, uint8, of a picture that is made much smaller only the rows that count: from
+page-locked memory of :meth:`VisionStages.empty` by the GPU's copy engine alone, else by way of such memory, in parts,
+each sent while the next is copied. What comes back are the objects that were kept.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..arrays import COPY_POOL
 from ..cuda.device import Device
-from ..cuda.kernel import Launch
-from ..cuda.memory import DeviceMemory, copy_now
+from ..cuda.kernel import Grid, Launch
+from ..cuda.memory import DeviceMemory, PinnedPool, RowsCopy, copy_async, copy_now
 from ..cuda.transfer import Copy, Transfers
 from ..errors import InputError
 from ..runner import Memory, Step
@@ -32,12 +31,15 @@ from .preprocess import Picture, Preprocess, check_picture
 Array = np.ndarray[Any, Any]
 
 BGR, RGB, NV12 = 1, 2, 3  # as in preprocess.cu; 0 is no picture
-_COLUMNS, _ROWS, _THREADS_Y = 64, 16, 4
+_COLUMNS, _ROWS = 64, 16  # of the input that one block of threads prepares; as in preprocess.cu
 _THREADS = 256
 _SUPPRESS_THREADS = 1024  # as in postprocess.cu
 _LIMIT = 1024
 _KINDS = {"yolov8": 0, "yolov5": 1, "yolov6": 1, "yolox": 2}
 _MANY_THREADS = 4 << 20  # bytes of a request from which several threads copy: one moves about 10 GB/s
+_IN_PARTS = 1 << 20  # bytes from which a part is sent while the next is copied,
+_PARTS = 4  # and how many parts those are
+_MAX_PASSAGES = 256
 _GROWTH = 1 << 20  # bytes; memory for pictures grows in such steps, because what grows is captured anew
 
 _STAGING, _SCRATCH, _KEPT = "\0pictures", "\0candidates", "\0kept"
@@ -87,16 +89,21 @@ class _Kept(ctypes.Structure):
     )
 
 
+def target(batch: int, table: int, how: Preprocess, count: int) -> tuple[Any, Grid, Grid]:
+    """Where the kernel writes ``count`` pictures, and its grid and block; see :func:`preparation`."""
+    width, height = how.size
+    struct = _Target(batch, table, width, height, how.depth, how.channels == "RGB", how.layout == "NHWC")
+    return struct, (-(-width // _COLUMNS), -(-height // _ROWS), count), (_THREADS, 1, 1)
+
+
 def preparation(device: Device, pictures: int, batch: int, table: int, how: Preprocess, count: int) -> Launch:
     """The launch that prepares ``count`` pictures, of descriptors at an address, into the batch at another.
 
     ``table`` is the address of ``how.table()`` on the GPU.
     """
-    width, height = how.size
-    target = _Target(batch, table, width, height, how.depth, how.channels == "RGB", how.layout == "NHWC")
-    grid = (-(-width // _COLUMNS), -(-height // _ROWS), count)
+    struct, grid, block = target(batch, table, how, count)
     name = f"prepare_{np.dtype(how.dtype).itemsize}"
-    return Launch(device, "preprocess", name, grid, (_COLUMNS, _THREADS_Y, 1), ctypes.c_uint64(pictures), target)
+    return Launch(device, "preprocess", name, grid, block, ctypes.c_uint64(pictures), struct)
 
 
 def describe(
@@ -129,6 +136,65 @@ def rows_that_count(geometry: Geometry) -> tuple[int, Array | None]:
     return needed, rows[:, :needed].ravel()
 
 
+class Passage:
+    """How C-contiguous pictures of one geometry get to the GPU.
+
+    Attributes:
+        rows: which of their rows are sent; None: all.
+        step: the pieces of ``needed`` rows, of which the first begins at row ``start``, are so many rows apart; 0 where
+            they are not all equally far apart.
+        height: how many rows are sent.
+        nbytes: how many bytes.
+    """
+
+    def __init__(self, geometry: Geometry, padding: int) -> None:
+        width, height = geometry.source
+        self.needed, self.rows = rows_that_count(geometry)
+        self.height = height if self.rows is None else len(self.rows)
+        self.pitch = 3 * width
+        self.nbytes = self.height * self.pitch
+        self.start = self.step = 0
+        if self.rows is not None:
+            pieces = self.rows.reshape(-1, self.needed)
+            steps, extents = np.diff(pieces[:, 0]), pieces[:, -1] - pieces[:, 0]
+            self.start = int(pieces[0, 0])
+            if len(steps) and (steps == steps[0]).all() and (extents == self.needed - 1).all():
+                self.step = int(steps[0])
+                self.copy = RowsCopy(self.needed * self.pitch, len(pieces), self.step * self.pitch)
+        self._descriptor = describe(geometry, 0, self.pitch, padding)
+
+    def describe(self, pixels: int, packed: int) -> PictureStruct:
+        """The descriptor of a picture at this address of the GPU; the same object each time."""
+        self._descriptor.pixels, self._descriptor.packed = pixels, packed
+        return self._descriptor
+
+    def parts(self, start: int, target: Array, picture: Picture, count: int) -> list[_Part]:
+        """The copies of the rows that are sent into flat memory, ``count`` of about equal size where that can be."""
+        if self.rows is not None and not self.step:
+            view = target.reshape(self.height, *picture.shape[1:])
+            # mode="raise" would go through a buffer
+            return [_Part(start, self.nbytes, functools.partial(np.take, picture, self.rows, 0, view, "clip"))]
+        width = self.pitch * (self.needed or 1)
+        pieces = self.nbytes // width
+        strides = (self.step * self.pitch if self.step else width, 1)
+        given: Array = np.ndarray((pieces, width), np.uint8, picture, self.start * self.pitch, strides)
+        to = target.reshape(pieces, width)
+        each = -(-pieces // count)
+        return [
+            _Part(start + i * width, view.nbytes, functools.partial(np.copyto, view, given[i : i + each]))
+            for i in range(0, pieces, each)
+            for view in (to[i : i + each],)
+        ]
+
+
+class _Part(NamedTuple):
+    """What is copied at once: where in the staging memory it begins, its bytes, and the call that copies it there."""
+
+    start: int
+    nbytes: int
+    copy: Callable[[], object]
+
+
 class VisionStages:
     """What happens to pictures before a network, and to its output behind it.
 
@@ -140,7 +206,8 @@ class VisionStages:
         selection: which of them are kept.
         dtype: of the head's output, float32 or float16.
 
-    A request is {"pictures": BGR pictures uint8 [H, W, 3], "geometries": where each lies in the input}. With a head the
+    A request is {"pictures": BGR pictures uint8 [H, W, 3], "geometries": where each lies in the input}. Those in memory
+    of :meth:`empty` must stay as they are until the results are there; others may be changed at once. With a head the
     results are ``counts`` int32 [B], ``boxes`` float32 [B, M, 4] (x1, y1, x2, y2 in pixels of the input), ``scores``
     float32 [B, M], ``class_ids`` int32 [B, M] and ``extra`` float32 [B, M, E], of which each picture's first are
     valid, best first.
@@ -159,9 +226,17 @@ class VisionStages:
         self.dtype = dtype
         self.inputs = frozenset([image])
         self.outputs = frozenset() if head is None else frozenset([head.roles["predictions"]])
+        self._pools: dict[int, PinnedPool] = {}
 
     def open(self, device: int, memory: Memory) -> OpenVisionStages:
+        if device not in self._pools:
+            self._pools[device] = PinnedPool(Device(device))
         return OpenVisionStages(self, Device(device), memory)
+
+    def empty(self, height: int, width: int) -> Picture:
+        """An uninitialised picture in page-locked memory. To be called after :meth:`open`."""
+        pool = next(iter(self._pools.values()))
+        return pool.empty(height * width * 3).reshape(height, width, 3)
 
 
 class OpenVisionStages:
@@ -172,44 +247,74 @@ class OpenVisionStages:
         self._table = constant(device, stages.how.table())
         self._kept: dict[int, KeptObjects] = {}  # by batch, each bound with the route of that batch
         self._batch = 0  # of the last request
+        self._passages: dict[Geometry, Passage] = {}
 
-    def fill(self, request: Mapping[str, Any], *, helpers: bool) -> tuple[tuple[Shape, ...], tuple[Copy, ...]]:
+    def fill(
+        self, request: Mapping[str, Any], stream: int, *, helpers: bool
+    ) -> tuple[tuple[Shape, ...], tuple[Copy, ...]]:
         how = self._stages.how
         pictures: Sequence[Picture] = request["pictures"]
-        geometries: Sequence[Geometry] = request["geometries"]
         count = max(self._stages.least, len(pictures))
-        starts, plans = [], []
-        used = _up(count * ctypes.sizeof(PictureStruct), 256)
-        for picture, geometry in zip(pictures, geometries, strict=True):
+        header = _up(count * ctypes.sizeof(PictureStruct), 256)
+        used = on_host = header
+        jobs: list[tuple[int, Picture, Passage | None, bool]] = []
+        for picture, geometry in zip(pictures, request["geometries"], strict=True):
             check_picture(picture)
-            needed, rows = rows_that_count(geometry) if picture.flags.c_contiguous else (0, None)
-            starts.append(used)
-            plans.append((needed, rows))
-            used = _up(used + (picture.shape[0] if rows is None else len(rows)) * picture.shape[1] * 3, 256)
+            passage = self._passage(geometry) if picture.flags.c_contiguous else None
+            direct = passage is not None and PinnedPool.lent(picture)
+            jobs.append((used, picture, passage, direct))
+            # The copy engine takes rows that are equally far apart.
+            nbytes = passage.nbytes if passage is not None and (passage.step or not direct) else picture.nbytes
+            used = _up(used + nbytes, 256)
+            if not direct:
+                on_host = used
         reserved = _up(used, _GROWTH)
-        host = self._memory.host(_STAGING, reserved)
         address = self._memory.on_gpu(_STAGING, reserved)
+        host = self._memory.host(_STAGING, _up(on_host, _GROWTH))
+        source = host.ctypes.data
         descriptors = (PictureStruct * count).from_buffer(host.data)
-        ctypes.memset(descriptors, 0, ctypes.sizeof(descriptors))
-        jobs: list[tuple[Array, Picture, Array | None]] = []
-        for index, (picture, geometry, start, (needed, rows)) in enumerate(
-            zip(pictures, geometries, starts, plans, strict=True)
-        ):
-            pitch = picture.shape[1] * 3
-            height = picture.shape[0] if rows is None else len(rows)
-            view = host[start : start + height * pitch].reshape(height, *picture.shape[1:])
-            jobs.append((view, picture, rows))
-            descriptors[index] = describe(geometry, address + start, pitch, how.padding, packed=needed)
-        if used >= _MANY_THREADS and len(jobs) > 1:
-            for _ in _copiers(os.getpid()).map(_copy, jobs):
-                pass
-        elif helpers and len(jobs) == 1 and jobs[0][2] is None and pictures[0].flags.c_contiguous:
-            COPY_POOL.copy(*jobs[0][:2])
+        several = max(1, _PARTS // len(jobs)) if on_host - header >= _IN_PARTS else 1
+        parts: list[_Part] = []
+        for index, (start, picture, passage, direct) in enumerate(jobs):
+            target = address + start
+            if passage is None:
+                described = describe(request["geometries"][index], target, picture.shape[1] * 3, how.padding)
+                view = host[start : start + picture.nbytes].reshape(picture.shape)
+                parts.append(_Part(start, picture.nbytes, functools.partial(np.copyto, view, picture)))
+            elif not direct:
+                described = passage.describe(target, passage.needed)
+                parts += passage.parts(start, host[start : start + passage.nbytes], picture, several)
+            elif passage.step:
+                described = passage.describe(target, passage.needed)
+                passage.copy.enqueue(target, picture.ctypes.data + passage.start * passage.pitch, stream)
+            else:
+                described = passage.describe(target, 0)
+                copy_async(target, picture.ctypes.data, picture.nbytes, stream)
+            descriptors[index] = described
+        if count > len(pictures):
+            size = ctypes.sizeof(PictureStruct)
+            ctypes.memset(ctypes.byref(descriptors, len(pictures) * size), 0, (count - len(pictures)) * size)
+
+        def send(index: int) -> None:
+            start, nbytes, _ = parts[index]
+            copy_async(address + start, source + start, nbytes, stream)
+
+        if len(parts) > 1 and (helpers or on_host - header >= _MANY_THREADS):
+            COPY_POOL.run([part.copy for part in parts], send)
         else:
-            for job in jobs:
-                _copy(job)
+            for index, part in enumerate(parts):
+                part.copy()
+                send(index)
         self._batch = count
-        return (how.shape(count),), ((address, host.ctypes.data, used),)
+        return (how.shape(count),), ((address, source, header),)
+
+    def _passage(self, geometry: Geometry) -> Passage:
+        found = self._passages.get(geometry)
+        if found is None:
+            if len(self._passages) >= _MAX_PASSAGES:
+                self._passages.clear()
+            found = self._passages[geometry] = Passage(geometry, self._stages.how.padding)
+        return found
 
     def bind(
         self, inputs: Mapping[str, tuple[int, Shape]], outputs: Mapping[str, tuple[int, Shape]]
@@ -231,20 +336,6 @@ class OpenVisionStages:
 
     def results(self) -> dict[str, Array]:
         return self._kept[self._batch].read() if self._kept else {}
-
-
-def _copy(job: tuple[Array, Picture, Array | None]) -> None:
-    view, picture, rows = job
-    if rows is None:
-        np.copyto(view, picture)
-    else:
-        np.take(picture, rows, axis=0, out=view, mode="clip")  # "raise" would go through a buffer
-
-
-@functools.cache
-def _copiers(process: int) -> ThreadPoolExecutor:
-    """Threads that copy pictures, of this process: those of its parent are not there after a fork."""
-    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), "trtrun-pictures")
 
 
 def constant(device: Device, values: Array) -> DeviceMemory:

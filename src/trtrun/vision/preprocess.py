@@ -124,8 +124,8 @@ def prepare_reference(
             # One plane at a time: many times faster than transposing a picture of floats.
             if how.layout == "NHWC":
                 batch[index, :, :, channel] = table[channel][plane]
-            elif how.dtype == "float16":  # which OpenCV does not look up before version 5
-                np.take(table[channel], plane, out=batch[index, channel], mode="clip")
+            elif how.dtype == "float16":  # which OpenCV does not know before version 5: looked up as 16 bits
+                cv2.LUT(plane, table[channel].view(np.uint16), dst=batch[index, channel].view(np.uint16))
             else:
                 cv2.LUT(plane, table[channel], dst=batch[index, channel])
         geometries.append(geometry)

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +42,17 @@ class Item:
     frames_per_second: float | None = None  # of a video or a camera
 
 
-def read(source: Source | Iterable[Item]) -> Iterator[Item]:
+Allocate = Callable[[int, int], Picture]  # height, width -> an uninitialised picture
+
+
+def read(source: Source | Iterable[Item], *, empty: Allocate | None = None) -> Iterator[Item]:
     """The pictures of a source in order, decoded ahead in threads.
 
     Args:
         source: the path of a picture or a video, a folder of pictures, a glob; the number of a camera; an address
             (rtsp, rtmp, udp); a NumPy array, BGR [H, W, 3] or grey [H, W], also with alpha or of 16 bits; a PIL image;
             a torch tensor, RGB [3, H, W] uint8 or from 0 to 1; a sequence of any of these; or items themselves.
+        empty: what gives the memory that the frames of a video are decoded into; None leaves it to OpenCV.
 
     Pictures come as people see them: turned as their EXIF data say, grey and CMYK as colours, the upper 8 of 16 bits.
     Alpha is dropped, as data loaders do. A file that is empty, corrupt or cut off, and a camera that cannot be read,
@@ -57,7 +61,7 @@ def read(source: Source | Iterable[Item]) -> Iterator[Item]:
     if isinstance(source, Iterator):
         return _items(source)
     entries = _entries(source)
-    return _decoded(entries)
+    return _decoded(entries, empty)
 
 
 def length(source: Source) -> int | None:
@@ -122,7 +126,7 @@ def _items(source: Iterator[Any]) -> Iterator[Item]:
         yield entry if isinstance(entry, Item) else _load(entry, f"picture {index}")
 
 
-def _decoded(entries: Sequence[Any]) -> Iterator[Item]:
+def _decoded(entries: Sequence[Any], empty: Allocate | None) -> Iterator[Item]:
     """Items in the order of the entries, up to ``_AHEAD`` of them decoded before they are asked for."""
     waiting: deque[Future[Item] | _Video] = deque()
     numbered = iter(enumerate(entries))
@@ -137,7 +141,7 @@ def _decoded(entries: Sequence[Any]) -> Iterator[Item]:
                     return
                 first = waiting.popleft()
                 if isinstance(first, _Video):
-                    yield from first.items()
+                    yield from first.items(empty)
                 else:
                     yield first.result()
         finally:
@@ -242,7 +246,7 @@ class _Video:
     def __init__(self, address: str | int, name: str) -> None:
         self.address, self.name = address, name
 
-    def items(self) -> Iterator[Item]:
+    def items(self, empty: Allocate | None) -> Iterator[Item]:
         frames: Queue[Item | None] = Queue(_AHEAD)
         stop = threading.Event()
 
@@ -256,7 +260,7 @@ class _Video:
 
         def work() -> None:
             try:
-                for item in self._read():
+                for item in self._read(empty):
                     put(item)
                     if stop.is_set():
                         return
@@ -281,7 +285,7 @@ class _Video:
             stop.set()
             thread.join()
 
-    def _read(self) -> Iterator[Item]:
+    def _read(self, empty: Allocate | None) -> Iterator[Item]:
         cv2 = import_cv2()
         if isinstance(self.address, str) and os.path.isfile(self.address) and os.path.getsize(self.address) == 0:
             yield Item(self.name, None, InputError(f"{self.name!r} is empty: 0 bytes."))
@@ -295,8 +299,10 @@ class _Video:
             rate = float(capture.get(cv2.CAP_PROP_FPS))
             expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
             count = 0
+            frame: Picture | None = None
             while True:
-                good, frame = capture.read()
+                # OpenCV takes memory of the right size, which the frame before tells, and else makes its own.
+                good, frame = capture.read(None if empty is None or frame is None else empty(*frame.shape[:2]))
                 if not good:
                     break
                 yield Item(f"{self.name}#{count:06d}", frame, None, rate if 0 < rate < 1000 else None)

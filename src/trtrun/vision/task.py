@@ -26,6 +26,7 @@ from .sources import Item, Source, read
 
 _LOG = logging.getLogger("trtrun")
 
+_MAX_SIZES = 256  # sizes of pictures of which it is remembered where they lie in the input
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -79,7 +80,9 @@ class VisionTask:
         self._least, self.batch_limit = _batch_limits(self._image)
         self._image.check_shape(preprocess.shape(self._least))
         self.preprocess_on = self.postprocess_on = "CPU"
+        self._stages: Any = None
         self._staged = self._join() if gpu else None
+        self._geometries: dict[Size, Geometry] = {}
 
     def _join(self) -> Runner | None:
         """The runner whose graph prepares pictures and, where there are kernels for its head, finds the objects."""
@@ -95,6 +98,7 @@ class VisionTask:
         else:
             stages = gpu.VisionStages(self._image.name, self.preprocess, self._least)
         staged = self.runner.staged(stages)
+        self._stages = stages
         if staged is None:
             _LOG.info("%s: pictures are prepared and read on the CPU: the runner takes no stages on a GPU.", self)
             return None
@@ -134,11 +138,26 @@ class VisionTask:
         """What goes to the runner that is used, and where each picture lies in the input."""
         if self._staged is None:
             return self.request(pictures)
-        geometries = []
-        for picture in pictures:
-            check_picture(picture)
-            geometries.append(self.preprocess.geometry((picture.shape[1], picture.shape[0])))
+        geometries = [self._geometry(picture) for picture in pictures]
         return {"pictures": pictures, "geometries": geometries}, geometries
+
+    def _geometry(self, picture: Picture) -> Geometry:
+        check_picture(picture)
+        size = picture.shape[1], picture.shape[0]
+        found = self._geometries.get(size)
+        if found is None:
+            if len(self._geometries) >= _MAX_SIZES:
+                self._geometries.clear()
+            found = self._geometries[size] = self.preprocess.geometry(size)
+        return found
+
+    def empty(self, height: int, width: int) -> Picture:
+        """An uninitialised picture uint8 [height, width, 3] to decode into: ``camera.read(task.empty(1080, 1920))``.
+
+        Where pictures are prepared on the GPU it lies in page-locked memory, from which they get there without another
+        copy on the host; leave such a picture as it is until its result has come.
+        """
+        return np.empty((height, width, 3), np.uint8) if self._staged is None else self._stages.empty(height, width)
 
     def _results(self, outputs: dict[str, Any], geometries: Sequence[Geometry]) -> list[Result]:
         if self.postprocess_on == "CPU":
@@ -176,7 +195,7 @@ class VisionTask:
         """
         if batch < 1 or (self.batch_limit is not None and batch > self.batch_limit):
             raise InputError(f"batch {batch} is not between 1 and {self.batch_limit}, which the network takes at once.")
-        items = iter(read(source))
+        items = iter(read(source, empty=None if self._staged is None else self.empty))
         order: deque[Found | tuple[list[Item], list[Geometry]]] = deque()
 
         def requests() -> Iterator[dict[str, Any]]:

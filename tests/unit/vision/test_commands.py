@@ -11,6 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
+import trtrun
 from tests import models
 from trtrun import demo
 from trtrun.cli import app
@@ -113,6 +114,14 @@ def test_detect_finds_faces(tmp_path: Path) -> None:
     assert [row["class"] for row in item["results"]] == ["face"] * 3
     again = RUN.invoke(app, ["detect", str(source), "-m", str(tmp_path / "faces.onnx"), "--json", "--score", "0.999"])
     assert json.loads(again.stdout)["items"][0]["results"] == []
+
+
+def test_ocr_says_what_is_no_text_detector(brightness: Path, pictures: Path) -> None:
+    arguments = ["--detector", str(brightness), "--recognizer", str(brightness), "--json"]
+    done = RUN.invoke(app, ["ocr", str(pictures / "red"), *arguments])
+    assert done.exit_code == 1
+    assert isinstance(done.exception, trtrun.TrtrunError | SystemExit)
+    assert "recognizer" in f"{done.exception}{done.output}"
 
 
 @pytest.mark.parametrize("command", ["detect", "classify", "segment", "pose", "ocr", "eval"])

@@ -12,7 +12,7 @@ from tests import models
 from trtrun import vision
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.vision.geometry import Geometry
-from trtrun.vision.gpu import rows_that_count
+from trtrun.vision.gpu import Passage, rows_that_count
 
 
 @pytest.mark.parametrize("source", [(1920, 1080), (3840, 2160), (1500, 1000), (333, 2000), (31, 4001), (20, 30000)])
@@ -48,3 +48,32 @@ def test_a_task_says_where_it_works(caplog: pytest.LogCaptureFixture) -> None:
         caplog.clear()
         vision.detector(runner, gpu=False)
         assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "source", [(1920, 1080), (2560, 1440), (3840, 2160), (1500, 1000), (31, 4001), (20, 30000), (9, 7)]
+)
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_parts_of_a_picture_are_its_rows_that_count(source: tuple[int, int], count: int) -> None:
+    geometry = Geometry.letterbox(source, (640, 640))
+    picture = np.random.default_rng(0).integers(0, 256, (source[1], source[0], 3), np.uint8)
+    passage = Passage(geometry, 114)
+    target = np.zeros(passage.nbytes + 100, np.uint8)
+    parts = passage.parts(100, target[100:], picture, count)
+    place = 100
+    for part in parts:
+        assert part.start == place
+        part.copy()
+        place += part.nbytes
+    assert place == 100 + passage.nbytes
+    expected = picture if passage.rows is None else picture[passage.rows]
+    np.testing.assert_array_equal(target[100:], expected.ravel())
+
+
+def test_rows_equally_far_apart_are_one_copy() -> None:
+    for source, step, width in (((1920, 1080), 3, 1), ((2560, 1440), 4, 2)):
+        passage = Passage(Geometry.letterbox(source, (640, 640)), 114)
+        assert (passage.step, passage.needed) == (step, width)
+        assert passage.copy._copy.WidthInBytes == width * source[0] * 3
+        assert passage.copy._copy.Height == 360
+    assert not Passage(Geometry.letterbox((1999, 1501), (640, 640)), 114).step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +12,10 @@ import pytest
 from PIL import Image
 
 import trtrun
+from tests import models
+from trtrun import vision
+from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.vision.preprocess import Preprocess
 from trtrun.vision.sources import Item, as_picture, natural_key, read, read_picture
 from trtrun.vision.sources import _from_planes as from_planes
 
@@ -220,3 +225,57 @@ def test_a_camera_that_is_not_there_is_reported() -> None:
     (item,) = read(97)
     assert item.picture is None
     assert "camera 97" in str(item.error)
+
+
+def test_frames_are_decoded_into_memory_that_is_given(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.avi", 10)
+    given: list[np.ndarray] = []
+
+    def empty(height: int, width: int) -> np.ndarray:
+        given.append(np.empty((height, width, 3), np.uint8))
+        return given[-1]
+
+    items = list(read(tmp_path / "clip.avi", empty=empty))
+    assert len(items) == 10
+    for index, item in enumerate(items[1:], 1):
+        assert np.shares_memory(item.picture, given[index - 1])
+        assert abs(float(item.picture.mean()) - index * 5) < 3
+
+
+EXTREMES = [(1, 1), (20, 30_000), (30_000, 20), (1, 500), (3, 2)]
+
+
+@pytest.mark.parametrize(("height", "width"), EXTREMES)
+@pytest.mark.parametrize("mode", ["letterbox", "stretch"])
+def test_extreme_shapes_go_through_a_task(tmp_path: Path, height: int, width: int, mode: Any) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "extreme.png"), picture)
+    with OnnxRuntimeSession(models.small_yolo()) as runner:
+        how = Preprocess((128, 128), mode=mode)
+        task = vision.detector(runner, preprocess=how, selection=vision.Selection(score_threshold=0.01))
+        (found,) = task.stream(tmp_path / "extreme.png")
+        assert found.error is None
+        assert isinstance(found.result, vision.Detections)
+        assert (found.result.boxes <= np.array([width, height] * 2)).all()
+        drawn = vision.draw(picture, found.result)
+        assert drawn.shape == picture.shape
+
+
+def test_every_kind_of_picture_in_one_stream(tmp_path: Path, scene: np.ndarray) -> None:
+    said = damaged(tmp_path, scene)
+    cv2.imwrite(str(tmp_path / "5_grey.png"), scene[..., 0])
+    cv2.imwrite(str(tmp_path / "5_alpha.png"), np.dstack([scene, scene[..., 0]]))
+    cv2.imwrite(str(tmp_path / "5_deep.png"), scene.astype(np.uint16) * 257)
+    Image.fromarray(scene[..., ::-1]).convert("CMYK").save(tmp_path / "5_print.jpg")
+    cv2.imwrite(str(tmp_path / "5_dot.png"), scene[:1, :1])
+    write_video(tmp_path / "6_clip.avi", 50)
+    data = (tmp_path / "6_clip.avi").read_bytes()
+    (tmp_path / "7_cut.avi").write_bytes(data[: len(data) // 2])
+    with OnnxRuntimeSession(models.small_yolo()) as runner:
+        found = list(vision.detector(runner).stream(tmp_path, batch=3))
+    failed = {Path(item.name.split("#")[0]).name for item in found if item.error is not None}
+    assert failed == {*said, "7_cut.avi"}
+    names = [Path(item.name.split("#")[0]).name for item in found if item.error is None]
+    assert names[:5] == sorted(names[:5])
+    assert names.count("6_clip.avi") == 50
+    assert 0 < names.count("7_cut.avi") < 50

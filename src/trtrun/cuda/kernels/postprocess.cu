@@ -2,8 +2,8 @@
 //
 //   select      each prediction's best class, its box, and whether it passes the score threshold
 //   suppress    greedy non-maximum suppression, one block per picture: the candidates in order of their anchors,
-//               sorted by score (a stable radix sort, so that equal scores keep their order), then the best of those
-//               left is kept and drops what it overlaps, until none is left or enough are kept
+//               sorted by score (equal scores keep their order), then in rounds: the best 64 of those left are compared
+//               with each other at once, one warp goes through them in order, and those kept drop what they overlap
 //   gather      what the head says beside box and classes of those that are kept
 //
 // Nothing depends on the order in which threads run. Sums and products are rounded one by one, as NumPy does, so that
@@ -16,6 +16,8 @@
 const int WARPS = THREADS / 32;
 const int LIMIT = 1024;  // boxes kept for a picture, at most; as _LIMIT in vision/gpu.py
 const int CHAINS = 256;
+const int FEW = 4096;  // candidates that are sorted in shared memory
+const int ROUND = 64;  // candidates that are settled at once
 const unsigned int ALL = 0xffffffff;
 
 enum { CENTERS, OBJECTNESS, GRID };
@@ -42,7 +44,7 @@ struct Kept {        // as _Kept in vision/gpu.py; per picture, those beyond the
     int* classes;    // [B, most]
     int* rows;       // [B, most]
     float* extras;   // [B, most, extras]
-    uint2* scratch;  // [B, 2, rows]: inverted score and row
+    uint2* scratch;  // [B, 2, rows]: row and inverted score
     int most;
     int agnostic;    // 1: boxes of different classes drop each other, too
     float threshold; // overlapping more is too much
@@ -144,8 +146,8 @@ __device__ __forceinline__ bool overlap(const float4& a, const float4& b, float 
     return !(iou <= threshold);
 }
 
-// The sum of the values of the threads before this one, in the block.
-__device__ __forceinline__ int sum_before(int value, int* totals) {
+// The sum of the values of the threads before this one, in the block, and of all.
+__device__ __forceinline__ int sum_before(int value, int* totals, int& all) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int sum = value;
     for (int step = 1; step < 32; step *= 2) {
@@ -155,7 +157,11 @@ __device__ __forceinline__ int sum_before(int value, int* totals) {
     if (lane == 31) totals[warp] = sum;
     __syncthreads();
     int before = sum - value;
-    for (int w = 0; w < warp; ++w) before += totals[w];
+    all = 0;
+    for (int w = 0; w < WARPS; ++w) {
+        if (w == warp) before += all;
+        all += totals[w];
+    }
     __syncthreads();
     return before;
 }
@@ -172,26 +178,66 @@ __device__ __forceinline__ Part part(int count) {
     return found;
 }
 
-// The rows that are candidates, in their order, with the bits of their scores inverted: the best is the least.
-__device__ __forceinline__ int collect(const float* scores, int rows, uint2* list, int* totals) {
+const int AT_ONCE = 8;  // loads that are under way together
+
+// The rows that are candidates, in their order, with the bits of their scores inverted: the best is the least. They go
+// to ``few`` where it has room for them, else to ``many``.
+__device__ __forceinline__ int collect(const float* scores, int rows, uint2* few, uint2* many, int* totals) {
     const int lane = threadIdx.x % 32;
     const Part mine = part(rows);
-    int found = 0;
-    for (int i = mine.first; i < mine.end; i += 32)
-        found += __popc(__ballot_sync(ALL, i + lane < mine.end && scores[i + lane] > 0.0f));
-    const int before = sum_before(lane == 0 ? found : 0, totals);
-    int place = __shfl_sync(ALL, before, 0);
-    for (int i = mine.first; i < mine.end; i += 32) {
-        const float score = i + lane < mine.end ? scores[i + lane] : 0.0f;
-        const unsigned int passed = __ballot_sync(ALL, score > 0.0f);
-        if (score > 0.0f)
-            list[place + __popc(passed & ((1u << lane) - 1))] =
-                make_uint2(~__float_as_uint(score), static_cast<unsigned int>(i + lane));
-        place += __popc(passed);
+    int found = 0, all = 0, place = 0;
+    uint2* list = few;
+    for (int pass = 0; pass < 2; ++pass) {
+        for (int i = mine.first; i < mine.end; i += 32 * AT_ONCE) {
+            float score[AT_ONCE];
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; ++k) {
+                const int row = i + 32 * k + lane;
+                score[k] = row < mine.end ? scores[row] : 0.0f;
+            }
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; ++k) {
+                const unsigned int passed = __ballot_sync(ALL, score[k] > 0.0f);
+                if (pass == 1 && score[k] > 0.0f)
+                    list[place + __popc(passed & ((1u << lane) - 1))] =
+                        make_uint2(static_cast<unsigned int>(i + 32 * k + lane), ~__float_as_uint(score[k]));
+                (pass == 0 ? found : place) += __popc(passed);
+            }
+        }
+        if (pass == 0) {
+            const int before = sum_before(lane == 0 ? found : 0, totals, all);
+            place = __shfl_sync(ALL, before, 0);
+            if (all > FEW) list = many;
+        }
     }
-    if (threadIdx.x == THREADS - 1) totals[WARPS] = place;
     __syncthreads();
-    return totals[WARPS];
+    return all;
+}
+
+// Bitonic sort in shared memory, by score and then by row: no two are equal. A warp's steps of at most 32 stay within
+// 64 entries of its own.
+__device__ __forceinline__ void sort_few(unsigned long long* list, int count) {
+    int size = 2;
+    while (size < count) size *= 2;
+    for (int i = count + threadIdx.x; i < size; i += THREADS) list[i] = ~0ull;
+    __syncthreads();
+    for (int length = 2; length <= size; length *= 2) {
+        for (int step = length / 2; step > 0; step /= 2) {
+            for (int pair = threadIdx.x; pair < size / 2; pair += THREADS) {
+                const int first = 2 * pair - (pair & (step - 1));
+                const unsigned long long a = list[first], b = list[first + step];
+                if ((a > b) == ((first & length) == 0)) {
+                    list[first] = b;
+                    list[first + step] = a;
+                }
+            }
+            if (step > 32 || (step == 1 && length >= 64))
+                __syncthreads();
+            else
+                __syncwarp();
+        }
+    }
+    __syncthreads();
 }
 
 // One pass of a least-significant-digit radix sort, stable: warps own parts of the list, in order.
@@ -203,7 +249,7 @@ __device__ __forceinline__ void sort_by_digit(
     const Part mine = part(count);
     for (int i = mine.first; i < mine.end; i += 32) {
         const bool there = i + lane < mine.end;
-        const int digit = there ? from[i + lane].x >> shift & 255 : 256;
+        const int digit = there ? from[i + lane].y >> shift & 255 : 256;
         const unsigned int peers = __match_any_sync(ALL, digit);
         if (there && lane == __ffs(peers) - 1) counters[digit * WARPS + warp] += __popc(peers);
         __syncwarp();
@@ -212,7 +258,8 @@ __device__ __forceinline__ void sort_by_digit(
     const int first = threadIdx.x * 8;  // 256 * WARPS counters are 8 for each thread
     int sum = 0;
     for (int i = 0; i < 8; ++i) sum += counters[first + i];
-    int before = sum_before(sum, totals);
+    int all;
+    int before = sum_before(sum, totals, all);
     for (int i = 0; i < 8; ++i) {
         const int own = counters[first + i];
         counters[first + i] = before;
@@ -222,7 +269,7 @@ __device__ __forceinline__ void sort_by_digit(
     for (int i = mine.first; i < mine.end; i += 32) {
         const bool there = i + lane < mine.end;
         const uint2 item = there ? from[i + lane] : make_uint2(0, 0);
-        const int digit = there ? item.x >> shift & 255 : 256;
+        const int digit = there ? item.y >> shift & 255 : 256;
         const unsigned int peers = __match_any_sync(ALL, digit);
         const int start = there ? counters[digit * WARPS + warp] : 0;
         __syncwarp();
@@ -235,75 +282,139 @@ __device__ __forceinline__ void sort_by_digit(
     __syncthreads();
 }
 
+__device__ __forceinline__ unsigned int first_bits(int count) {
+    return count >= 32 ? ALL : count > 0 ? (1u << count) - 1 : 0;
+}
+
+// Which of the ``count`` candidates of a round are kept, in order, at most ``most``: by one warp, from the bits of
+// those behind each that it overlaps.
+__device__ __forceinline__ uint2 resolve(const uint2* overlaps, int count, int most) {
+    const int lane = threadIdx.x % 32;
+    const uint2 low = overlaps[lane], high = overlaps[lane + 32];
+    uint2 alive = make_uint2(first_bits(count), first_bits(count - 32));
+    uint2 kept = make_uint2(0, 0);
+    for (int found = 0; found < most && (alive.x | alive.y); ++found) {
+        const bool first = alive.x != 0;
+        const int bit = __ffs(first ? alive.x : alive.y) - 1;
+        const unsigned int dropped0 = __shfl_sync(ALL, first ? low.x : high.x, bit);
+        const unsigned int dropped1 = __shfl_sync(ALL, first ? low.y : high.y, bit);
+        (first ? kept.x : kept.y) |= 1u << bit;
+        (first ? alive.x : alive.y) &= ~(1u << bit);
+        alive.x &= ~dropped0;
+        alive.y &= ~dropped1;
+    }
+    return kept;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS)
     suppress(const __grid_constant__ Candidates candidates, int rows, const __grid_constant__ Kept kept) {
-    __shared__ float4 room[2048];  // the counters of the sort, then the boxes that were kept
-    __shared__ int totals[WARPS + 1];
-    __shared__ unsigned int alive_bits[2][32];
+    __shared__ float4 room[2048];  // what is sorted or the counters of the sort, then the boxes that were kept
+    __shared__ int totals[WARPS];
+    __shared__ unsigned int alive_bits[32];
+    __shared__ float4 round_boxes[ROUND];
+    __shared__ int round_classes[ROUND];
+    __shared__ uint2 overlaps[ROUND];
+    __shared__ uint2 settled;
     const long long all = static_cast<long long>(blockIdx.x) * rows;
     uint2* list = kept.scratch + 2 * all;
-    uint2* other = list + rows;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int count = collect(candidates.scores + all, rows, list, totals);
-    if (count > 1)
+    const int count = collect(candidates.scores + all, rows, reinterpret_cast<uint2*>(room), list, totals);
+    if (count <= FEW) {
+        sort_few(reinterpret_cast<unsigned long long*>(room), count);
+        for (int i = threadIdx.x; i < count; i += THREADS) list[i] = reinterpret_cast<uint2*>(room)[i];
+        __syncthreads();
+    } else {
+        uint2* other = list + rows;
         for (int shift = 0; shift < 32; shift += 8) {
             sort_by_digit(list, other, count, shift, reinterpret_cast<int*>(room), totals);
             uint2* swapped = list;
             list = other;
             other = swapped;
         }
+    }
     float4* boxes = room;  // [LIMIT]
     int* classes = reinterpret_cast<int*>(room + LIMIT);
-    // Chains of those that were kept, by class: a candidate is compared with its own alone.
+    // Chains of those that were kept, by class: a candidate is compared with its own alone. The newest come first.
     int* next = classes + LIMIT;
     int* newest = next + LIMIT;  // [CHAINS]
     for (int i = threadIdx.x; i < CHAINS; i += THREADS) newest[i] = -1;
-    if (threadIdx.x < 64) alive_bits[threadIdx.x / 32][lane] = 0;
+    if (threadIdx.x < 32) alive_bits[lane] = 0;
     __syncthreads();
     const int most = min(kept.most, LIMIT);
     int found = 0;
-    int turn = 0;
     for (int start = 0; start < count && found < most; start += THREADS) {
         const int place = start + threadIdx.x;
         bool alive = place < count;
         float4 box = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        int class_id = 0, row = 0;
-        unsigned int inverted = 0;
+        int class_id = 0;
+        uint2 entry = make_uint2(0, 0);
         if (alive) {
-            inverted = list[place].x;
-            row = list[place].y;
-            box = candidates.boxes[all + row];
-            class_id = kept.agnostic ? 0 : candidates.classes[all + row];
-            for (int k = newest[class_id & (CHAINS - 1)]; k >= 0 && alive; k = next[k])
-                if (classes[k] == class_id && overlap(boxes[k], box, kept.threshold)) alive = false;
+            entry = list[place];
+            box = candidates.boxes[all + entry.x];
+            class_id = kept.agnostic ? 0 : candidates.classes[all + entry.x];
         }
+        int compared = 0;  // with how many of those kept
         while (found < most) {
+            if (alive)
+                for (int k = newest[class_id & (CHAINS - 1)]; k >= compared && alive; k = next[k])
+                    if (classes[k] == class_id && overlap(boxes[k], box, kept.threshold)) alive = false;
+            compared = found;
+            // The best that are left, at most a round of them, side by side.
             const unsigned int mine = __ballot_sync(ALL, alive);
-            if (lane == 0) alive_bits[turn][warp] = mine;
+            if (lane == 0) alive_bits[warp] = mine;
             __syncthreads();
-            const unsigned int bits = alive_bits[turn][lane];
-            const unsigned int warps = __ballot_sync(ALL, bits != 0);
-            if (warps == 0) break;
-            const int first_warp = __ffs(warps) - 1;
-            const int best = first_warp * 32 + __ffs(__shfl_sync(ALL, bits, first_warp)) - 1;
-            if (static_cast<int>(threadIdx.x) == best) {
-                boxes[found] = box;
-                classes[found] = class_id;
-                next[found] = newest[class_id & (CHAINS - 1)];
-                newest[class_id & (CHAINS - 1)] = found;
-                const long long out = static_cast<long long>(blockIdx.x) * kept.most + found;
-                kept.boxes[out] = box;
-                kept.scores[out] = __uint_as_float(~inverted);
-                kept.classes[out] = candidates.classes[all + row];
-                kept.rows[out] = row;
-                alive = false;
+            int sum = __popc(alive_bits[lane]);
+            for (int step = 1; step < 32; step *= 2) {
+                const int other = __shfl_up_sync(ALL, sum, step);
+                if (lane >= step) sum += other;
+            }
+            const int left = __shfl_sync(ALL, sum, 31);
+            if (left == 0) break;
+            const int before = warp == 0 ? 0 : __shfl_sync(ALL, sum, warp - 1);
+            const int slot = before + __popc(mine & ((1u << lane) - 1));
+            const bool chosen = alive && slot < ROUND;
+            if (chosen) {
+                round_boxes[slot] = box;
+                round_classes[slot] = class_id;
             }
             __syncthreads();
-            if (alive && classes[found] == class_id && overlap(boxes[found], box, kept.threshold)) alive = false;
-            ++found;
-            turn ^= 1;  // others may still be reading the bits
+            const int size = min(left, ROUND);
+            for (int i = warp; i < ROUND; i += WARPS) {  // which of those behind it each overlaps
+                unsigned int bits[2];
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const int j = lane + 32 * half;
+                    bits[half] = __ballot_sync(ALL, i < j && j < size && round_classes[i] == round_classes[j] &&
+                                                        overlap(round_boxes[i], round_boxes[j], kept.threshold));
+                }
+                if (lane == 0) overlaps[i] = make_uint2(bits[0], bits[1]);
+            }
+            __syncthreads();
+            if (warp == 0) {
+                const uint2 bits = resolve(overlaps, size, most - found);
+                if (lane == 0) settled = bits;
+            }
+            __syncthreads();
+            const uint2 bits = settled;
+            if (chosen) {
+                alive = false;
+                if ((slot < 32 ? bits.x >> slot : bits.y >> (slot - 32)) & 1) {
+                    const int k = found + (slot < 32 ? __popc(bits.x & ((1u << slot) - 1))
+                                                     : __popc(bits.x) + __popc(bits.y & ((1u << (slot - 32)) - 1)));
+                    boxes[k] = box;
+                    classes[k] = class_id;
+                    next[k] = atomicExch(&newest[class_id & (CHAINS - 1)], k);
+                    const long long out = static_cast<long long>(blockIdx.x) * kept.most + k;
+                    kept.boxes[out] = box;
+                    kept.scores[out] = __uint_as_float(~entry.y);
+                    kept.classes[out] = candidates.classes[all + entry.x];
+                    kept.rows[out] = entry.x;
+                }
+            }
+            found += __popc(bits.x) + __popc(bits.y);
+            __syncthreads();
         }
-        turn ^= 1;
+        __syncthreads();
     }
     if (threadIdx.x == 0) kept.counts[blockIdx.x] = found;
 }

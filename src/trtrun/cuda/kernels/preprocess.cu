@@ -1,8 +1,9 @@
 // Pictures in memory into a network's input, in one launch: resized, placed, looked up in a table, laid out.
 //
 // The arithmetic is that of OpenCV's resize with INTER_LINEAR for 8 bits (half-pixel centres, coefficients of 11 bits),
-// so the grey levels are its own. Neighbouring threads take neighbouring columns: reads of a warp lie together, and so do
-// its writes. A thread reads the aligned words that hold its bytes and no others, and no row that has no weight.
+// so the grey levels are its own. Neighbouring threads take neighbouring columns: reads of a warp lie together, and so
+// do its writes, of four bytes each. A thread has four pixels, whose reads are under way together: waiting for them one
+// by one is what took the time. It reads the aligned words that hold bytes of its own, and no row without weight.
 //
 // Every picture has a descriptor in memory, so a captured launch serves pictures of any sizes.
 
@@ -48,22 +49,29 @@ struct Sums {
     int channel[3];
 };
 
-// Both pixels of a row, weighted: three bytes for each, which lie side by side.
-__device__ __forceinline__ Sums across(const unsigned char* row, const Taps& x) {
-    const unsigned char* start = row + 3ll * x.first;
-    const unsigned long long address = reinterpret_cast<unsigned long long>(start);
+struct Bytes {  // of both pixels of a row, which lie side by side
+    unsigned int low, high;
+};
+
+// Without a branch, so that the reads of several pixels do not wait for each other: instead of a word that is not
+// needed, one that is comes again.
+__device__ __forceinline__ Bytes fetch(const unsigned char* row, const Taps& x) {
+    const unsigned long long address = reinterpret_cast<unsigned long long>(row + 3ll * x.first);
     const unsigned int* words = reinterpret_cast<const unsigned int*>(address & ~3ull);
     const unsigned int offset = address & 3;
-    const unsigned int end = offset + (x.w1 ? 6 : 3);
-    const unsigned int word0 = words[0];
-    const unsigned int word1 = end > 4 ? words[1] : 0;
-    const unsigned int word2 = end > 8 ? words[2] : 0;
-    const unsigned int low = __funnelshift_r(word0, word1, offset * 8);
-    const unsigned int high = __funnelshift_r(word1, word2, offset * 8);
+    const unsigned int last = (offset + (x.w1 ? 5 : 2)) / 4;  // 0, 1 or 2
+    const unsigned int word0 = words[0], word1 = words[min(last, 1u)], word2 = words[last];
+    Bytes found;
+    found.low = __funnelshift_r(word0, word1, offset * 8);
+    found.high = __funnelshift_r(word1, word2, offset * 8);
+    return found;
+}
+
+__device__ __forceinline__ Sums across(const Bytes& b, const Taps& x) {
     Sums sums;
-    sums.channel[0] = x.w0 * (low & 255) + x.w1 * (low >> 24);
-    sums.channel[1] = x.w0 * (low >> 8 & 255) + x.w1 * (high & 255);
-    sums.channel[2] = x.w0 * (low >> 16 & 255) + x.w1 * (high >> 8 & 255);
+    sums.channel[0] = x.w0 * (b.low & 255) + x.w1 * (b.low >> 24);
+    sums.channel[1] = x.w0 * (b.low >> 8 & 255) + x.w1 * (b.high & 255);
+    sums.channel[2] = x.w0 * (b.low >> 16 & 255) + x.w1 * (b.high >> 8 & 255);
     return sums;
 }
 
@@ -80,7 +88,8 @@ __device__ __forceinline__ Sums converted(const unsigned char* luma, const unsig
     return pixel;
 }
 
-__device__ __forceinline__ Sums across_nv12(const unsigned char* luma, const unsigned char* chroma, const Taps& x) {
+__device__ __forceinline__ Sums across_nv12(const Picture& p, long long row, const Taps& x) {
+    const unsigned char *luma = p.pixels + row * p.pitch, *chroma = p.chroma + (row >> 1) * p.chroma_pitch;
     const Sums a = converted(luma, chroma, x.first), b = converted(luma, chroma, x.second);
     Sums sums;
     for (int c = 0; c < 3; ++c) sums.channel[c] = x.w0 * a.channel[c] + x.w1 * b.channel[c];
@@ -88,17 +97,7 @@ __device__ __forceinline__ Sums across_nv12(const unsigned char* luma, const uns
 }
 
 // The resized pixel as three bytes: the picture's channels in their order, from the lowest up.
-__device__ __forceinline__ unsigned int resized(const Picture& p, const Taps& x, const Taps& y, int shown_row) {
-    const long long row0 = p.packed ? static_cast<long long>(shown_row) * p.packed : y.first;
-    const long long row1 = p.packed ? row0 + p.packed - 1 : y.second;
-    Sums upper, lower;
-    if (p.format == NV12) {
-        upper = across_nv12(p.pixels + row0 * p.pitch, p.chroma + (row0 >> 1) * p.chroma_pitch, x);
-        lower = y.w1 ? across_nv12(p.pixels + row1 * p.pitch, p.chroma + (row1 >> 1) * p.chroma_pitch, x) : upper;
-    } else {
-        upper = across(p.pixels + row0 * p.pitch, x);
-        lower = y.w1 ? across(p.pixels + row1 * p.pitch, x) : upper;
-    }
+__device__ __forceinline__ unsigned int mixed(const Sums& upper, const Sums& lower, const Taps& y) {
     unsigned int pixel = 0;
     for (int c = 0; c < 3; ++c) {
         const int value =
@@ -108,12 +107,24 @@ __device__ __forceinline__ unsigned int resized(const Picture& p, const Taps& x,
     return pixel;
 }
 
+struct Rows {  // of the picture, in memory
+    long long first, second;
+};
+
+__device__ __forceinline__ Rows rows(const Picture& p, const Taps& y, int shown_row) {
+    Rows found;
+    found.first = p.packed ? static_cast<long long>(shown_row) * p.packed : y.first;
+    found.second = p.packed ? found.first + p.packed - 1 : y.second;
+    return found;
+}
+
 // OpenCV's weights of red, green and blue, in 15 bits.
 __device__ __forceinline__ unsigned int grey(unsigned int blue, unsigned int green, unsigned int red) {
     return (blue * 3735 + green * 19235 + red * 9798 + (1 << 14)) >> 15;
 }
 
-const int COLUMNS = 64, ROWS = 16, THREADS_Y = 4;
+const int COLUMNS = 64, ROWS = 16, THREADS_OF_TILE = 256;
+const int PIXELS = COLUMNS * ROWS / THREADS_OF_TILE;  // of a thread
 
 struct Target {  // as _Target in vision/gpu.py
     void* batch;           // the network's input
@@ -124,70 +135,139 @@ struct Target {  // as _Target in vision/gpu.py
     int interleaved;       // 1: NHWC, 0: NCHW
 };
 
-// Element is an unsigned integer of the size of the input's dtype: values are looked up, never computed.
-template <typename Element>
-__device__ __forceinline__ void prepare(const Picture* pictures, const Target& target) {
-    __shared__ Taps across_columns[COLUMNS];
-    __shared__ Taps across_rows[ROWS];
-    const Picture p = pictures[blockIdx.z];
-    const int thread = threadIdx.y * COLUMNS + threadIdx.x;
-    if (p.format != NOTHING) {
-        if (thread < COLUMNS) {
-            across_columns[thread] = taps(blockIdx.x * COLUMNS + thread - p.left, p.scale_x, p.width, true);
-        } else if (thread < COLUMNS + ROWS) {
-            const int row = thread - COLUMNS;
-            across_rows[row] = taps(blockIdx.y * ROWS + row - p.top, p.scale_y, p.height, false);
-        }
-    }
-    __syncthreads();
-    const int x = blockIdx.x * COLUMNS + threadIdx.x;
-    if (x >= target.width) return;
-    const Taps along_x = across_columns[threadIdx.x];
-    const bool column_shown = x >= p.left && x - p.left < p.resized_width;
-    unsigned int pixels[ROWS / THREADS_Y];
-#pragma unroll
-    for (int i = 0; i < ROWS / THREADS_Y; ++i) {
-        const int tile_row = threadIdx.y + i * THREADS_Y;
-        const int y = blockIdx.y * ROWS + tile_row;
-        pixels[i] = p.padding * 0x010101u;
-        if (p.format != NOTHING && column_shown && y < target.height && y >= p.top && y - p.top < p.resized_height)
-            pixels[i] = resized(p, along_x, across_rows[tile_row], y - max(p.top, 0));
-    }
-    Element* batch = static_cast<Element*>(target.batch);
-    const Element* table = static_cast<const Element*>(target.table);
-    const long long plane = static_cast<long long>(target.width) * target.height;
-    const bool reversed = (p.format == RGB) != (target.rgb != 0);
-#pragma unroll
-    for (int i = 0; i < ROWS / THREADS_Y; ++i) {
-        const int y = blockIdx.y * ROWS + threadIdx.y + i * THREADS_Y;
-        if (y >= target.height) break;
-        const unsigned int low = pixels[i] & 255, middle = pixels[i] >> 8 & 255, high = pixels[i] >> 16;
-        const long long place = static_cast<long long>(y) * target.width + x;
-        Element* out = batch + blockIdx.z * plane * target.channels;
-        if (target.channels == 1) {
-            const unsigned int one = p.format == RGB ? grey(high, middle, low) : grey(low, middle, high);
-            out[place] = p.format == NOTHING ? Element(0) : table[one];
-            continue;
-        }
-        const unsigned int levels[3] = {reversed ? high : low, middle, reversed ? low : high};
-#pragma unroll
-        for (int c = 0; c < 3; ++c)
-            out[target.interleaved ? place * 3 + c : place + c * plane] =
-                p.format == NOTHING ? Element(0) : table[c * 256 + levels[c]];
+// Neighbouring values of a row, as one word where the row is aligned for it.
+template <typename Element, int ACROSS>
+__device__ __forceinline__ void write(Element* out, const Element* values, int count, bool aligned) {
+    if (aligned) {
+        unsigned int word = 0;
+        for (int i = 0; i < ACROSS; ++i) word |= static_cast<unsigned int>(values[i]) << 8 * sizeof(Element) * i;
+        *reinterpret_cast<unsigned int*>(out) = word;
+    } else {
+        for (int i = 0; i < count; ++i) out[i] = values[i];
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 6)
+// Element is an unsigned integer of the size of the input's dtype: values are looked up, never computed. A thread has
+// ACROSS neighbouring pixels, four bytes of a plane, in each of its rows.
+template <typename Element>
+__device__ __forceinline__ void prepare(const Picture* pictures, const Target& target) {
+    const int ACROSS = 4 / sizeof(Element), DOWN = PIXELS / ACROSS;
+    const int STEP = THREADS_OF_TILE / (COLUMNS / ACROSS);  // rows from one of a thread to its next
+    __shared__ Taps across_columns[COLUMNS];
+    __shared__ Taps across_rows[ROWS];
+    const Picture p = pictures[blockIdx.z];
+    const int thread = threadIdx.x;
+    int between = 0;  // whether some pixel lies between others
+    if (p.format != NOTHING) {
+        if (thread < COLUMNS) {
+            across_columns[thread] = taps(blockIdx.x * COLUMNS + thread - p.left, p.scale_x, p.width, true);
+            between = across_columns[thread].w1;
+        } else if (thread < COLUMNS + ROWS) {
+            const int row = thread - COLUMNS;
+            across_rows[row] = taps(blockIdx.y * ROWS + row - p.top, p.scale_y, p.height, false);
+            between = across_rows[row].w1;
+        }
+    }
+    between = __syncthreads_or(between);
+    const int column = thread % (COLUMNS / ACROSS) * ACROSS, row = thread / (COLUMNS / ACROSS);
+    const int x = blockIdx.x * COLUMNS + column;
+    if (x >= target.width) return;
+    bool shown[PIXELS];
+    unsigned int pixels[PIXELS];
+#pragma unroll
+    for (int i = 0; i < PIXELS; ++i) {
+        const int own_x = x + i % ACROSS - p.left, y = blockIdx.y * ROWS + row + i / ACROSS * STEP;
+        shown[i] = p.format != NOTHING && own_x >= 0 && own_x < p.resized_width && x + i % ACROSS < target.width &&
+                   y < target.height && y >= p.top && y - p.top < p.resized_height;
+        pixels[i] = p.padding * 0x010101u;
+    }
+    const int first_row = blockIdx.y * ROWS + row - max(p.top, 0);  // among those that are shown
+    if (p.format == NOTHING) {
+        // nothing is read
+    } else if (p.format == NV12) {
+        for (int i = 0; i < PIXELS; ++i) {
+            if (!shown[i]) continue;
+            const Taps &along_x = across_columns[column + i % ACROSS], &along_y = across_rows[row + i / ACROSS * STEP];
+            const Rows at = rows(p, along_y, first_row + i / ACROSS * STEP);
+            const Sums upper = across_nv12(p, at.first, along_x);
+            const Sums lower = along_y.w1 ? across_nv12(p, at.second, along_x) : upper;
+            pixels[i] = mixed(upper, lower, along_y);
+        }
+    } else if (!between) {  // made smaller by an odd whole number, like 1080p for 640: pixels as they are
+        Bytes upper[PIXELS];
+#pragma unroll
+        for (int i = 0; i < PIXELS; ++i) {
+            const Rows at = rows(p, across_rows[row + i / ACROSS * STEP], first_row + i / ACROSS * STEP);
+            upper[i] = fetch(p.pixels + (shown[i] ? at.first * p.pitch : 0), across_columns[column + i % ACROSS]);
+        }
+#pragma unroll
+        for (int i = 0; i < PIXELS; ++i)
+            if (shown[i]) pixels[i] = upper[i].low & 0xffffff;
+    } else {
+        Bytes upper[PIXELS], lower[PIXELS];
+#pragma unroll
+        for (int i = 0; i < PIXELS; ++i) {
+            const Taps &along_x = across_columns[column + i % ACROSS], &along_y = across_rows[row + i / ACROSS * STEP];
+            const Rows at = rows(p, along_y, first_row + i / ACROSS * STEP);
+            const long long first = shown[i] ? at.first * p.pitch : 0;
+            upper[i] = fetch(p.pixels + first, along_x);
+            lower[i] = fetch(p.pixels + (shown[i] && along_y.w1 ? at.second * p.pitch : first), along_x);
+        }
+#pragma unroll
+        for (int i = 0; i < PIXELS; ++i) {
+            const Taps &along_x = across_columns[column + i % ACROSS], &along_y = across_rows[row + i / ACROSS * STEP];
+            if (shown[i]) pixels[i] = mixed(across(upper[i], along_x), across(lower[i], along_x), along_y);
+        }
+    }
+    const Element* table = static_cast<const Element*>(target.table);
+    const long long plane = static_cast<long long>(target.width) * target.height;
+    Element* picture = static_cast<Element*>(target.batch) + blockIdx.z * plane * target.channels;
+    const bool reversed = (p.format == RGB) != (target.rgb != 0);
+    const bool aligned = target.width % ACROSS == 0;
+    const int count = min(ACROSS, target.width - x);
+#pragma unroll
+    for (int d = 0; d < DOWN; ++d) {
+        const int y = blockIdx.y * ROWS + row + d * STEP;
+        if (y >= target.height) break;
+        Element values[3][ACROSS];
+#pragma unroll
+        for (int i = 0; i < ACROSS; ++i) {
+            const unsigned int pixel = pixels[d * ACROSS + i];
+            const unsigned int low = pixel & 255, middle = pixel >> 8 & 255, high = pixel >> 16;
+            if (p.format == NOTHING) {
+                for (int c = 0; c < 3; ++c) values[c][i] = 0;
+            } else if (target.channels == 1) {
+                values[0][i] = table[p.format == RGB ? grey(high, middle, low) : grey(low, middle, high)];
+            } else {
+                values[0][i] = table[reversed ? high : low];
+                values[1][i] = table[256 + middle];
+                values[2][i] = table[512 + (reversed ? low : high)];
+            }
+        }
+        const long long place = static_cast<long long>(y) * target.width + x;
+        if (target.channels == 1) {
+            write<Element, ACROSS>(picture + place, values[0], count, aligned);
+        } else if (target.interleaved) {
+            for (int i = 0; i < count; ++i)
+                for (int c = 0; c < 3; ++c) picture[(place + i) * 3 + c] = values[c][i];
+        } else {
+            for (int c = 0; c < 3; ++c)
+                write<Element, ACROSS>(picture + place + c * plane, values[c], count, aligned);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 5)
     prepare_1(const Picture* pictures, const __grid_constant__ Target target) {
     prepare<unsigned char>(pictures, target);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 6)
+extern "C" __global__ void __launch_bounds__(256, 5)
     prepare_2(const Picture* pictures, const __grid_constant__ Target target) {
     prepare<unsigned short>(pictures, target);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 6)
+extern "C" __global__ void __launch_bounds__(256, 5)
     prepare_4(const Picture* pictures, const __grid_constant__ Target target) {
     prepare<unsigned int>(pictures, target);
 }

@@ -1,0 +1,176 @@
+"""The vision kernels without a GPU: compiled by g++, a fiber for each thread, against the CPU reference."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from trtrun.vision import gpu
+from trtrun.vision.postprocess.nms import non_maximum_suppression
+from trtrun.vision.preprocess import Preprocess, prepare_reference
+
+SOURCE = Path(__file__).resolve().parents[2] / "emulation" / "kernels.cpp"
+OPTIONS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    library = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    subprocess.run(["g++", *OPTIONS, "-o", str(library), str(SOURCE)], check=True, timeout=120)
+    return ctypes.CDLL(str(library))
+
+
+def suppress(
+    kernels: ctypes.CDLL, boxes: Any, scores: Any, classes: Any, *, most: int, agnostic: bool, threshold: float
+) -> list[Any]:
+    """The rows that are kept of each picture, after all else that is written was compared with the candidates."""
+    batch, rows = scores.shape
+    counts = np.full(batch, -1, np.int32)
+    kept = np.full((batch, most), -1, np.int32)
+    kept_boxes = np.empty((batch, most, 4), np.float32)
+    kept_scores, kept_classes = np.empty((batch, most), np.float32), np.empty((batch, most), np.int32)
+    scratch = np.empty((batch, 2, rows, 2), np.uint32)
+    of = lambda array: array.ctypes.data  # noqa: E731
+    candidates = gpu._Candidates(of(scores), of(boxes), of(classes))
+    target = gpu._Kept(
+        of(counts), of(kept_boxes), of(kept_scores), of(kept_classes), of(kept), 0, of(scratch),
+        most, agnostic, threshold,
+    )  # fmt: skip
+    kernels.run_suppress(ctypes.byref(candidates), rows, ctypes.byref(target), batch)
+    found = []
+    for index in range(batch):
+        count = counts[index]
+        chosen = kept[index, :count]
+        np.testing.assert_array_equal(kept_boxes[index, :count], boxes[index, chosen])
+        np.testing.assert_array_equal(kept_scores[index, :count], scores[index, chosen])
+        np.testing.assert_array_equal(kept_classes[index, :count], classes[index, chosen])
+        found.append(chosen)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rows", "passing", "classes", "most", "threshold"),
+    [
+        (1, 1.0, 1, 5, 0.5),
+        (50, 1.0, 3, 300, 0.5),
+        (64, 1.0, 1, 300, 0.3),
+        (900, 0.0, 2, 300, 0.5),
+        (8400, 0.02, 80, 300, 0.6),
+        (3000, 0.9, 80, 300, 0.6),
+        (5000, 0.9, 5, 1024, 0.7),
+        (5000, 1.0, 1, 40, 0.9),
+        (6000, 1.0, 2, 1024, 0.2),
+    ],
+)
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_suppression_keeps_what_the_reference_keeps(
+    kernels: ctypes.CDLL, rows: int, passing: float, classes: int, most: int, threshold: float, agnostic: bool
+) -> None:
+    rng = np.random.default_rng(rows)
+    boxes = (rng.random((2, rows, 4)) * 500).astype(np.float32)
+    boxes[..., 2:] = boxes[..., :2] + 20 + boxes[..., 2:] / 5
+    # Many are equal: their order is that of the rows.
+    scores = np.round(rng.random((2, rows)) * 0.99 + 0.01, 3).astype(np.float32)
+    scores[rng.random((2, rows)) >= passing] = 0
+    class_ids = rng.integers(0, classes, (2, rows)).astype(np.int32)
+    found = suppress(kernels, boxes, scores, class_ids, most=most, agnostic=agnostic, threshold=threshold)
+    for index in range(2):
+        there = np.flatnonzero(scores[index] > 0)
+        expected = non_maximum_suppression(
+            boxes[index, there], scores[index, there], threshold,
+            class_ids=None if agnostic else class_ids[index, there], limit=most,
+        )  # fmt: skip
+        np.testing.assert_array_equal(found[index], there[expected])
+
+
+def test_boxes_in_one_place_and_boxes_without_area(kernels: ctypes.CDLL) -> None:
+    boxes = np.zeros((2, 200, 4), np.float32)
+    boxes[0] = [5, 5, 25, 25]
+    scores = np.linspace(0.1, 0.9, 400, dtype=np.float32).reshape(2, 200)
+    classes = np.zeros((2, 200), np.int32)
+    found = suppress(kernels, boxes, scores, classes, most=300, agnostic=False, threshold=0.5)
+    assert found[0].tolist() == [199]
+    assert found[1].tolist() == list(range(199, -1, -1))  # what has no area overlaps nothing
+
+
+def prepare(kernels: ctypes.CDLL, pictures: Sequence[Any], how: Preprocess, packed: bool) -> Any:
+    """The kernel's batch, from whole pictures or from the rows that count, and one row without a picture."""
+    held, described = [], []
+    for picture in pictures:
+        geometry = how.geometry((picture.shape[1], picture.shape[0]))
+        needed, rows = gpu.rows_that_count(geometry) if packed else (0, None)
+        pixels = picture if rows is None else np.ascontiguousarray(picture[rows])
+        held.append(pixels)
+        described.append(gpu.describe(geometry, pixels.ctypes.data, pixels.strides[0], how.padding, packed=needed))
+    count = len(pictures) + 1
+    table, batch = how.table(), np.ones(how.shape(count), how.dtype)
+    descriptors = (gpu.PictureStruct * count)(*described)
+    target, grid, block = gpu.target(batch.ctypes.data, table.ctypes.data, how, count)
+    size, itemsize = ctypes.c_uint32 * 3, np.dtype(how.dtype).itemsize
+    kernels.run_prepare(descriptors, ctypes.byref(target), itemsize, size(*grid), size(*block))
+    assert not batch[-1].any()
+    return batch[:-1]
+
+
+def nv12(picture: Any) -> Any:
+    """The planes of a BGR picture of even sides, [H * 3 / 2, W]."""
+    height, width = picture.shape[:2]
+    planes = cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420)
+    u, v = planes[height:].reshape(2, -1)
+    return np.concatenate([planes[:height].ravel(), np.stack([u, v], axis=1).ravel()]).reshape(-1, width)
+
+
+def test_nv12_becomes_what_opencv_makes_of_it(kernels: ctypes.CDLL) -> None:
+    how = Preprocess((96, 96))
+    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (70, 130, 3), np.uint8), (5, 5), 2)
+    planes = nv12(picture)
+    geometry = how.geometry((130, 70))
+    pixels = planes.ctypes.data
+    described = gpu.describe(geometry, pixels, 130, how.padding, kind=gpu.NV12, chroma=pixels + 70 * 130)
+    table, batch = how.table(), np.empty(how.shape(1), how.dtype)
+    target, grid, block = gpu.target(batch.ctypes.data, table.ctypes.data, how, 1)
+    size = ctypes.c_uint32 * 3
+    kernels.run_prepare(ctypes.byref(described), ctypes.byref(target), 4, size(*grid), size(*block))
+    expected, _ = prepare_reference([cv2.cvtColor(planes, cv2.COLOR_YUV2BGR_NV12)], how)
+    assert np.abs(batch - expected).max() <= 1.001 / 255
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": (96, 96)},
+        {"size": (96, 64), "dtype": "float16"},
+        {"size": (97, 61), "dtype": "float16", "channels": "BGR", "align": "top_left"},
+        {"size": (100, 60), "dtype": "uint8", "scale": 1.0},
+        {"size": (97, 61), "layout": "NHWC", "dtype": "uint8", "scale": 1.0},
+        {"size": (96, 64), "channels": "GREY", "dtype": "int8", "scale": 1.0, "mean": (128.0,) * 3},
+        {"size": (64, 64), "mode": "center_crop"},
+        {"size": (64, 64), "mode": "stretch", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    ],
+    ids=str,
+)
+def test_pictures_become_what_the_reference_makes_of_them(
+    kernels: ctypes.CDLL, options: dict[str, Any], packed: bool
+) -> None:
+    how = Preprocess(**options)
+    rng = np.random.default_rng(0)
+    sizes = [(1, 1), (54, 96), (162, 288), (108, 192), (101, 77), (96, 96), (3, 5), (333, 201)]
+    pictures = [rng.integers(0, 256, (height, width, 3), np.uint8) for height, width in sizes]
+    pictures += [cv2.GaussianBlur(pictures[-1], (5, 5), 2)]
+    expected, _ = prepare_reference(pictures, how)
+    actual = prepare(kernels, pictures, how, packed)
+    level = np.abs(np.diff(how.table().astype(np.float64), axis=1)).max()
+    for index, picture in enumerate(pictures):
+        difference = np.abs(actual[index].astype(np.float64) - expected[index]).max() / level
+        assert difference <= 1.001, (picture.shape, difference)
