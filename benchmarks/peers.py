@@ -157,7 +157,8 @@ class _Dynamic:
 
     def __init__(self, engine: Any, largest: np.ndarray) -> None:
         config = engine.create_runtime_config()
-        config.set_runtime_cache(config.create_runtime_cache())  # a shape that comes back is not compiled again
+        self.kernels = config.create_runtime_cache()  # a shape that comes back is not compiled again
+        config.set_runtime_cache(self.kernels)
         self.context = engine.create_execution_context(config)
         self.stream = checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
         nbytes = largest.nbytes
@@ -172,7 +173,7 @@ class _Dynamic:
 
     def close(self) -> None:
         checked(driver.cuStreamSynchronize(self.stream))
-        del self.context
+        del self.context, self.kernels
         for memory in (self.x, self.y):
             checked(driver.cuMemFree(memory))
         for address in (self.host_in, self.host_out):
