@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint typecheck bench gpu-test lock clean setup
+.PHONY: demo test lint bench docs gpu-test sanitize lock clean setup
 
 setup: .venv/ready
 
@@ -23,12 +23,22 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/python scripts/typecheck.py
 
+# The scripts that need nothing but a machine with a GPU. One that fails does not keep the others from running.
+BENCHMARKS := run vision serve onnx_conformance
+
 bench: setup # needs a GPU
-	$(BIN)/python benchmarks/run.py
+	status=0; for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py || status=1; done; \
+	$(BIN)/python benchmarks/report.py || status=1; exit $$status
+
+docs: setup # docs/performance.md and its plots from benchmarks/results/
+	$(BIN)/python benchmarks/report.py
 
 gpu-test: setup # needs a GPU
 	$(BIN)/python -m pytest tests/gpu --junitxml=.gpu-report.xml
 	$(BIN)/python scripts/gpu_report.py write .gpu-report.xml
+
+sanitize: setup # needs a GPU, and compute-sanitizer of the CUDA toolkit
+	$(BIN)/python scripts/sanitize.py
 
 lock: # needs uv
 	uv pip compile pyproject.toml --extra demo --group dev --group build --universal --python-version 3.10 --generate-hashes \

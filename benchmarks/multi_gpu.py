@@ -11,20 +11,19 @@ import itertools
 import multiprocessing
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
 import serve
-from results import Record, compare_rates, store
+from results import Record, compare_rates, environment, run_groups
 
 import trtrun
-from trtrun import flavor
 from trtrun.building.builder import build_plan
 from trtrun.cuda.device import Device, gpu_count
 from trtrun.pipeline import Pipeline
@@ -223,28 +222,13 @@ def serve_scaling(folder: Path) -> Iterator[Record]:
 GROUPS = {f.__name__: f for f in (scaling, serve_scaling)}
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str]) -> int:
     gpus = gpu_count()
     if gpus < 2:
         raise SystemExit("this needs two GPUs or more")
-    environment: dict[str, object] = {
-        "gpu": f"{Device().name} x{gpus}",
-        "driver": f"CUDA {Device().driver_version}",
-        "tensorrt": flavor.load("tensorrt_rtx").title,
-        "trtrun": trtrun.__version__,
-        "cpu cores": os.cpu_count(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    records: list[Record] = []
-    for name in names or list(GROUPS):
-        print(name, flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            for record in GROUPS[name](Path(folder)):
-                records.append(record)
-                low, high = record.spread
-                print(f"  {record.id}: {record.ratio:.3f} ({low:.3f}–{high:.3f})  {record.ours} / {record.reference}")
-        print(store(records, environment), flush=True)
+    machine = {**environment(), "gpu": f"{Device().name} x{gpus}", "cpu cores": os.cpu_count()}
+    return run_groups({name: partial(serve.in_a_folder, group) for name, group in GROUPS.items()}, names, machine)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

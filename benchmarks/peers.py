@@ -96,11 +96,26 @@ class _HandWritten:
 
 
 class BareLoop(_HandWritten):
-    """The floor: fill page-locked memory, launch one graph, wait, copy out; nothing is checked."""
+    """The floor: fill page-locked memory, launch one graph, wait, copy out; nothing is checked.
 
-    def __init__(self, trt: Any, engine: Any) -> None:
+    ``state``: inputs that never leave the GPU: they begin at zero and get that output of the run before, by a copy in
+    the same graph.
+    """
+
+    def __init__(self, trt: Any, engine: Any, state: dict[str, str] | None = None) -> None:
         super().__init__(trt, engine)
-        self.graph = self.capture(self.copy_in, self.execute, self.copy_out)
+        self.state = state or {}
+        self.inputs = [name for name in self.inputs if name not in self.state]
+        self.outputs = [name for name in self.outputs if name not in self.state.values()]
+        self.graph = self.capture(self.copy_in, self.execute, self.feed_back, self.copy_out)
+        for name in self.state:  # the run before the capture has changed it
+            checked(driver.cuMemsetD8Async(self.tensors[name].device, 0, self.tensors[name].nbytes, self.stream))
+        self.synchronize()
+
+    def feed_back(self) -> None:
+        for name, output in self.state.items():
+            source, target = self.tensors[output], self.tensors[name]
+            checked(driver.cuMemcpyDtoDAsync(target.device, source.device, target.nbytes, self.stream))
 
     def launch(self) -> None:
         driver.cuGraphLaunch(self.graph, self.stream)
@@ -137,17 +152,59 @@ class Chunked(_HandWritten):
         return {name: self.tensors[name].host.copy() for name in self.outputs}
 
 
-class BareAllocator:
+class _Dynamic:
+    """A context of an engine with a dynamic input ``x`` and an output ``y`` of its shape, a stream and buffers."""
+
+    def __init__(self, engine: Any, largest: np.ndarray) -> None:
+        config = engine.create_runtime_config()
+        self.kernels = config.create_runtime_cache()  # a shape that comes back is not compiled again
+        config.set_runtime_cache(self.kernels)
+        self.context = engine.create_execution_context(config)
+        self.stream = checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        nbytes = largest.nbytes
+        self.x, self.y = (int(checked(driver.cuMemAlloc(nbytes))) for _ in range(2))
+        self.host_in, self.host_out = (int(checked(driver.cuMemAllocHost(nbytes))) for _ in range(2))
+        memory = [(ctypes.c_uint8 * nbytes).from_address(address) for address in (self.host_in, self.host_out)]
+        self.filled, self.read = (np.ctypeslib.as_array(m).view(largest.dtype).reshape(largest.shape) for m in memory)
+
+    def execute(self) -> None:
+        if not self.context.execute_async_v3(int(self.stream)):
+            raise RuntimeError("execute_async_v3 failed")
+
+    def close(self) -> None:
+        checked(driver.cuStreamSynchronize(self.stream))
+        del self.context, self.kernels
+        for memory in (self.x, self.y):
+            checked(driver.cuMemFree(memory))
+        for address in (self.host_in, self.host_out):
+            checked(driver.cuMemFreeHost(address))
+        checked(driver.cuStreamDestroy(self.stream))
+
+
+class BareSwitch(_Dynamic):
+    """Requests of several optimization profiles through one context, every call made for every request."""
+
+    def infer(self, x: np.ndarray, profile: int) -> np.ndarray:
+        rows = len(x)
+        context, stream = self.context, int(self.stream)
+        if not context.set_optimization_profile_async(profile, stream):
+            raise RuntimeError("set_optimization_profile_async failed")
+        context.set_input_shape("x", x.shape)
+        context.set_tensor_address("x", self.x)
+        context.set_tensor_address("y", self.y)
+        np.copyto(self.filled[:rows], x)
+        driver.cuMemcpyHtoDAsync(self.x, self.host_in, x.nbytes, self.stream)
+        self.execute()
+        driver.cuMemcpyDtoHAsync(self.host_out, self.y, x.nbytes, self.stream)
+        driver.cuStreamSynchronize(self.stream)
+        return self.read[:rows].copy()
+
+
+class BareAllocator(_Dynamic):
     """A request whose one output comes from an output allocator: copy in, execute, wait for the shape, copy out."""
 
     def __init__(self, trt: Any, engine: Any, x: np.ndarray) -> None:
-        config = engine.create_runtime_config()
-        self.context = engine.create_execution_context(config)
-        self.stream = checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
-        self.x, self.y = checked(driver.cuMemAlloc(x.nbytes)), checked(driver.cuMemAlloc(x.nbytes))
-        self.host_in, self.host_out = (int(checked(driver.cuMemAllocHost(x.nbytes))) for _ in range(2))
-        memory = [(ctypes.c_uint8 * x.nbytes).from_address(a) for a in (self.host_in, self.host_out)]
-        self.filled, self.read = (np.ctypeslib.as_array(m).view(x.dtype).reshape(x.shape) for m in memory)
+        super().__init__(engine, x)
         owner = self
 
         class Allocator(trt.IOutputAllocator):
@@ -155,7 +212,7 @@ class BareAllocator:
                 trt.IOutputAllocator.__init__(self)
 
             def reallocate_output_async(self, name: str, memory: int, size: int, alignment: int, stream: int) -> int:
-                return int(owner.y)
+                return owner.y
 
             def notify_shape(self, name: str, shape: Any) -> None:
                 owner.shape = tuple(shape)
@@ -163,27 +220,21 @@ class BareAllocator:
         self.allocator = Allocator()
         self.context.set_optimization_profile_async(0, int(self.stream))
         self.context.set_input_shape("x", x.shape)
-        self.context.set_tensor_address("x", int(self.x))
+        self.context.set_tensor_address("x", self.x)
         self.context.set_output_allocator("y", self.allocator)
 
     def infer(self, x: np.ndarray) -> np.ndarray:
         np.copyto(self.filled, x)
         driver.cuMemcpyHtoDAsync(self.x, self.host_in, x.nbytes, self.stream)
-        if not self.context.execute_async_v3(int(self.stream)):
-            raise RuntimeError("execute_async_v3 failed")
+        self.execute()
         driver.cuStreamSynchronize(self.stream)
         driver.cuMemcpyDtoHAsync(self.host_out, self.y, x.nbytes, self.stream)
         driver.cuStreamSynchronize(self.stream)
         return self.read.copy()
 
     def close(self) -> None:
-        checked(driver.cuStreamSynchronize(self.stream))
-        del self.context, self.allocator
-        for memory in (self.x, self.y):
-            checked(driver.cuMemFree(memory))
-        for address in (self.host_in, self.host_out):
-            checked(driver.cuMemFreeHost(address))
-        checked(driver.cuStreamDestroy(self.stream))
+        super().close()  # the context first: it refers to the allocator
+        del self.allocator
 
 
 class DeviceResident(_HandWritten):

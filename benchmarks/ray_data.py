@@ -15,11 +15,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from results import compare_rates, store
+from results import compare_rates, environment, store
 from serve import DTYPE, GPU, ROW, model_file
 
 import trtrun
-from trtrun.cuda.device import Device
 from trtrun.integrations import ray_data
 from trtrun.pipeline import Pipeline
 
@@ -82,8 +81,7 @@ def main(memory: int) -> None:
     record = compare_rates("ray.data.vs_pipeline", what, ray, alone)
     print(f"  {record.id}: {record.ratio} {record.spread}  {record.ours} / {record.reference} {record.unit}")
     if GPU:
-        device = Device()
-        print(store([record], {"gpu": device.name, "driver": f"CUDA {device.driver_version}"}))
+        print(store([record], environment()))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
+import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -24,6 +29,7 @@ class Record:
     ratio: float
     spread: tuple[float, float]  # smallest and largest ratio of the rounds
     what: str
+    difference: float | None = None  # ours - reference, where it is the difference that has a limit
 
 
 def in_turns(
@@ -49,6 +55,25 @@ def in_turns(
                 times.append(time.perf_counter() - start)
             medians[name].append(statistics.median(times))
     return medians
+
+
+def threaded(infer: Sequence[Callable[[dict[str, Any]], object]], inputs: Sequence[Any], seconds: float) -> float:
+    """Requests per second of several threads, one per callable, over inputs ``images`` that take turns."""
+    counts = [0] * len(infer)
+    start = time.perf_counter()
+
+    def work(index: int) -> None:
+        turn = itertools.cycle(inputs)
+        while time.perf_counter() - start < seconds:
+            infer[index]({"images": next(turn)})
+            counts[index] += 1
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(infer))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - start)
 
 
 def compare_times(id: str, what: str, ours: Sequence[float], reference: Sequence[float]) -> Record:
@@ -80,12 +105,63 @@ def compare_rates(
     )
 
 
+def environment() -> dict[str, object]:
+    """What figures depend on beside the code that is measured."""
+    import trtrun
+    from trtrun import flavor
+    from trtrun.cuda.device import Device
+
+    device = Device()
+    return {
+        "gpu": device.name,
+        "driver": f"CUDA {device.driver_version}",
+        "tensorrt": flavor.load("tensorrt_rtx").title,
+        "trtrun": trtrun.__version__,
+        "python": sys.version.split()[0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+Group = Callable[..., Iterable[Record]]
+
+
+def run_groups(groups: Mapping[str, Group], names: Sequence[str], environment: dict[str, object] | None) -> int:
+    """Measure the named groups, or all; each record is stored as soon as it is there, unless there is no environment.
+
+    ``GROUP:TEXT`` gives a group the text as its argument. A group that fails does not keep the others from running; one
+    that needs a package that is not installed is left out, aloud. Returns the exit status: 1 when one failed.
+    """
+    status = 0
+    for name in names or list(groups):
+        print(name, flush=True)
+        start = time.perf_counter()
+        group, _, only = name.partition(":")
+        try:
+            for record in groups[group](only) if only else groups[group]():
+                low, high = record.spread
+                print(
+                    f"  {record.id}: {record.ratio:.3f} ({low:.3f}–{high:.3f})  "
+                    f"{record.ours} / {record.reference} {record.unit}",
+                    flush=True,
+                )
+                if environment is not None:
+                    store([record], environment)
+        except ModuleNotFoundError as error:
+            print(f"  {name} is left out: {error}", file=sys.stderr, flush=True)
+        except Exception:
+            status = 1
+            print(f"  {name} failed: {traceback.format_exc()}", file=sys.stderr, flush=True)
+        print(f"  [{time.perf_counter() - start:.0f} s]", flush=True)
+    return status
+
+
 def store(records: Sequence[Record], environment: dict[str, object]) -> Path:
     """Merge records into benchmarks/results/<gpu>.json by id."""
     name = re.sub(r"[^a-z0-9]+", "-", str(environment["gpu"]).lower().replace("nvidia ", "")).strip("-")
     path = FOLDER / f"{name}.json"
     kept = {r["id"]: r for r in json.loads(path.read_text())["records"]} if path.exists() else {}
-    kept.update({record.id: asdict(record) for record in records})
+    for record in records:
+        kept[record.id] = {key: value for key, value in asdict(record).items() if value is not None}
     path.write_text(
         json.dumps(
             {"environment": environment, "records": [kept[i] for i in sorted(kept)]}, indent=1, ensure_ascii=False

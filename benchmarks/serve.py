@@ -8,7 +8,6 @@ Runtime on the CPU, and the figures are only printed. Needs tritonclient[http,gr
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -21,12 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
-from results import Record, compare_rates, compare_times, in_turns, store
+from results import Record, compare_rates, compare_times, environment, in_turns, run_groups
 
 import trtrun
 from trtrun.building.builder import build_plan
@@ -483,25 +483,18 @@ GROUPS: dict[str, Callable[[Path], Iterator[Record]]] = {
 }
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str]) -> int:
     os.environ.setdefault("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    records: list[Record] = []
-    for name in names or list(GROUPS):
-        print(name, flush=True)
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            for record in GROUPS[name](Path(folder)):
-                records.append(record)
-                print(
-                    f"  {record.id}: {record.ratio} {record.spread}  {record.ours} / {record.reference} {record.unit}"
-                )
-        print(f"  {time.monotonic() - start:.0f} s", flush=True)
-        if GPU:
-            device = Device()
-            print(store(records, {"gpu": device.name, "driver": f"CUDA {device.driver_version}"}))
     if not GPU:
-        print(json.dumps("ONNX Runtime on the CPU: these figures say that it works, not how fast it is"))
+        print("ONNX Runtime on the CPU: these figures say that it works, not how fast it is")
+    groups = {name: partial(in_a_folder, group) for name, group in GROUPS.items()}
+    return run_groups(groups, names, environment() if GPU else None)
+
+
+def in_a_folder(group: Callable[[Path], Iterator[Record]]) -> Iterator[Record]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield from group(Path(folder))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -26,9 +26,8 @@ import models
 import numpy as np
 import peers
 from cuda.bindings import driver
-from results import Record, compare_rates, compare_times, in_turns, store
+from results import Record, compare_rates, compare_times, environment, in_turns, run_groups
 
-import trtrun
 from trtrun import flavor, vision
 from trtrun.buffers import Buffers
 from trtrun.building.builder import build_plan
@@ -582,33 +581,9 @@ GROUPS: dict[str, Callable[[], Iterator[Record]]] = {f.__name__: f for f in (pre
 
 
 def main(names: list[str]) -> int:
-    device = Device()
-    environment: dict[str, object] = {
-        "gpu": device.name,
-        "driver": f"CUDA {device.driver_version}",
-        "tensorrt": flavor.load("tensorrt_rtx").title,
-        "trtrun": trtrun.__version__,
-        "python": sys.version.split()[0],
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    peers.checked(driver.cuCtxSetCurrent(device._context))  # the hand-written peers take a current context for granted
-    failed = 0
-    for name in names or [name for name in GROUPS if name != "where"]:
-        print(name, flush=True)
-        start = time.perf_counter()
-        try:
-            for record in GROUPS[name]():
-                store([record], environment)
-                low, high = record.spread
-                print(f"  {record.id}: {record.ratio:.3f} ({low:.3f}–{high:.3f})  {record.ours} / {record.reference}")
-        except Exception as error:  # one group's failure must not lose the others' figures
-            import traceback
-
-            failed += 1
-            traceback.print_exc()
-            print(f"  {name} failed: {type(error).__name__}: {error}", file=sys.stderr)
-        print(f"  [{time.perf_counter() - start:.0f} s]", flush=True)
-    return failed
+    # The hand-written peers take a current context for granted.
+    peers.checked(driver.cuCtxSetCurrent(Device()._context))
+    return run_groups(GROUPS, names or [name for name in GROUPS if name != "where"], environment())
 
 
 if __name__ == "__main__":

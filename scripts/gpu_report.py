@@ -18,10 +18,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "tests" / "gpu" / "report.json"
 FOLDERS = ("src", "tests/gpu")
+REPORTS = ("tests/gpu/report.json", "tests/gpu/sanitizer.json")  # which say of what source they are
 
 
 def source_hash(root: Path = ROOT) -> str:
-    """SHA-256 over the paths and contents of the files under src/ and tests/gpu/, the report excepted.
+    """SHA-256 over the paths and contents of the files under src/ and tests/gpu/, the reports excepted.
 
     Files that git does not know yet count too: in a copy of the working tree elsewhere, new ones are untracked.
     """
@@ -35,7 +36,7 @@ def source_hash(root: Path = ROOT) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix()):
         name = path.relative_to(root).as_posix()
-        if name == "tests/gpu/report.json" or not path.exists():
+        if name in REPORTS or not path.exists():
             continue
         digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -164,6 +164,16 @@ def one_weight_streamed(megabytes: int) -> bytes:
     return build(define, flags=[trt.BuilderFlag.WEIGHT_STREAMING])
 
 
+def squared(most: int = 64) -> bytes:
+    """x [n, m] -> y = x * x, for n and m up to ``most``: as many shapes as a test wants."""
+
+    def define(network: Any) -> None:
+        x = network.add_input("x", trt.float32, (-1, -1))
+        output(network, network.add_elementwise(x, x, trt.ElementWiseOperation.PROD).get_output(0), "y")
+
+    return build(define, profiles=[{"x": ((1, 1), (8, 8), (most, most))}])
+
+
 def several_profiles() -> bytes:
     """x [n, 4] -> y = x * 2 under the ranges 1…4, 1…64 and 100…200."""
 

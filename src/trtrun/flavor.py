@@ -90,6 +90,7 @@ class Capabilities:
     has_stream_reader: bool  # IStreamReaderV2
     has_refitter: bool  # Refitter
     has_onnx_refitter: bool  # OnnxParserRefitter
+    has_engine_stat: bool  # ICudaEngine.get_engine_stat
     has_inspector: bool  # EngineInspector
     has_debug_tensors: bool  # IDebugListener
     has_layer_times: bool  # IProfiler
@@ -337,6 +338,7 @@ def _inspect(name: FlavorName, module: Any) -> Capabilities:
         has_stream_reader=has("IStreamReaderV2"),
         has_refitter=has("Refitter"),
         has_onnx_refitter=has("OnnxParserRefitter"),
+        has_engine_stat=has("ICudaEngine.get_engine_stat") and has("EngineStat"),
         has_inspector=has("EngineInspector"),
         has_debug_tensors=has("IDebugListener"),
         has_layer_times=has("IProfiler"),

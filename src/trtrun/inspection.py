@@ -38,6 +38,8 @@ def _inspect_plan(model: str | os.PathLike[str]) -> dict[str, Any]:
         "bytes": plan.size,
         "metadata": plan.metadata,
     }
+    if plan.compute_capabilities:
+        facts["compute_capabilities"] = list(plan.compute_capabilities)
     try:
         facts["loaded_by"] = flavors.for_plan(plan).title
     except TrtrunError as error:
@@ -53,14 +55,32 @@ def _inspect_plan(model: str | os.PathLike[str]) -> dict[str, Any]:
             facts["optimization_profiles"] = engine.num_profiles
             facts["device_memory_bytes"] = engine.device_memory_size
             facts["device"] = engine.device.name
-            facts["refittable"] = engine.handle.refittable
-            if engine.flavor.capabilities.has_weight_streaming:
-                facts["streamable_weights_bytes"] = engine.handle.streamable_weights_size
+            facts.update(_build_facts(engine))
             if engine.aliases:
                 facts["aliased_outputs"] = engine.aliases
             facts["layers"] = _layers(engine)
     except TrtrunError as error:
         facts["engine_unavailable"] = error.message
+    return facts
+
+
+def _build_facts(engine: Engine) -> dict[str, Any]:
+    """What the deserialized engine says of how it was built."""
+    handle: Any = engine.handle  # some members are newer than the stubs
+    capabilities = engine.flavor.capabilities
+    facts: dict[str, Any] = {"name": handle.name} if handle.name else {}
+    facts |= {
+        "number_of_layers": handle.num_layers,
+        "hardware_compatibility": handle.hardware_compatibility_level.name.lower(),
+        "profiling_verbosity": handle.profiling_verbosity.name.lower(),
+        "engine_capability": handle.engine_capability.name.lower(),
+        "auxiliary_streams": handle.num_aux_streams,
+        "refittable": handle.refittable,
+    }
+    if capabilities.has_engine_stat:
+        facts["weights_bytes"] = handle.get_engine_stat(engine.flavor.module.EngineStat.TOTAL_WEIGHTS_SIZE)
+    if capabilities.has_weight_streaming:
+        facts["streamable_weights_bytes"] = handle.streamable_weights_size
     return facts
 
 

@@ -3,7 +3,8 @@
 No GPU and no TensorRT is needed. The layout is not documented by NVIDIA; it was read off plans that the builders
 themselves wrote: bytes 0-3 are a tag (``ftrt`` for TensorRT, which its lean and dispatch runtimes also load;
 ``vtrt`` for TensorRT-RTX), and when the second 32-bit word is 0, bytes 24-27 hold major, minor, patch and build.
-TensorRT-RTX also writes the plan's whole size into bytes 16-23, so a truncated plan is noticed here.
+TensorRT-RTX also writes the plan's whole size into bytes 16-23, so a truncated plan is noticed here, and into bytes
+32-39 a bit for each compute capability that it was built for.
 Ultralytics puts a little-endian 4-byte length and that many bytes of JSON in front of the plan.
 """
 
@@ -21,8 +22,10 @@ from .errors import ModelFileError, PlanError
 
 Family = Literal["tensorrt", "tensorrt_rtx"]
 
-HEADER_SIZE = 32  # bytes of the plan itself that identification needs
+HEADER_SIZE = 32  # bytes of the plan itself that identification needs, and
+_HEAD = 40  # that it reads where they are there
 _TAGS: dict[bytes, Family] = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
+_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # what the lowest bits mean; those above are not known
 _METADATA_LIMIT = 16 << 20  # a length beyond this is not metadata but some other file's first bytes
 
 
@@ -36,6 +39,8 @@ class PlanInfo:
         size: bytes of the plan, without metadata in front.
         offset: where in the file the plan starts.
         metadata: the exporter's JSON in front of the plan (names, task, imgsz, stride, batch); empty without.
+        compute_capabilities: what a plan of TensorRT-RTX was built for, ``"other"`` for one that trtrun cannot name
+            (a plan for all has it, and runs on 9.0 too); empty where the layout does not say.
     """
 
     family: Family
@@ -43,6 +48,7 @@ class PlanInfo:
     size: int
     offset: int = 0
     metadata: dict[str, Any] = field(default_factory=dict)
+    compute_capabilities: tuple[str, ...] = ()
 
     @property
     def version_text(self) -> str:
@@ -112,7 +118,7 @@ def identify_file(path: str | os.PathLike[str]) -> PlanInfo:
     """Identify a plan by reading only its first bytes. Raises ModelFileError and PlanError."""
     try:
         with open(path, "rb") as file:
-            head = file.read(4 + HEADER_SIZE)
+            head = file.read(4 + _HEAD)
             length = _metadata_length(head)
             if head[:4] not in _TAGS and length is not None:
                 head += file.read(length)
@@ -129,7 +135,7 @@ def identify(data: bytes | memoryview, *, total: int | None = None, source: str 
         PlanError: the bytes are no plan, say what they are when that can be known, or end inside the header.
     """
     total = len(data) if total is None else total
-    head = bytes(data[: 4 + HEADER_SIZE])
+    head = bytes(data[: 4 + _HEAD])
     offset, metadata = 0, {}
     if head[:4] not in _TAGS:
         length = _metadata_length(head)
@@ -137,7 +143,7 @@ def identify(data: bytes | memoryview, *, total: int | None = None, source: str 
             raise PlanError(f"{source} is not a TensorRT plan: {_guess(head, total)}")
         offset = 4 + length
         metadata = _parse_metadata(bytes(data[4:offset]), length, source)
-        head = bytes(data[offset : offset + HEADER_SIZE])
+        head = bytes(data[offset : offset + _HEAD])
     if total - offset < HEADER_SIZE or len(head) < HEADER_SIZE:
         raise PlanError(
             f"{source} is truncated: {max(total - offset, 0)} bytes of plan, less than its {HEADER_SIZE}-byte header. "
@@ -147,6 +153,7 @@ def identify(data: bytes | memoryview, *, total: int | None = None, source: str 
         raise PlanError(f"{source} has exporter metadata but no TensorRT plan behind it (found {head[:4]!r}).")
     family = _TAGS[head[:4]]
     version: tuple[int, int, int, int] | None = None
+    capabilities: tuple[str, ...] = ()
     if head[4:8] == bytes(4):
         version = struct.unpack_from("4B", head, 24)
         (declared,) = struct.unpack_from("<Q", head, 16)
@@ -155,7 +162,11 @@ def identify(data: bytes | memoryview, *, total: int | None = None, source: str 
                 f"{source} is truncated: the plan says it has {declared:,} bytes, {total - offset:,} are there. "
                 "Copy or build it again."
             )
-    return PlanInfo(family, version, total - offset, offset, metadata)
+        if family == "tensorrt_rtx" and len(head) >= _HEAD:
+            (bits,) = struct.unpack_from("<Q", head, 32)
+            known = [name for bit, name in enumerate(_CAPABILITIES) if bits >> bit & 1]
+            capabilities = (*known, "other") if bits >> len(_CAPABILITIES) else tuple(known)
+    return PlanInfo(family, version, total - offset, offset, metadata, capabilities)
 
 
 def _metadata_length(head: bytes) -> int | None:

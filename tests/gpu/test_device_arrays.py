@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +110,91 @@ def test_cupy_both_ways(open_session: Open) -> None:
         np.testing.assert_array_equal(cupy.asnumpy(cupy.from_dlpack(out)), expected)
         np.testing.assert_array_equal(cupy.asnumpy(cupy.asarray(out)), expected)
         np.testing.assert_array_equal(np.asarray(out), expected)
+
+
+_FOREIGN = """
+import sys
+import numpy as np
+import trtrun
+
+library, path = sys.argv[1:]
+if library == "jax":
+    import jax
+    import jax.numpy as jnp
+
+    if jax.devices()[0].platform != "gpu":
+        print("skip: jax sees no GPU")
+        raise SystemExit
+
+    def put(host):
+        return jnp.asarray(host)
+
+    def late(host):  # still being computed when it is passed on
+        big = jnp.full((4096, 4096), 1 / 4096, jnp.float32)
+        for _ in range(20):
+            big = big @ big
+        return jnp.asarray(host) + 0 * big[0, 0]
+
+    def take(result):
+        return np.asarray(jax.dlpack.from_dlpack(result))
+else:
+    from numba import cuda
+
+    stream = cuda.stream()
+
+    def put(host):
+        return cuda.to_device(host)
+
+    def late(host):
+        return cuda.to_device(np.ascontiguousarray(host), stream=stream)
+
+    def take(result):
+        return cuda.as_cuda_array(result).copy_to_host()
+
+rng = np.random.default_rng()
+with trtrun.load(path) as session:
+    for turn in range(12):
+        x = rng.standard_normal((3, 12)).astype(np.float32)
+        expected = session(x)["y"]
+        array = (late if turn % 2 else put)(x)
+        np.testing.assert_array_equal(session(array)["y"], expected)
+        out = session.run({"x": array}, outputs="device")["y"]
+        np.testing.assert_array_equal(take(out), expected)
+        np.testing.assert_array_equal(out.numpy(), expected)
+    xs = rng.standard_normal((9, 3, 12)).astype(np.float32)
+    kept = [(x, session.run({"x": put(x)}, outputs="device")["y"]) for x in xs]
+    for x, out in kept:
+        np.testing.assert_array_equal(take(out), session(x)["y"])
+    for wrong in (np.ones((3, 12)).astype(np.int32), np.ones((4, 12), np.float32)):
+        try:
+            session(put(wrong))
+        except trtrun.InputError:
+            continue
+        raise AssertionError(f"{wrong.dtype} {wrong.shape} was taken")
+print("right")
+"""
+
+
+@pytest.mark.parametrize("library", ["jax", "numba"])
+def test_jax_and_numba_both_ways(library: str, plan: Callable[[str], bytes], tmp_path: Path) -> None:
+    """In a process of their own: JAX takes most of the GPU's memory for itself unless it is told not to."""
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    path = tmp_path / "static.engine"
+    path.write_bytes(plan("static"))
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", _FOREIGN, library, str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    if done.stdout.startswith("skip"):
+        pytest.skip(done.stdout)
+    assert done.stdout.split()[-1] == "right"
 
 
 def test_cuda_array_interface_alone(open_session: Open) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,43 @@ def test_a_failed_session_leaves_nothing_behind(plan: Plan) -> None:
 def test_missing_plugin_library(plan: Plan) -> None:
     with pytest.raises(trtrun.PluginError, match="does not exist"):
         Engine(plan("affine"), plugins=["/no/such/lib.so"])
+
+
+def test_a_file_that_is_no_plugin_library(plan: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "libplugin.so"
+    path.write_text("this is no library")
+    for _ in range(2):  # a failure is not remembered as loaded
+        with pytest.raises(trtrun.PluginError, match=r"libplugin\.so.*cannot be loaded"):
+            Engine(plan("affine"), plugins=[path])
+    Engine(plan("affine")).close()
+
+
+# TensorRT-RTX 1.6 has no plugin layers in its network API, its parser ends the process at the one operator that is a
+# plugin, and it makes no plans that carry code of the host. So what TensorRT says then is taken from its library.
+@pytest.mark.parametrize(
+    ("said", "kind", "match"),
+    [
+        ("Cannot find plugin: MyPlugin, version: 1, namespace: ", "PluginError", "plugins=.*get_plugin_registry"),
+        ("getPluginCreator could not find plugin MyPlugin version 1", "PluginError", "ROIAlign_TRT"),
+        (
+            "Cannot deserialize engine with lean runtime since IRuntime::getEngineHostCodeAllowed() is false.",
+            "PlanError",
+            "engine_host_code_allowed=True",
+        ),
+    ],
+)
+def test_diagnoses_of_what_this_tensorrt_cannot_make(plan: Plan, said: str, kind: str, match: str) -> None:
+    with Engine(plan("affine")) as engine:
+        error = engine._diagnose(engine._runtime, memoryview(plan("affine")), [f"[ERROR] {said}"])
+    assert type(error) is getattr(trtrun, kind)
+    assert re.search(match, error.message)
+    assert said in str(error.log)
+
+
+def test_host_code_is_off_unless_asked_for(plan: Plan) -> None:
+    for asked in (False, True):
+        with Engine(plan("affine"), engine_host_code_allowed=asked) as engine:
+            assert engine._runtime.engine_host_code_allowed is asked
 
 
 def test_bad_input_leaves_the_session_usable(plan: Plan) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import time
 import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
 import psutil
+import pytest
 
 import trtrun
 from tests.gpu.conftest import memory_in_use
@@ -16,6 +20,13 @@ from trtrun.session import Session
 
 def resident() -> int:
     return int(psutil.Process().memory_info().rss)
+
+
+def settled() -> int:
+    """Bytes of host memory in use, without what the C library keeps for its next allocations."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return resident()
 
 
 def test_ten_thousand_runs_grow_nothing(open_session: Callable[..., Session]) -> None:
@@ -67,3 +78,51 @@ def test_results_on_the_device_are_returned(open_session: Callable[..., Session]
     for _ in range(500):
         session.run({"x": x}, outputs="device")
     assert memory_in_use(device) <= before
+
+
+SHAPES_BOUND = 64 << 20  # bytes that 2,000 shapes may leave: 32 kB each, less than one's compiled kernel
+KERNELS_BOUND = 256 << 20  # bytes of GPU memory for their kernels
+PLANS_BOUND = 32 << 20  # bytes that 200 plans may leave: 160 kB each, a third of what one execution context takes
+
+
+def test_two_thousand_shapes_through_one_session_stay_within_bounds() -> None:
+    """A service whose requests hardly ever have the same shape twice."""
+    networks = pytest.importorskip("tests.networks")
+    rng = np.random.default_rng()
+    shapes = [(1 + int(i) // 64, 1 + int(i) % 64) for i in rng.permutation(64 * 64)[:2200]]
+    device = Device()
+    held = []
+    start = time.monotonic()
+    with trtrun.load(networks.squared(64)) as session:
+        session(np.ones((64, 64), np.float32))  # the largest: buffers grow no more
+        for count, shape in enumerate(shapes):
+            if count >= 200 and count % 500 == 200:
+                assert time.monotonic() - start < 300, f"only {count} shapes in five minutes"
+                held.append((settled(), memory_in_use(device)))
+            x = rng.standard_normal(shape).astype(np.float32)
+            np.testing.assert_allclose(session(x)["y"], x * x, rtol=1e-6)
+        held.append((settled(), memory_in_use(device)))
+    assert len(held) == 5
+    print("MB on the host, MB on the GPU, after each 500 shapes:", [(a >> 20, b >> 20) for a, b in held])
+    print(f"{time.monotonic() - start:.0f} s")
+    assert held[-1][0] - held[0][0] < SHAPES_BOUND, held
+    assert held[-1][1] - held[0][1] < KERNELS_BOUND, held
+
+
+def test_two_hundred_plans_loaded_one_after_another_stay_within_bounds() -> None:
+    """A service that is given ever new models. The plans are different ones: nothing of one is of use to another."""
+    networks = pytest.importorskip("tests.networks")
+    device = Device()
+    held = []
+    for count in range(1, 241):
+        plan = networks.identity(networks.trt.float32, (2, count))
+        x = np.random.default_rng().standard_normal((2, count)).astype(np.float32)
+        with trtrun.load(plan) as session:
+            for _ in range(3):
+                np.testing.assert_array_equal(session(x)["y"], x)
+        if count >= 40 and count % 50 == 40:
+            held.append((settled(), memory_in_use(device)))
+    assert len(held) == 5
+    print("MB on the host, MB on the GPU, after each 50 plans:", [(a >> 20, b >> 20) for a, b in held])
+    assert held[-1][0] - held[0][0] < PLANS_BOUND, held
+    assert held[-1][1] - held[0][1] < PLANS_BOUND, held

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import trtrun
 from tests import models
 from trtrun.cli import app
+from trtrun.cuda.device import gpu_count
 
 cli = CliRunner()
 
@@ -38,7 +39,9 @@ def test_build_and_inspect(onnx_file: Path, tmp_path: Path) -> None:
     facts = json.loads(cli.invoke(app, ["inspect", str(engine), "--json"]).stdout)
     assert facts["family"] == "tensorrt_rtx"
     assert facts["bytes"] == engine.stat().st_size
-    assert "tensorrt_rtx" in cli.invoke(app, ["inspect", str(engine)]).output
+    text = cli.invoke(app, ["inspect", str(engine)]).output
+    assert "tensorrt_rtx" in text
+    assert "8.0, 8.6" in text
     assert "images" in cli.invoke(app, ["inspect", str(onnx_file)]).output
 
 
@@ -52,6 +55,10 @@ def test_run(onnx_file: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert [row["name"] for row in json.loads(result.stdout)["outputs"]] == ["total", "product", "scaled"]
     np.testing.assert_allclose(np.load(out / "product.npy"), a * b, rtol=1e-5)
+    if gpu_count() == 0:
+        result = cli.invoke(app, ["run", str(onnx_file), *inputs, "--output", str(out), "--debug", "total"])
+        assert isinstance(result.exception, trtrun.InputError)
+        assert "--debug reads tensors inside an engine" in str(result.exception)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,10 @@ def _print(facts: dict[str, Any]) -> None:
 def _text(key: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, int) and key not in ("ir_version",):
         return f"{value:,}"
     return "none" if value is None else str(value)

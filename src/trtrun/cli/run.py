@@ -20,37 +20,59 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME.npy of every output.")] = Path(
         "outputs"
     ),
+    debug: Annotated[
+        str | None,
+        typer.Option(help="NAME,NAME…: tensors inside the network, marked when it was built, to write as well."),
+    ] = None,
     device: Device = 0,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Run one request: read .npy files, run the model, write a .npy file per output."""
-    import numpy as np
-
+    from ..debug_tensors import debug_tensors
+    from ..errors import InputError
     from ..predictor import load
+    from ..session import Session
 
+    inside: dict[str, Any] = {}
     with load(model, device=device, plugins=plugin or ()) as runner:
         arrays = read_arrays(inputs, list(runner.inputs))
         start = time.perf_counter()
         results = runner.run(arrays)
         seconds = time.perf_counter() - start
         backend = runner.backend
+        if debug is not None:
+            if not isinstance(runner, Session):
+                raise InputError(
+                    f"--debug reads tensors inside an engine, and {model} runs on {backend}. Run it on a GPU, or see "
+                    "every layer with trtrun compare --layers."
+                )
+            inside = debug_tensors(runner.engine, arrays, debug.split(","))
     output.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    for name, array in results.items():
-        # Tensor names may hold slashes and colons, which file names may not.
-        path = output / ("".join(c if c.isalnum() or c in "._-" else "_" for c in name) + ".npy")
-        np.save(path, array)
-        rows.append({"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "file": str(path)})
+    rows, debug_rows = _save(results, output), _save(inside, output)
     if as_json:
-        typer.echo(json.dumps({"backend": backend, "seconds": seconds, "outputs": rows}, indent=2))
+        facts = {"backend": backend, "seconds": seconds, "outputs": rows}
+        typer.echo(json.dumps(facts if debug is None else {**facts, "debug_tensors": debug_rows}, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table("output", "dtype", "shape", "file")
-    for row in rows:
+    for row in (*rows, *debug_rows):
         table.add_row(row["name"], row["dtype"], "×".join(map(str, row["shape"])) or "scalar", row["file"])
     console = Console()
     console.print(table)
     console.print(f"{backend}: first request {seconds * 1e3:.2f} ms", highlight=False)
+
+
+def _save(arrays: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Write each array to ``folder``, and say what and where."""
+    import numpy as np
+
+    rows = []
+    for name, array in arrays.items():
+        # Tensor names may hold slashes and colons, which file names may not.
+        path = folder / ("".join(c if c.isalnum() or c in "._-" else "_" for c in name) + ".npy")
+        np.save(path, array)
+        rows.append({"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "file": str(path)})
+    return rows
