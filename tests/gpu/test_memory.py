@@ -80,33 +80,32 @@ def test_results_on_the_device_are_returned(open_session: Callable[..., Session]
     assert memory_in_use(device) <= before
 
 
-SHAPES_BOUND = 64 << 20  # bytes that 2,000 shapes may leave: 32 kB each, less than one's compiled kernel
-KERNELS_BOUND = 256 << 20  # bytes of GPU memory for their kernels
+SHAPE_BOUND = 32 << 10  # bytes that a shape may leave, on the host and on the GPU: less than its compiled kernel
+SLACK = 16 << 20
 PLANS_BOUND = 32 << 20  # bytes that 200 plans may leave: 160 kB each, a third of what one execution context takes
 
 
 def test_two_thousand_shapes_through_one_session_stay_within_bounds() -> None:
-    """A service whose requests hardly ever have the same shape twice."""
+    """A service whose requests hardly ever have the same shape twice; as many as come through in a minute."""
     networks = pytest.importorskip("tests.networks")
     rng = np.random.default_rng()
-    shapes = [(1 + int(i) // 64, 1 + int(i) % 64) for i in rng.permutation(64 * 64)[:2200]]
+    shapes = [(1 + int(i) // 64, 1 + int(i) % 64) for i in rng.permutation(64 * 64)[:2000]]
     device = Device()
-    held = []
     start = time.monotonic()
+    before, count = (0, 0), 0
     with trtrun.load(networks.squared(64)) as session:
         session(np.ones((64, 64), np.float32))  # the largest: buffers grow no more
         for count, shape in enumerate(shapes):
-            if count >= 200 and count % 500 == 200:
-                assert time.monotonic() - start < 300, f"only {count} shapes in five minutes"
-                held.append((settled(), memory_in_use(device)))
+            if count == 100:
+                before = settled(), memory_in_use(device)
+            if count >= 300 and time.monotonic() - start > 60:
+                break
             x = rng.standard_normal(shape).astype(np.float32)
             np.testing.assert_allclose(session(x)["y"], x * x, rtol=1e-6)
-        held.append((settled(), memory_in_use(device)))
-    assert len(held) == 5
-    print("MB on the host, MB on the GPU, after each 500 shapes:", [(a >> 20, b >> 20) for a, b in held])
-    print(f"{time.monotonic() - start:.0f} s")
-    assert held[-1][0] - held[0][0] < SHAPES_BOUND, held
-    assert held[-1][1] - held[0][1] < KERNELS_BOUND, held
+        after = settled(), memory_in_use(device)
+    grown = [b - a for a, b in zip(before, after, strict=True)]
+    print(f"{count} shapes in {time.monotonic() - start:.0f} s: {grown} bytes on the host and on the GPU")
+    assert all(growth < (count - 100) * SHAPE_BOUND + SLACK for growth in grown), (count, grown)
 
 
 def test_two_hundred_plans_loaded_one_after_another_stay_within_bounds() -> None:
