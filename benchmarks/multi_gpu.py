@@ -1,6 +1,6 @@
 """Measure that one process fills all the GPUs of a machine.
 
-    python benchmarks/multi_gpu.py [scaling serve_scaling]
+    python benchmarks/multi_gpu.py [scaling serve_scaling ray_scaling]
 
 Needs two GPUs or more, of one kind. Results go to benchmarks/results/<gpu>-x<count>.json.
 """
@@ -219,7 +219,21 @@ def serve_scaling(folder: Path) -> Iterator[Record]:
     yield compare_rates("multi_gpu.serve_scaling", what, rates["all"], rates["one"])
 
 
-GROUPS = {f.__name__: f for f in (scaling, serve_scaling)}
+def ray_scaling(folder: Path) -> Iterator[Record]:
+    """Ray Data, one GPU per actor. Needs ray[data]."""
+    import ray_data
+
+    gpus = gpu_count()
+    path = ray_data.model_file(folder, "resnet50")
+    one = np.random.default_rng().standard_normal((ray_data.ROWS, *ray_data.ROW), np.float32).astype(np.float16)
+    blocks = [np.roll(one, index, axis=0) for index in range(16)]
+    single = ray_data.on_ray(path, blocks, 8 << 30, 1)
+    several = ray_data.on_ray(path, blocks * gpus, (8 << 30) * gpus, gpus)
+    what = f"Ray Data with {gpus} actors of a GPU each / {gpus} × one actor, ResNet-50, requests of {ray_data.BATCH}"
+    yield compare_rates("multi_gpu.ray_scaling", what, several, [gpus * rate for rate in single])
+
+
+GROUPS = {f.__name__: f for f in (scaling, serve_scaling, ray_scaling)}
 
 
 def main(names: list[str]) -> int:

@@ -40,15 +40,15 @@ def here(path: Path, blocks: list[np.ndarray]) -> list[float]:
     return rates[1:]  # the first measures the depth
 
 
-def on_ray(path: Path, blocks: list[np.ndarray], memory: int) -> list[float]:
-    """Images per second of Ray Data, from the first block that is done to the last."""
+def on_ray(path: Path, blocks: list[np.ndarray], memory: int, gpus: int = int(GPU)) -> list[float]:
+    """Images per second of Ray Data with an actor per GPU, from the first block that is done to the last."""
     import ray
 
     ray.init(
         include_dashboard=False,
         object_store_memory=memory,
         log_to_driver=False,
-        num_gpus=1 if GPU else 0,
+        num_gpus=gpus,
         runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -56,15 +56,22 @@ def on_ray(path: Path, blocks: list[np.ndarray], memory: int) -> list[float]:
     rates = []
     for _ in range(ROUNDS):
         results = ray_data.infer(
-            dataset, path, batch_size=ROWS, concurrency=1, num_gpus=1 if GPU else 0, rows=BATCH, depth=4 if GPU else 1
+            dataset,
+            path,
+            batch_size=ROWS,
+            concurrency=max(gpus, 1),
+            num_gpus=1 if gpus else 0,
+            rows=BATCH,
+            depth=4 if gpus else 1,
         )
         times, rows = [], 0
         for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
             times.append(time.perf_counter())
             rows += len(batch["logits"])
-        assert rows == BLOCKS * ROWS
-        # The start of the actor, which loads the engine, is before the first; what is done by then is not counted.
-        rates.append((len(times) - 1) * rows / len(times) / (times[-1] - times[0]))
+        assert rows == len(blocks) * ROWS
+        # The actors start, and load the engine, before the first block of each; what is done by then does not count.
+        first = max(gpus, 1) - 1
+        rates.append((len(times) - 1 - first) * ROWS / (times[-1] - times[first]))
     ray.shutdown()
     return rates
 
