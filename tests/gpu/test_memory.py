@@ -86,7 +86,7 @@ PLANS_BOUND = 32 << 20  # bytes that 200 plans may leave: 160 kB each, a third o
 
 
 def test_two_thousand_shapes_through_one_session_stay_within_bounds() -> None:
-    """A service whose requests hardly ever have the same shape twice; as many as come through in a minute."""
+    """A service whose requests hardly ever have the same shape twice; as many as come through in half a minute."""
     networks = pytest.importorskip("tests.networks")
     rng = np.random.default_rng()
     shapes = [(1 + int(i) // 64, 1 + int(i) % 64) for i in rng.permutation(64 * 64)[:2000]]
@@ -98,7 +98,7 @@ def test_two_thousand_shapes_through_one_session_stay_within_bounds() -> None:
         for count, shape in enumerate(shapes):
             if count == 100:
                 before = settled(), memory_in_use(device)
-            if count >= 300 and time.monotonic() - start > 60:
+            if count >= 300 and time.monotonic() - start > 30:
                 break
             x = rng.standard_normal(shape).astype(np.float32)
             np.testing.assert_allclose(session(x)["y"], x * x, rtol=1e-6)
