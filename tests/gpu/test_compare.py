@@ -92,6 +92,19 @@ def test_lower_precision_is_as_exact_as_it_can_be(precision: str, keep_io: bool,
             assert 1e-5 < error < (2e-3 if precision == "fp16" else 2e-2)
 
 
+@pytest.mark.parametrize("name", ["convolution", "affine"])
+def test_without_tf32_products_are_those_of_fp32(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(getattr(models, name)())
+    shape = (1, 3, 64, 64) if name == "convolution" else (4, 12)
+    options = trtrun.BuildOptions(profiles=({"x": trtrun.ShapeRange(shape, shape, shape)},), tf32=False)
+    x = np.random.default_rng().standard_normal(shape).astype(np.float32)
+    wanted = trtrun.OnnxRuntimeSession(path)(x)
+    with trtrun.load(path, build_options=options) as session:
+        for output, array in session(x).items():
+            assert np.linalg.norm(array - wanted[output]) <= 1e-5 * np.linalg.norm(wanted[output])
+
+
 def test_fp8_computes_what_its_graph_says(tmp_path: Path) -> None:
     rng = np.random.default_rng()
     shape = (2, 3, 32, 32)
