@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -36,19 +37,20 @@ def _edges(opset: int = 17) -> bytes:
     return proto.SerializeToString()
 
 
-def test_kernels_are_rounded_so_that_their_sum_stays() -> None:
+@pytest.mark.parametrize(("label", "half"), [("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)])
+def test_kernels_are_rounded_so_that_their_sum_stays(label: str, half: type) -> None:
     model = _edges()
-    data, changes = prepare(model, BuildOptions(fp16=True))
+    data, changes = prepare(model, BuildOptions(**{label: True}))
     assert data is not None
     assert changes[0] == "1 convolutions: the weights of each kernel are rounded so that their sum stays"
-    wanted, found = (
-        numpy_helper.to_array(onnx.load_from_string(m).graph.initializer[0]).astype(np.float64) for m in (model, data)
-    )
-    ulp = np.spacing(np.abs(wanted).max((2, 3)).astype(np.float16)).astype(np.float64)
-    assert (np.abs(found - wanted).max((2, 3)) <= ulp).all()
-    off = np.abs((found - wanted).sum((1, 2, 3)))
-    assert off.max() <= 2.0**-9
-    assert np.abs((wanted.astype(np.float16) - wanted).sum((1, 2, 3))).max() > 4 * off.max()
+    wanted = numpy_helper.to_array(onnx.load_from_string(model).graph.initializer[0]).astype(np.float64)
+    tensor = onnx.load_from_string(data).graph.initializer[0]
+    found = np.frombuffer(tensor.raw_data, half).reshape(wanted.shape).astype(np.float64)
+    spacing = float(ml_dtypes.finfo(half).eps) * np.abs(wanted)  # of numbers in half precision, at most
+    assert (np.abs(found - wanted) <= spacing.max((2, 3), keepdims=True)).all()
+    off, plain = (np.abs((x - wanted).sum((2, 3))).max() for x in (found, wanted.astype(half).astype(np.float64)))
+    assert off <= spacing.min((2, 3)).max() / 2
+    assert plain > 3 * off
 
 
 def test_rounding_leaves_alone_what_stays_in_fp32_and_what_fp16_cannot_hold() -> None:

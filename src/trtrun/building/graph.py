@@ -79,12 +79,6 @@ def prepare(
     return data, changes
 
 
-def graph_inputs(graph: Any) -> list[Any]:
-    """The inputs that a request gives: old exporters list the weights among a graph's inputs too."""
-    weights = {tensor.name for tensor in graph.initializer}
-    return [value for value in graph.input if value.name not in weights]
-
-
 def _untie(proto: Any) -> list[str]:
     changes = []
     seen: Counter[str] = Counter()
@@ -109,7 +103,7 @@ def _choose_outputs(proto: Any, outputs: tuple[str, ...], name: str, changes: li
     if unknown:
         raise BuildError(f"{name} computes no {unknown}, so it cannot be an output. It has {sorted(known)[:50]}.")
     before = len(proto.graph.node)
-    inputs = [value.name for value in graph_inputs(proto.graph)]
+    inputs = [value.name for value in rewrites.graph_inputs(proto.graph)]
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         typed = {value.name for value in (*inferred.graph.value_info, *inferred.graph.output)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import BuildError, MissingPackageError
 from .options import BuildOptions
-from .rewrites import Values, attribute_of, copied, scopes
+from .rewrites import INTEGERS, Values, attribute_of, copied, graph_inputs, quantized_types, scopes
 
 # Kept in fp32: sums and powers leave fp16's range, exponentials and logarithms its precision. onnxconverter-common's
 # own list comes on top: operators that fp16 does not exist for.
@@ -46,7 +46,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     import numpy as np
     from onnx import TensorProto, numpy_helper
 
-    _drop_defaults(proto, changes)
+    drop_defaults(proto, changes)
     label = "bf16" if options.bf16 else "fp16"
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"node_{index}"  # the converter tells nodes apart by name
@@ -107,13 +107,11 @@ def _round_kernels(proto: Any, kept: set[str], label: str) -> int:
     the larger ones before it. One depthwise convolution of a face detector, CenterFace, lowered the cosine of its
     output to 0.9986 on a white page; rounded so, to 0.99994.
     """
+    import ml_dtypes
     import numpy as np
     from onnx import TensorProto, numpy_helper
 
-    if label == "bf16":
-        from ml_dtypes import bfloat16 as half
-    else:
-        half = np.float16  # type: ignore[assignment]
+    half: Any = ml_dtypes.bfloat16 if label == "bf16" else np.float16
     weights = {tensor.name: tensor for tensor in proto.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     done = set()
     for node in proto.graph.node:
@@ -199,14 +197,14 @@ def _fp16_to_bf16(proto: Any, full: dict[str, Any]) -> None:
                 value.type.tensor_type.elem_type = bfloat
 
 
-def _drop_defaults(proto: Any, changes: list[str]) -> None:
-    """Weights that old exporters list among the inputs too: the converter would change one and leave the other."""
-    initializers = {tensor.name for tensor in proto.graph.initializer}
-    kept = [value for value in proto.graph.input if value.name not in initializers]
+def drop_defaults(proto: Any, changes: list[str]) -> None:
+    """Weights that old exporters list among the inputs too: a change would reach one and leave the other."""
+    kept = graph_inputs(proto.graph)
     dropped = len(proto.graph.input) - len(kept)
     if dropped:
         del proto.graph.input[:]
         proto.graph.input.extend(kept)
+        proto.ir_version = max(proto.ir_version, 4)  # from which on initializers need not be inputs
         changes.append(f"{dropped} initializers are no longer inputs that could replace them")
 
 
@@ -217,24 +215,10 @@ def _quantized(proto: Any) -> list[str]:
     before is beyond fp16 (measured: infinities). Those of int8 have to be fp32 too before operator set 19, where
     ONNX gave them other types.
     """
-    from onnx import TensorProto
-
-    integers = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
-    types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
-    makers = {output: node for node in proto.graph.node for output in node.output}
+    kinds = quantized_types(proto)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-
-    def kind(node: Any) -> int:
-        """The quantized type: of the zero point, of what is dequantized, or of what the Q node before says."""
-        if node.op_type == "QuantizeLinear":
-            said = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
-            return said or types.get(node.input[2] if len(node.input) > 2 else "", TensorProto.UINT8)
-        source = makers.get(node.input[0])
-        if source is not None and source.op_type == "QuantizeLinear":
-            return kind(source)
-        return types.get(node.input[0], 0)
-
-    kept = [node for node in proto.graph.node if node.op_type in _PAIR and (opset < 19 or kind(node) not in integers)]
+    pairs = [node for node in proto.graph.node if node.op_type in _PAIR]
+    kept = [node for node in pairs if opset < 19 or kinds.get(node.output[0]) not in INTEGERS]
     dequantized = {node.output[0] for node in kept if node.op_type == "DequantizeLinear"}
     between = [node for node in proto.graph.node if node.op_type in _PRODUCTS and dequantized & {*node.input}]
     return [node.name for node in (*kept, *between)]
@@ -250,7 +234,7 @@ def without_tf32(proto: Any, name: str, changes: list[str]) -> Any:
 
     Raises BuildError for a model of an operator set before 13, where bf16 began, that onnx cannot bring there.
     """
-    _drop_defaults(proto, changes)
+    drop_defaults(proto, changes)
     proto = at_least_opset(proto, 13, name, "tf32=False")
     values = Values(proto)
     counts: Counter[str] = Counter()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..flavor import Capabilities
 
 _STANDARD = ("", "ai.onnx")
+INTEGERS = (2, 3, 21, 22)  # of TensorProto.DataType: UINT8, INT8, UINT4, INT4
 _GRU_STEPS = 64  # the longest sequence that is written out step by step
 _SMALL = 1024  # elements; constants up to this size may be shapes or axes, which types follow from
 
@@ -57,11 +58,17 @@ def refuse(proto: Any, name: str, capabilities: Capabilities) -> None:
     """Raise BuildError for what TensorRT-RTX up to 1.6 computes wrongly or dies of, where no other writing helps."""
     if capabilities.name != "tensorrt_rtx" or tuple(map(int, capabilities.version.split(".")[:2])) > (1, 6):
         return
+    kinds = quantized_types(proto)
     for graph, _ in scopes(proto.graph, {}):
         for node in graph.node:
             if node.domain not in _STANDARD:
                 continue
             where = f"node {node.name or ', '.join(filter(None, node.output))!r} of {name}"
+            if node.op_type in ("Conv", "ConvTranspose") and all(kinds.get(x) in INTEGERS for x in node.input[:2]):
+                raise BuildError(
+                    f"{where} is a {node.op_type} of quantized integers, and TensorRT-RTX {capabilities.version} "
+                    'computes none. Quantize to fp8 (trtrun quantize --precision fp8), or build with flavor="tensorrt".'
+                )
             if node.op_type == "RoiAlign":
                 raise BuildError(
                     f"{where} is a RoiAlign, and the ONNX parser of TensorRT-RTX {capabilities.version} ends the "
@@ -82,6 +89,33 @@ def refuse(proto: Any, name: str, capabilities: Capabilities) -> None:
 
 
 # Reading a graph
+
+
+def quantized_types(proto: Any) -> dict[str, int]:
+    """By output, the quantized ``TensorProto`` type of each QuantizeLinear and DequantizeLinear; 0 where unknown.
+
+    It is that of the zero point, of the constant that is dequantized, or of what a Q node before says.
+    """
+    found: dict[str, int] = {}
+    for graph, constants in scopes(proto.graph, {}):
+        for node in graph.node:
+            if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.domain not in _STANDARD:
+                continue
+            zero = constants.get(_given(node, 2))
+            kind = 0 if zero is None else int(zero.data_type)
+            if node.op_type == "QuantizeLinear":
+                kind = attribute_of(node, "output_dtype", 0) or kind or INTEGERS[0]
+            elif not kind:
+                source = constants.get(node.input[0])
+                kind = found.get(node.input[0], 0) if source is None else int(source.data_type)
+            found[node.output[0]] = kind
+    return found
+
+
+def graph_inputs(graph: Any) -> list[Any]:
+    """The inputs that a request gives: old exporters list the weights among a graph's inputs too."""
+    weights = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in weights]
 
 
 def scopes(graph: Any, outer: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
