@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -67,6 +68,11 @@ def test_verification_keeps_what_agrees_and_refuses_what_does_not(onnx_file: Pat
     conv.write_bytes(models.convolution())
     shape = (1, 3, 64, 64)
     options = trtrun.BuildOptions(profiles=({"x": trtrun.ShapeRange(shape, shape, shape)},))
+    inside, result = build_verified(
+        onnx_file, tmp_path / "inside.engine", options=dataclasses.replace(SHAPES, outputs=("t5",))
+    )
+    assert inside.exists()
+    assert [output.name for output in result.outputs] == ["t5"]
     impossible = trtrun.Tolerance(l2=0.0, atol=0.0)
     with pytest.raises(trtrun.VerificationError, match="was not kept"):
         build_verified(conv, options=options, tolerance=impossible, ranges={"x": (-1, 1)})

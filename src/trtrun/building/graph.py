@@ -59,7 +59,7 @@ def prepare(
     if not isinstance(model, bytes):
         onnx.external_data_helper.load_external_data_for_model(proto, os.path.dirname(os.path.abspath(model)))
     if options.outputs:
-        proto = _choose_outputs(proto, options.outputs, name, changes)
+        proto = choose_outputs(proto, options.outputs, name, changes)
     if options.simplify:
         proto = _simplify(proto, name, changes)
     if options.fp16 or options.bf16:
@@ -94,7 +94,8 @@ def _untie(proto: Any) -> list[str]:
     return changes
 
 
-def _choose_outputs(proto: Any, outputs: tuple[str, ...], name: str, changes: list[str]) -> Any:
+def choose_outputs(proto: Any, outputs: tuple[str, ...], name: str, changes: list[str]) -> Any:
+    """The model with these tensors as its outputs, and only what is needed for them. Raises BuildError."""
     import onnx
     from onnx.utils import Extractor
 

@@ -30,18 +30,17 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     except (OSError, ValueError) as error:
         raise BuildError(f"{path} cannot be read: {error}.") from error
     known: dict[str, Any] = {}  # by the longest of an option's names without its dashes, as --help shows it
-    for parameter in context.command.params:
-        known[max(parameter.opts, key=len).lstrip("-").replace("-", "_")] = parameter
+    for option in context.command.params:
+        known[max(option.opts, key=len).lstrip("-").replace("-", "_")] = option
     options: dict[str, Any] = {}
     for name, value in table.items():
         parameter = known.get(name.replace("-", "_"))
         if parameter is None or parameter.name in ("config", "help"):
             names = sorted(known.keys() - {"config", "help"})
             raise BuildError(f"{path}: [build] has {name!r}, which trtrun build does not know. It knows {names}.")
-        if parameter.multiple != isinstance(value, list) or getattr(parameter, "is_flag", False) != isinstance(
-            value, bool
-        ):
-            wanted = "a list" if parameter.multiple else "true or false" if parameter.is_flag else "one value"
+        is_flag = getattr(parameter, "is_flag", False)  # arguments have none
+        if parameter.multiple != isinstance(value, list) or is_flag != isinstance(value, bool):
+            wanted = "a list" if parameter.multiple else "true or false" if is_flag else "one value"
             raise BuildError(f"{path}: [build] {name} = {value!r}: {wanted} is expected.")
         options[str(parameter.name)] = value
     context.default_map = {**(context.default_map or {}), **options}
