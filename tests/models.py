@@ -38,6 +38,13 @@ def affine(dtype: str = "float32", batch: int | str = "N") -> bytes:
     )
 
 
+def wide() -> bytes:
+    """x [N, 64, H, W] -> y [N, 256, H, W]: a convolution with half a megabyte of weights."""
+    weights = {"W": np.random.default_rng(4).standard_normal((256, 64, 3, 3)).astype(np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "W"], ["y"], pads=[1, 1, 1, 1])]
+    return _model(nodes, [value("x", ["N", 64, "H", "W"])], [value("y", ["N", 256, "H", "W"])], weights)
+
+
 def static() -> bytes:
     """affine with a batch of 3 and nothing else."""
     return affine(batch=3)

@@ -112,6 +112,7 @@ def _tensors(specs: TensorSpecs) -> list[dict[str, Any]]:
 
 
 def _inspect_onnx(model: str | os.PathLike[str]) -> dict[str, Any]:
+    from .building.rewrites import graph_inputs
     from .errors import OnnxError
 
     try:
@@ -126,7 +127,6 @@ def _inspect_onnx(model: str | os.PathLike[str]) -> dict[str, Any]:
         raise OnnxError(f"{os.fspath(model)} is not a valid ONNX model: {error}") from error
     if not proto.graph.node:
         raise OnnxError(f"{os.fspath(model)} is not a usable ONNX model: its graph has no nodes.")
-    weights = {tensor.name for tensor in proto.graph.initializer}
     return {
         "file": os.fspath(model),
         "kind": "onnx",
@@ -134,7 +134,7 @@ def _inspect_onnx(model: str | os.PathLike[str]) -> dict[str, Any]:
         "producer": " ".join(filter(None, [proto.producer_name, proto.producer_version])),
         "ir_version": proto.ir_version,
         "opsets": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
-        "inputs": [_onnx_tensor(value) for value in proto.graph.input if value.name not in weights],
+        "inputs": [_onnx_tensor(value) for value in graph_inputs(proto.graph)],
         "outputs": [_onnx_tensor(value) for value in proto.graph.output],
         "nodes": len(proto.graph.node),
         "operators": dict(Counter(node.op_type for node in proto.graph.node).most_common()),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .bundle import is_bundle, open_bundle
@@ -176,10 +174,7 @@ def _load_bundle(
     from .building.cache import cached_plan
     from .building.options import BuildOptions
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "model.onnx")
-        Path(file).write_bytes(model)
-        _, plan = cached_plan(file, build_options or BuildOptions())
+    _, plan = cached_plan(model, build_options or BuildOptions())
     return _load_plan(plan, plan_options, session_options, f"{os.fspath(path)}:{bundle.onnx.file}", bundle.metadata)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -67,6 +68,11 @@ def test_verification_keeps_what_agrees_and_refuses_what_does_not(onnx_file: Pat
     conv.write_bytes(models.convolution())
     shape = (1, 3, 64, 64)
     options = trtrun.BuildOptions(profiles=({"x": trtrun.ShapeRange(shape, shape, shape)},))
+    inside, result = build_verified(
+        onnx_file, tmp_path / "inside.engine", options=dataclasses.replace(SHAPES, outputs=("t5",))
+    )
+    assert inside.exists()
+    assert [output.name for output in result.outputs] == ["t5"]
     impossible = trtrun.Tolerance(l2=0.0, atol=0.0)
     with pytest.raises(trtrun.VerificationError, match="was not kept"):
         build_verified(conv, options=options, tolerance=impossible, ranges={"x": (-1, 1)})
@@ -90,6 +96,19 @@ def test_lower_precision_is_as_exact_as_it_can_be(precision: str, keep_io: bool,
         for name, array in session(x.astype(dtype)).items():
             error = np.linalg.norm(array.astype(np.float64) - wanted[name]) / np.linalg.norm(wanted[name])
             assert 1e-5 < error < (2e-3 if precision == "fp16" else 2e-2)
+
+
+@pytest.mark.parametrize("name", ["convolution", "affine"])
+def test_without_tf32_products_are_those_of_fp32(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(getattr(models, name)())
+    shape = (1, 3, 64, 64) if name == "convolution" else (4, 12)
+    options = trtrun.BuildOptions(profiles=({"x": trtrun.ShapeRange(shape, shape, shape)},), tf32=False)
+    x = np.random.default_rng().standard_normal(shape).astype(np.float32)
+    wanted = trtrun.OnnxRuntimeSession(path)(x)
+    with trtrun.load(path, build_options=options) as session:
+        for output, array in session(x).items():
+            assert np.linalg.norm(array - wanted[output]) <= 1e-5 * np.linalg.norm(wanted[output])
 
 
 def test_fp8_computes_what_its_graph_says(tmp_path: Path) -> None:

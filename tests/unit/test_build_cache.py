@@ -3,13 +3,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import stat
+import time
 from pathlib import Path
 
+import onnx
 import pytest
 
+import trtrun
 from tests import models
-from trtrun.building import cache, graph
-from trtrun.building.cache import cache_dir, cached_engine, write_atomic
+from trtrun.building import cache, content, files, graph
+from trtrun.building.cache import cache_dir, cached_engine, cached_plan, write_atomic
 from trtrun.building.options import BuildOptions, parse_shapes
 from trtrun.plan import identify_file
 
@@ -40,20 +43,12 @@ def test_content_and_options_are_the_key(model: Path) -> None:
 
 
 def test_external_data_is_part_of_the_key(tmp_path: Path) -> None:
-    import onnx
-
     path = tmp_path / "m.onnx"
-    onnx.save(
-        onnx.load_from_string(models.affine(batch=3)),
-        path,
-        save_as_external_data=True,
-        location="w.bin",
-        size_threshold=0,
-    )
+    weights = _external(path)
     first = cached_engine(path)
-    data = bytearray((tmp_path / "w.bin").read_bytes())
+    data = bytearray(weights.read_bytes())
     data[0] ^= 1
-    (tmp_path / "w.bin").write_bytes(data)
+    weights.write_bytes(data)
     assert cached_engine(path) != first
 
 
@@ -61,6 +56,7 @@ def test_external_data_is_part_of_the_key(tmp_path: Path) -> None:
 def test_a_damaged_entry_is_rebuilt_and_it_is_said(model: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     path = cached_engine(model)
     good = path.read_bytes()
+    time.sleep(0.05)  # more than a tick of the file system's clock
     if damage == "no checksum":
         path.with_suffix(".json").unlink()
     else:
@@ -80,6 +76,104 @@ def test_a_failed_build_leaves_no_entry(tmp_path: Path) -> None:
     assert cached_engine(path, BuildOptions(profiles=parse_shapes(["x=1x3x8x8"]))).exists()
 
 
+def _no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("check_model", "read_model_file"):
+        monkeypatch.setattr(content, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+
+
+def _external(path: Path) -> Path:
+    proto = onnx.load_from_string(models.affine(batch=3))
+    onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    return path.with_name("w.bin")
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_an_unchanged_model_is_not_read_again(model: Path, external: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if external:
+        _external(model)
+    monkeypatch.setattr(files, "TICK", 0)
+    first = cached_engine(model)
+    _no_reading(monkeypatch)
+    assert cached_engine(model) == first
+    monkeypatch.chdir(model.parent)
+    assert cached_engine(model.name) == first
+
+
+def test_a_second_load_takes_next_to_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "TICK", 0)
+    model.write_bytes(models.wide())
+    options = BuildOptions(profiles=parse_shapes(["x=1x64x8x8"]))
+    laps = []
+    for _ in range(6):
+        start = time.perf_counter()
+        cached_plan(model, options)
+        laps.append(time.perf_counter() - start)
+    assert min(laps[1:]) < 0.02 * laps[0]
+
+
+def test_a_model_changed_within_a_tick_of_being_hashed_is_hashed_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached_engine(model)
+    _no_reading(monkeypatch)
+    with pytest.raises(pytest.fail.Exception, match="check_model"):
+        cached_engine(model)
+
+
+@pytest.mark.parametrize("changed", ["model", "external data", "external data is gone"])
+def test_any_write_is_noticed(model: Path, changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that leaves the size, and the time of the last change set back to what it was."""
+    weights = _external(model)
+    monkeypatch.setattr(files, "TICK", 0)
+    first = cached_engine(model)
+    time.sleep(0.05)
+    file = model if changed == "model" else weights
+    if changed == "external data is gone":
+        file.unlink()
+        with pytest.raises(trtrun.OnnxError, match="missing"):
+            cached_engine(model)
+        return
+    times, data = file.stat(), bytearray(file.read_bytes())
+    position = data.rindex(b"test") if file == model else 0  # the graph's name
+    data[position] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file.stat().st_mtime_ns == times.st_mtime_ns
+    assert cached_engine(model) != first
+
+
+def test_a_copied_cache_is_checked_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = cached_engine(model)
+    copied = engine.read_bytes()
+    engine.unlink()
+    engine.write_bytes(copied)
+    monkeypatch.setattr(cache, "build_plan", None)  # building again would fail
+    monkeypatch.setattr(files, "TICK", 0)
+    assert cached_engine(model) == engine
+    monkeypatch.setattr(cache.zlib, "crc32", lambda data: pytest.fail("checked again"))
+    assert cached_engine(model) == engine
+
+
+def test_bytes_have_an_entry_too(model: Path) -> None:
+    path, plan = cached_plan(model.read_bytes())
+    assert bytes(plan) == path.read_bytes()
+    assert cached_engine(model) == path
+    assert cache.entries()[0].model == "bytes"
+
+
+def test_what_is_noted_of_models_goes_with_them(model: Path) -> None:
+    other = model.with_name("other.onnx")
+    other.write_bytes(model.read_bytes())
+    cached_engine(model), cached_engine(other)
+    notes = cache_dir() / "models"
+    (notes / "damaged.json").write_text("[]")
+    other.unlink()
+    cache.prune()
+    assert len(list(notes.iterdir())) == 1
+    cache.clear()
+    assert not list(notes.iterdir())
+
+
 def _build(model: str, folder: str, results: multiprocessing.Queue) -> None:
     os.environ["TRTRUN_CACHE_DIR"] = folder
     built = []
@@ -96,7 +190,7 @@ def _build(model: str, folder: str, results: multiprocessing.Queue) -> None:
 def test_processes_that_ask_at_once_build_once(model: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    workers = [context.Process(target=_build, args=(str(model), str(tmp_path / "shared"), results)) for _ in range(4)]
+    workers = [context.Process(target=_build, args=(str(model), str(tmp_path / "shared"), results)) for _ in range(8)]
     for worker in workers:
         worker.start()
     found = [results.get(timeout=60) for _ in workers]

@@ -26,9 +26,10 @@ def store(name: str, size: int, used: float) -> Path:
     """An entry as cached_engine leaves it, used this many seconds ago."""
     path = cache.cache_dir() / "engines" / f"{name}.engine"
     cache.write_atomic(path, bytes(size))
-    facts = {"sha256": "", "model": f"/models/{name}.onnx", "built_by": "TensorRT-RTX 1.6.1", "options": "{}"}
+    facts = {"crc32": 0, "model": f"/models/{name}.onnx", "built_by": "TensorRT-RTX 1.6.1", "options": "{}"}
     cache.write_atomic(path.with_suffix(".json"), json.dumps(facts).encode())
-    os.utime(path, (time.time() - used,) * 2)
+    for file in (path, path.with_suffix(".json")):
+        os.utime(file, (time.time() - used,) * 2)
     return path
 
 
@@ -57,7 +58,7 @@ def test_a_hit_makes_an_entry_the_last_used(tmp_path: Path) -> None:
     model = tmp_path / "affine.onnx"
     model.write_bytes(models.affine(batch=3))
     engine = cache.cached_engine(model)
-    os.utime(engine, (1.0, 1.0))
+    os.utime(engine.with_suffix(".json"), (1.0, 1.0))
     store("other", 10, HOUR)
     assert names() == ["other", engine.stem]
     assert cache.cached_engine(model) == engine

@@ -100,7 +100,16 @@ def test_build_options_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = CliRunner().invoke(app, ["build", "m.onnx", "--config", str(other), "-o", "given.engine"])
     assert done.exit_code == 0, done.output
     assert Path("given.engine").stat().st_size != plain  # not fp16: the other file was read, and only that
-    for text, said in (("[build]\nshapes = 1\n", "does not know"), ("[build\n", "cannot be read")):
+    other.write_text('[build]\nmodel = "m.onnx"\noutputs = ["h"]\noutput = "h.engine"\n')  # as the options are called
+    assert CliRunner().invoke(app, ["build", "--config", str(other)]).exit_code == 0
+    assert Path("h.engine").exists()
+    for text, said in (
+        ("[build]\nshapes = 1\n", "does not know"),
+        ("[build\n", "cannot be read"),
+        ('[build]\nshape = "x=1x12"\n', "a list is expected"),
+        ('[build]\nfp16 = "yes"\n', "true or false is expected"),
+        ('[build]\noutput = ["a"]\n', "one value is expected"),
+    ):
         other.write_text(text)
         failed = CliRunner().invoke(app, ["build", "m.onnx", "--config", str(other)])
         assert isinstance(failed.exception, trtrun.BuildError)

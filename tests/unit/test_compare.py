@@ -97,6 +97,24 @@ def test_tensors_that_cannot_be_outputs_are_listed_with_the_reason(write: Write)
     assert "1 intermediate tensors could not be made outputs" in " ".join(result.findings())
 
 
+def test_other_outputs_are_compared_where_the_build_options_name_them(write: Write) -> None:
+    nodes = [
+        helper.make_node("Neg", ["a"], ["h"]),
+        helper.make_node("Mul", ["h", "w"], ["i"], name="culprit"),
+        helper.make_node("Add", ["i", "b"], ["y"]),
+    ]
+    inputs = [models.value("a", ["N", 4]), models.value("b", ["N", 4])]
+    one, two = (models._model(nodes, inputs, [models.value("y", ["N", 4])], {"w": np.float32([w])}) for w in (1, 2))
+    a, b = write("a.onnx", one), write("b.onnx", two)
+    result = trtrun.compare(a, b, build_options=trtrun.BuildOptions(outputs=("h", "i")))
+    assert [(output.name, output.within) for output in result.outputs] == [("h", True), ("i", False)]
+    assert list(result.inputs) == ["a"]
+    assert result.first_divergence is not None
+    assert result.first_divergence.layer.node == "culprit"
+    with pytest.raises(trtrun.BuildError, match="computes no"):
+        trtrun.compare(a, b, build_options=trtrun.BuildOptions(outputs=("z",)))
+
+
 def test_nonfinite_values_are_found_and_their_first_layer_named(write: Write) -> None:
     model = models._model(
         [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Log", ["h"], ["l"], name="log"),

@@ -17,6 +17,7 @@ from .onnx_check import check_model
 from .options import BuildOptions, Profile
 
 _LOG = logging.getLogger("trtrun")
+_CHANGES = logging.getLogger("trtrun.building")  # what was changed in the graph, which the command shows
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 
@@ -54,7 +55,7 @@ def build_plan(
     check_model(model)
     changed, changes = prepare(model, options, flavor.capabilities)
     for change in changes:
-        _LOG.warning("%s: %s.", name, change)
+        _CHANGES.info("%s: %s.", name, change)
     flavor.initialize_plugins(options.plugins)
     trt = flavor.module
     with flavor.logger.capture() as lines:

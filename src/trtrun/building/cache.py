@@ -1,8 +1,11 @@
 """Engines built before, kept on disk and shared by processes.
 
-An entry is named by a digest of everything the engine depends on: the model's content with its external data, the
-options, the flavour with its version, the revision of trtrun's own changes to graphs, and the GPU where the engine is
-tied to one. It is written atomically, with its checksum beside it; an entry that does not match is built again.
+An entry is named by a digest of everything the engine depends on: the model's content with its external data
+(:mod:`trtrun.building.content`), the options, the flavour with its version, the revision of trtrun's own changes to
+graphs, and the GPU where the engine is tied to one. It is written atomically, with its checksum beside it; an entry
+that does not match is built again. The checksum is computed only when the file's state
+(:func:`~trtrun.building.files.file_state`) is not the one that it had when it was written or last checked, so that an
+engine is found without reading it.
 
 The cache is bounded: after each store, the entries that were used longest ago go until the rest fits. An entry's
 lock is held while it is built and while it is removed, so that no process removes what another is building.
@@ -13,8 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import mmap
 import os
 import time
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +29,10 @@ from filelock import FileLock, Timeout
 
 from .. import flavor as flavors
 from ..errors import BuildError
-from ..plan import read_model_file
-from . import graph
+from . import files, graph
 from .builder import Progress, build_plan
-from .files import write_atomic
-from .onnx_check import check_model
+from .content import content_hash, forget
+from .files import file_state, write_atomic
 from .options import BuildOptions, parse_bytes
 
 _LOG = logging.getLogger("trtrun")
@@ -87,20 +91,20 @@ def _entry(path: Path) -> CacheEntry | None:
         return None
     if path.suffix == ".cache":
         return CacheEntry(path.stem, "kernels", path, stat.st_size, stat.st_ctime, stat.st_mtime)
-    beside = path.with_suffix(".json")
+    beside = _facts(path)
     try:
         text = beside.read_bytes()
         facts = json.loads(text)
-        written = beside.stat().st_mtime
+        used = beside.stat().st_mtime
     except (OSError, ValueError):  # damaged: built again when asked for, and listed so that it can be removed
-        text, facts, written = b"", {}, stat.st_mtime
+        text, facts, used = b"", {}, stat.st_mtime
     return CacheEntry(
         path.stem,
         "engine",
         path,
         stat.st_size + len(text),
-        written,
         stat.st_mtime,
+        used,
         facts.get("model"),
         facts.get("built_by"),
         facts.get("options"),
@@ -127,6 +131,7 @@ def prune(*, limit: int | None = None, unused_for: float | None = None) -> list[
             total -= entry.bytes
             removed.append(entry)
     _remove_abandoned(now)
+    forget(_notes(), all_of_them=False)
     return removed
 
 
@@ -134,6 +139,7 @@ def clear() -> list[CacheEntry]:
     """Remove all but what another process is building right now, and return what was removed."""
     removed = [entry for entry in entries() if _remove(entry)]
     _remove_abandoned(time.time())
+    forget(_notes(), all_of_them=True)
     return removed
 
 
@@ -146,14 +152,18 @@ def _remove(entry: CacheEntry) -> bool:
     try:
         with FileLock(entry.path.with_suffix(".lock"), timeout=0):
             entry.path.unlink(missing_ok=True)
-            entry.path.with_suffix(".json").unlink(missing_ok=True)
+            _facts(entry.path).unlink(missing_ok=True)
     except Timeout:
         return False
     return True
 
 
+def _notes() -> Path:
+    return cache_dir() / "models"
+
+
 def _remove_abandoned(now: float) -> None:
-    for folder in ("engines", "runtime"):
+    for folder in ("engines", "runtime", "models"):
         for path in (cache_dir() / folder).glob(".*"):
             try:
                 if now - path.stat().st_mtime > _ABANDONED:
@@ -185,9 +195,12 @@ def cached_engine(
 
 
 def cached_plan(
-    model: str | os.PathLike[str], options: BuildOptions | None = None, *, progress: Progress | None = None
-) -> tuple[Path, bytes]:
-    """The path and the bytes of an engine for this ONNX file, as :func:`cached_engine` finds or builds it."""
+    model: str | os.PathLike[str] | bytes, options: BuildOptions | None = None, *, progress: Progress | None = None
+) -> tuple[Path, memoryview]:
+    """The path and the bytes of an engine, as :func:`cached_engine` finds or builds it; the model may be bytes too.
+
+    An engine that is found is mapped into memory, not read.
+    """
     options = options or BuildOptions()
     flavor = flavors.for_building(options.flavor)
     path = cache_dir() / "engines" / f"{_digest(model, options, flavor)}.engine"
@@ -199,44 +212,52 @@ def cached_plan(
             return path, plan
         if path.exists():
             _LOG.warning("the cached engine %s is damaged; it is built again", path)
-        plan = build_plan(model, options, progress=progress)
+        built = build_plan(model, options, progress=progress)
+        write_atomic(path, built)
         facts = {
-            "sha256": hashlib.sha256(plan).hexdigest(),
-            "model": os.path.abspath(model),
+            "crc32": zlib.crc32(built),
+            # Trusted whatever the clock's tick: nobody else writes here, and trtrun never into a file that is there.
+            "state": file_state(path),
+            "model": "bytes" if isinstance(model, bytes) else os.path.abspath(model),
             "built_by": flavor.title,
             "options": options.key(),
         }
-        write_atomic(path.with_suffix(".json"), json.dumps(facts, indent=1).encode())
-        write_atomic(path, plan)
+        write_atomic(_facts(path), json.dumps(facts, indent=1).encode())
         keep_within_limit()
-    return path, plan
+    return path, memoryview(built)
 
 
-def _intact(path: Path) -> bytes | None:
+def _facts(path: Path) -> Path:
+    """The file beside an engine that says what it is; its time is when the engine was last asked for."""
+    return path.with_suffix(".json")
+
+
+def _intact(path: Path) -> memoryview | None:
     """The plan of an entry that matches its checksum, noted as used now; None when there is none, or a damaged one."""
     try:
-        plan = path.read_bytes()
-        facts = json.loads(path.with_suffix(".json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    if hashlib.sha256(plan).hexdigest() != facts.get("sha256"):
+        with open(path, "rb") as file:
+            state = file_state(file.fileno())
+            plan = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        facts = json.loads(_facts(path).read_bytes())
+        known, checksum = facts.get("state"), facts.get("crc32")
+    except (OSError, ValueError, AttributeError):
         return None
     with suppress(OSError):  # removed since, or a cache that may only be read
-        os.utime(path)
+        if known == state:
+            os.utime(_facts(path))
+        elif zlib.crc32(plan) != checksum:
+            return None
+        elif max(state[2:]) < time.time_ns() - files.TICK:
+            write_atomic(_facts(path), json.dumps({**facts, "state": state}, indent=1).encode())
     return plan
 
 
-def _digest(model: str | os.PathLike[str], options: BuildOptions, flavor: flavors.Flavor) -> str:
-    external = check_model(model)  # checked before what it names is read
-    digest = hashlib.sha256(read_model_file(model))
-    for path in external:
-        digest.update(b"\0" + read_model_file(path))
+def _digest(model: str | os.PathLike[str] | bytes, options: BuildOptions, flavor: flavors.Flavor) -> str:
     target = "portable"
     if not flavor.capabilities.can_build_without_gpu:
         from ..cuda.device import Device
 
         device = Device()
         target = f"{device.name} {device.compute_capability}"
-    for part in (options.key(), flavor.title, target, f"revision {graph.REVISION}"):
-        digest.update(b"\0" + part.encode())
-    return digest.hexdigest()[:32]
+    parts = (content_hash(model, _notes()), options.key(), flavor.title, target, f"revision {graph.REVISION}")
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import BuildError, InputError, MissingPackageError
 from .onnx_check import check_model
+from .precision import at_least_opset, drop_defaults
 
 Precision = Literal["fp8", "int8"]
 
@@ -47,8 +48,9 @@ def quantize(
         keep: names of nodes that stay in fp32.
 
     Raises:
-        OnnxError, ModelFileError: the model cannot be read. InputError: no request, or one that does not fit.
-        BuildError: a name in ``keep`` is no node, or the quantizer fails. MissingPackageError: no ONNX Runtime.
+        OnnxError, ModelFileError: the model cannot be read. InputError: no request, or one that the model cannot be
+        run with. BuildError: a name in ``keep`` is no node, the model cannot be brought to the operator set that the
+        precision needs (13, fp8 19), or the quantizer fails. MissingPackageError: no ONNX Runtime.
     """
     try:
         import onnx
@@ -73,36 +75,43 @@ def quantize(
         raise BuildError(f"keep names {unknown}; {name} has no such nodes.")
     if not any(node.op_type in _OPERATORS and node.name not in keep for node in proto.graph.node):
         raise BuildError(f"{name} has none of {', '.join(_OPERATORS)} to quantize.")
-    initializers = {tensor.name for tensor in proto.graph.initializer}
-    inputs = {value.name for value in proto.graph.input} - initializers
-    largest = _Largest(proto, keep, name) if precision == "fp8" else None
+    drop_defaults(proto, [])
+    # Where fp8 began, and scales per channel.
+    proto = at_least_opset(proto, 19 if precision == "fp8" else 13, name, precision)
+    largest = _Largest(proto, keep, name)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-        def __init__(self) -> None:
-            self.requests = iter(requests)
-            self.count = 0
+        """Requests from files, one at a time: all activations of all requests at once would fill the memory."""
+
+        def __init__(self, files: Sequence[Path]) -> None:
+            self.files = files
+            self.todo = iter(files)
+
+        def __len__(self) -> int:
+            return len(self.files)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.todo = iter(self.files[start_index:end_index])
 
         def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-            request = next(self.requests, None)
-            if request is None:
-                return None
-            if request.keys() != inputs:
-                raise InputError(f"a calibration request has {sorted(request)}, and {name} takes {sorted(inputs)}.")
-            self.count += 1
-            arrays = {key: np.ascontiguousarray(array) for key, array in request.items()}
-            if largest is not None:
-                largest.see(arrays)
-            return arrays
+            file = next(self.todo, None)
+            return None if file is None else _stored(file, largest.inputs)
 
-    reader = Reader()
     kind = QuantType.QFLOAT8E4M3FN if precision == "fp8" else QuantType.QInt8
     with tempfile.TemporaryDirectory() as folder, _quiet():
+        files = []
+        for index, request in enumerate(requests):
+            largest.see(index, request)
+            files.append(Path(folder) / f"{index}.npz")
+            np.savez(files[-1], *(request[key] for key in largest.inputs))
+        if not files:
+            raise InputError(f"there is no request to calibrate {name} with.")
         target = Path(folder) / "quantized.onnx"
         try:
             quantize_static(
                 proto,
                 target,
-                reader,
+                Reader(files),
                 quant_format=QuantFormat.QDQ,
                 activation_type=kind,
                 weight_type=kind,
@@ -117,19 +126,21 @@ def quantize(
                     "WeightSymmetric": True,
                     "QuantizeBias": False,
                     "OpTypesToExcludeOutputQuantization": list(_OPERATORS),
+                    "CalibStridedMinMax": 1,  # requests at a time, whatever the method
                 },
             )
-        except InputError:
-            raise
         except Exception as error:  # the quantizer's errors share no base
-            if reader.count == 0:
-                raise InputError(f"there is no request to calibrate {name} with.") from error
             raise BuildError(f"{name} could not be quantized: {error}") from error
-        return target.read_bytes() if largest is None else largest.widen(onnx.load(target))
+        return largest.widen(onnx.load(target)) if precision == "fp8" else target.read_bytes()
+
+
+def _stored(file: Path, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+    with np.load(file) as arrays:
+        return {name: arrays[f"arr_{index}"] for index, name in enumerate(names)}
 
 
 class _Largest:
-    """The largest magnitude of every activation that is quantized, so that fp8's range holds it.
+    """Runs the model on every request, and keeps the largest magnitude of what is quantized, so that fp8 holds it.
 
     ONNX Runtime takes an fp8 scale from the standard deviation around the mean, which cuts off whatever has a mean that
     is large against its spread: pooled features, for one.
@@ -141,7 +152,9 @@ class _Largest:
 
         constants = {tensor.name for tensor in proto.graph.initializer}
         constants |= {node.output[0] for node in proto.graph.node if node.op_type == "Constant"}
-        given = {value.name for value in proto.graph.input}
+        given = [value.name for value in proto.graph.input]
+        self.inputs = sorted(given)
+        self._name = name
         self._names = sorted(
             {
                 tensor
@@ -166,10 +179,18 @@ class _Largest:
         except Exception as error:  # onnxruntime's errors share no base
             raise BuildError(f"{name} could not be quantized: {error}") from error
 
-    def see(self, request: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        arrays = dict(request)
-        if self._computed:
-            arrays |= zip(self._computed, self._session.run(self._computed, dict(request)), strict=True)
+    def see(self, index: int, request: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Raises InputError for a request that the model cannot be run with."""
+        if sorted(request) != self.inputs:
+            raise InputError(
+                f"calibration request {index} has {sorted(request)}, and {self._name} takes {self.inputs}."
+            )
+        arrays = {key: np.ascontiguousarray(array) for key, array in request.items()}
+        try:
+            computed = self._session.run(self._computed or None, arrays)
+        except Exception as error:  # onnxruntime's errors share no base
+            raise InputError(f"{self._name} cannot be run with calibration request {index}: {error}") from error
+        arrays |= zip(self._computed, computed, strict=False)
         for tensor in self._names:
             self._values[tensor] = max(self._values[tensor], float(np.abs(arrays[tensor]).max(initial=0)))
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..flavor import Capabilities
 
 _STANDARD = ("", "ai.onnx")
+INTEGERS = (2, 3, 21, 22)  # of TensorProto.DataType: UINT8, INT8, UINT4, INT4
 _GRU_STEPS = 64  # the longest sequence that is written out step by step
 _SMALL = 1024  # elements; constants up to this size may be shapes or axes, which types follow from
 
@@ -24,7 +25,7 @@ _SMALL = 1024  # elements; constants up to this size may be shapes or axes, whic
 def rewrite(proto: Any) -> list[str]:
     """Rewrite a model in place whose external data is loaded; returns one line for each kind of change."""
     changes = _fp8_scales(proto)
-    values = _Values(proto)
+    values = Values(proto)
     counts: Counter[str] = Counter()
 
     def written(node: Any) -> list[Any]:
@@ -36,7 +37,7 @@ def rewrite(proto: Any) -> list[str]:
         # a GRU of layout 0 may need more; whatever else is written is right
         return [last for made in nodes for last in (written(made) if made.op_type == "GRU" else [made])]
 
-    for graph, _ in _scopes(proto.graph, {}):
+    for graph, _ in scopes(proto.graph, {}):
         if not any(_another_way(node, values) for node in graph.node):
             continue
         nodes = [last for node in graph.node for last in written(node)]
@@ -47,9 +48,9 @@ def rewrite(proto: Any) -> list[str]:
 
 def needed(proto: Any) -> bool:
     """True when :func:`rewrite` would change something; external data need not be loaded."""
-    values = _Values(proto)
+    values = Values(proto)
     return next(_one_scale(proto), None) is not None or any(
-        _another_way(node, values) for graph, _ in _scopes(proto.graph, {}) for node in graph.node
+        _another_way(node, values) for graph, _ in scopes(proto.graph, {}) for node in graph.node
     )
 
 
@@ -57,23 +58,29 @@ def refuse(proto: Any, name: str, capabilities: Capabilities) -> None:
     """Raise BuildError for what TensorRT-RTX up to 1.6 computes wrongly or dies of, where no other writing helps."""
     if capabilities.name != "tensorrt_rtx" or tuple(map(int, capabilities.version.split(".")[:2])) > (1, 6):
         return
-    for graph, _ in _scopes(proto.graph, {}):
+    kinds = quantized_types(proto)
+    for graph, _ in scopes(proto.graph, {}):
         for node in graph.node:
             if node.domain not in _STANDARD:
                 continue
             where = f"node {node.name or ', '.join(filter(None, node.output))!r} of {name}"
+            if node.op_type in ("Conv", "ConvTranspose") and all(kinds.get(x) in INTEGERS for x in node.input[:2]):
+                raise BuildError(
+                    f"{where} is a {node.op_type} of quantized integers, and TensorRT-RTX {capabilities.version} "
+                    'computes none. Quantize to fp8 (trtrun quantize --precision fp8), or build with flavor="tensorrt".'
+                )
             if node.op_type == "RoiAlign":
                 raise BuildError(
                     f"{where} is a RoiAlign, and the ONNX parser of TensorRT-RTX {capabilities.version} ends the "
                     'process at it. Build with flavor="tensorrt", or take outputs=… before it and align outside.'
                 )
-            if node.op_type == "SpaceToDepth" and _attribute(node, "mode", "DCR") == "CRD":
+            if node.op_type == "SpaceToDepth" and attribute_of(node, "mode", "DCR") == "CRD":
                 raise BuildError(
                     f"{where} is a SpaceToDepth with mode CRD, which TensorRT-RTX {capabilities.version} computes as "
                     "DCR, and the number of its channels is not known, so it cannot be written another way. Export it "
                     "with static channels, or with mode DCR."
                 )
-            if node.op_type == "Attention" and _attribute(node, "is_causal", 0) and _given(node, 6):
+            if node.op_type == "Attention" and attribute_of(node, "is_causal", 0) and _given(node, 6):
                 raise BuildError(
                     f"{where} is an Attention with is_causal=1 and nonpad_kv_seqlen, and TensorRT-RTX "
                     f"{capabilities.version} computes the two together wrongly. Give it the mask as attn_mask with "
@@ -84,7 +91,34 @@ def refuse(proto: Any, name: str, capabilities: Capabilities) -> None:
 # Reading a graph
 
 
-def _scopes(graph: Any, outer: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+def quantized_types(proto: Any) -> dict[str, int]:
+    """By output, the quantized ``TensorProto`` type of each QuantizeLinear and DequantizeLinear; 0 where unknown.
+
+    It is that of the zero point, of the constant that is dequantized, or of what a Q node before says.
+    """
+    found: dict[str, int] = {}
+    for graph, constants in scopes(proto.graph, {}):
+        for node in graph.node:
+            if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.domain not in _STANDARD:
+                continue
+            zero = constants.get(_given(node, 2))
+            kind = 0 if zero is None else int(zero.data_type)
+            if node.op_type == "QuantizeLinear":
+                kind = attribute_of(node, "output_dtype", 0) or kind or INTEGERS[0]
+            elif not kind:
+                source = constants.get(node.input[0])
+                kind = found.get(node.input[0], 0) if source is None else int(source.data_type)
+            found[node.output[0]] = kind
+    return found
+
+
+def graph_inputs(graph: Any) -> list[Any]:
+    """The inputs that a request gives: old exporters list the weights among a graph's inputs too."""
+    weights = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in weights]
+
+
+def scopes(graph: Any, outer: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
     """A graph and those inside its nodes, each with the constants that it sees, as TensorProto by name."""
     constants = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
     for node in graph.node:
@@ -96,10 +130,10 @@ def _scopes(graph: Any, outer: dict[str, Any]) -> Iterator[tuple[Any, dict[str, 
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _scopes(inner, constants)
+                yield from scopes(inner, constants)
 
 
-def _attribute(node: Any, name: str, default: Any) -> Any:
+def attribute_of(node: Any, name: str, default: Any) -> Any:
     from onnx import helper
 
     for attribute in node.attribute:
@@ -121,7 +155,7 @@ def _output(node: Any, index: int) -> str:
 Shape = list["int | None"]
 
 
-class _Values:
+class Values:
     """The types and shapes of a model's values, inferred when they are first asked for."""
 
     def __init__(self, proto: Any) -> None:
@@ -146,7 +180,7 @@ class _Values:
     def _all(self) -> dict[str, tuple[int, Shape | None]]:
         if self._known is None:
             self._known = {}
-            for graph, _ in _scopes(self._inferred().graph, {}):
+            for graph, _ in scopes(self._inferred().graph, {}):
                 for value in (*graph.input, *graph.output, *graph.value_info):
                     tensor = value.type.tensor_type
                     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
@@ -184,7 +218,7 @@ class _Values:
             return light
 
 
-class _Nodes:
+class Nodes:
     """Nodes that stand for another; its values are named after it."""
 
     def __init__(self, node: Any, opset: int) -> None:
@@ -217,7 +251,7 @@ class _Nodes:
         return self("Slice", value, self.constant([start]), self.constant([end]), self.constant([axis]))
 
 
-def _with(node: Any, inputs: list[str], outputs: list[str], **attributes: Any) -> Any:
+def copied(node: Any, inputs: list[str], outputs: list[str], **attributes: Any) -> Any:
     """A copy of a node with other inputs, outputs and attributes; None takes an attribute away."""
     from onnx import NodeProto, helper
 
@@ -234,7 +268,7 @@ def _with(node: Any, inputs: list[str], outputs: list[str], **attributes: Any) -
 # Writing nodes another way: each function returns what stands for a node, or None where TensorRT computes it right
 
 
-def _another_way(node: Any, values: _Values) -> tuple[str, list[Any]] | None:
+def _another_way(node: Any, values: Values) -> tuple[str, list[Any]] | None:
     if node.domain not in _STANDARD or not any(node.output):
         return None
     for function, text in _WAYS.get(node.op_type, ()):
@@ -244,18 +278,18 @@ def _another_way(node: Any, values: _Values) -> tuple[str, list[Any]] | None:
     return None
 
 
-def _trilu(node: Any, values: _Values) -> list[Any] | None:
+def _trilu(node: Any, values: Values) -> list[Any] | None:
     """TensorRT-RTX 1.6.1 gives wrong upper triangles of integers; of floats they are right."""
     from onnx import TensorProto, helper
 
     x, k = node.input[0], _given(node, 1)
     kinds = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL)
-    if not _attribute(node, "upper", 1) or values.type(x) not in kinds:
+    if not attribute_of(node, "upper", 1) or values.type(x) not in kinds:
         return None
     shape = values.shape(x)
     if shape is not None and 0 in shape:
         return None  # nothing to compute
-    add = _Nodes(node, values.opset)
+    add = Nodes(node, values.opset)
     counted = []
     for axis in (-2, -1):
         size = None if shape is None else shape[axis]
@@ -274,16 +308,16 @@ def _trilu(node: Any, values: _Values) -> list[Any] | None:
     return add.nodes
 
 
-def _pool(node: Any, values: _Values) -> list[Any] | None:
+def _pool(node: Any, values: Values) -> list[Any] | None:
     """With ceil_mode, ONNX drops a last window that starts in the padding behind the input; TensorRT keeps it."""
-    same = _attribute(node, "auto_pad", "NOTSET").startswith("SAME")
-    if not _attribute(node, "ceil_mode", 0) or same or _output(node, 1):
+    same = attribute_of(node, "auto_pad", "NOTSET").startswith("SAME")
+    if not attribute_of(node, "ceil_mode", 0) or same or _output(node, 1):
         return None
-    kernel = list(_attribute(node, "kernel_shape", []))
+    kernel = list(attribute_of(node, "kernel_shape", []))
     rank = len(kernel)
-    strides = list(_attribute(node, "strides", [1] * rank))
-    dilations = list(_attribute(node, "dilations", [1] * rank))
-    pads = list(_attribute(node, "pads", [0] * 2 * rank))
+    strides = list(attribute_of(node, "strides", [1] * rank))
+    dilations = list(attribute_of(node, "dilations", [1] * rank))
+    pads = list(attribute_of(node, "pads", [0] * 2 * rank))
     shape = values.shape(node.input[0]) or [None] * (rank + 2)
     drops, floors = [], True  # the axes that lose a window; whether no axis keeps one that floor would not give
     for axis in range(rank):
@@ -304,10 +338,10 @@ def _pool(node: Any, values: _Values) -> list[Any] | None:
     if not drops:
         return None
     if floors:
-        return [_with(node, list(node.input), list(node.output), ceil_mode=0)]
-    add = _Nodes(node, values.opset)
+        return [copied(node, list(node.input), list(node.output), ceil_mode=0)]
+    add = Nodes(node, values.opset)
     whole = f"{node.output[0]}/with_windows"
-    add.nodes.append(_with(node, list(node.input), [whole]))
+    add.nodes.append(copied(node, list(node.input), [whole]))
     # the windows that start in the input or before it; beyond its end, Slice takes what there is
     ends = []
     for axis in drops:
@@ -322,30 +356,30 @@ def _pool(node: Any, values: _Values) -> list[Any] | None:
     return add.nodes
 
 
-def _space_to_depth(node: Any, values: _Values) -> list[Any] | None:
+def _space_to_depth(node: Any, values: Values) -> list[Any] | None:
     """TensorRT knows mode DCR only, and takes CRD for it."""
     import numpy as np
 
-    if _attribute(node, "mode", "DCR") != "CRD":
+    if attribute_of(node, "mode", "DCR") != "CRD":
         return None
     shape = values.shape(node.input[0])
     channels = None if shape is None else shape[1]
     if channels is None:
         return None  # refused
-    square = int(_attribute(node, "blocksize", 1)) ** 2
-    add = _Nodes(node, values.opset)
+    square = int(attribute_of(node, "blocksize", 1)) ** 2
+    add = Nodes(node, values.opset)
     whole = f"{node.output[0]}/DCR"
-    add.nodes.append(_with(node, list(node.input), [whole], mode="DCR"))
+    add.nodes.append(copied(node, list(node.input), [whole], mode="DCR"))
     order = np.arange(square * channels).reshape(square, channels).T.reshape(-1)
     add("Gather", whole, add.constant(order), to=node.output[0], axis=1)
     return add.nodes
 
 
-def _batchwise(node: Any, values: _Values) -> list[Any] | None:
+def _batchwise(node: Any, values: Values) -> list[Any] | None:
     """TensorRT takes the batch of layout=1 for the sequence."""
-    if not _attribute(node, "layout", 0):
+    if not attribute_of(node, "layout", 0):
         return None
-    add = _Nodes(node, values.opset)
+    add = Nodes(node, values.opset)
     inputs, outputs = list(node.input), list(node.output)
     for index in (0, 5, 6):
         if _given(node, index):
@@ -356,11 +390,11 @@ def _batchwise(node: Any, values: _Values) -> list[Any] | None:
         if output:
             outputs[index] = f"{output}/layout_0"
             add("Transpose", outputs[index], to=output, perm=[1, 0, 2] if index else [2, 0, 1, 3])
-    add.nodes.insert(at, _with(node, inputs, outputs, layout=None))
+    add.nodes.insert(at, copied(node, inputs, outputs, layout=None))
     return add.nodes
 
 
-def _gru(node: Any, values: _Values) -> list[Any] | None:
+def _gru(node: Any, values: Values) -> list[Any] | None:
     """TensorRT-RTX 1.6.1 never finishes compiling some loops of a GRU; written step by step it has none.
 
     Seen to hang: three steps with the whole sequence as output. Seen to run: one and two steps with Y_h alone.
@@ -370,15 +404,15 @@ def _gru(node: Any, values: _Values) -> list[Any] | None:
     x, w, r = node.input[:3]
     shape, kind = values.shape(x), values.type(x)
     steps = None if shape is None else shape[0]
-    hidden = _attribute(node, "hidden_size", 0)
+    hidden = attribute_of(node, "hidden_size", 0)
     if steps is None or not 1 <= steps <= _GRU_STEPS or (steps <= 2 and not _output(node, 0)) or values.opset < 10:
         return None
-    if not hidden or not _activations(node) or _given(node, 4) or _attribute(node, "clip", None) is not None:
+    if not hidden or not _activations(node) or _given(node, 4) or attribute_of(node, "clip", None) is not None:
         return None
     if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16):
         return None
-    direction = _attribute(node, "direction", "forward")
-    add = _Nodes(node, values.opset)
+    direction = attribute_of(node, "direction", "forward")
+    add = Nodes(node, values.opset)
     one_by_one: list[list[str]] = []  # per direction, the states in the order of the sequence
     last = []
     for index, backwards in enumerate({"forward": [0], "reverse": [1]}.get(direction, [0, 1])):
@@ -396,7 +430,7 @@ def _gru(node: Any, values: _Values) -> list[Any] | None:
         if _given(node, 3):
             bias = of(node.input[3])
             outer_bias, recurrent_bias = gates(bias), gates(bias, 3)
-            if _attribute(node, "linear_before_reset", 0):
+            if attribute_of(node, "linear_before_reset", 0):
                 inner = recurrent_bias.pop()
             products = [add("Add", product, b) for product, b in zip(products, outer_bias, strict=True)]
             products[: len(recurrent_bias)] = [
@@ -412,7 +446,7 @@ def _gru(node: Any, values: _Values) -> list[Any] | None:
             z, reset = (
                 add("Sigmoid", add("Add", now[gate], add("MatMul", state, recurrent[gate]))) for gate in range(2)
             )
-            if _attribute(node, "linear_before_reset", 0):
+            if attribute_of(node, "linear_before_reset", 0):
                 product = add("MatMul", state, recurrent[2])
                 remembered = add("Mul", reset, add("Add", product, inner) if inner else product)
             else:
@@ -432,11 +466,11 @@ def _gru(node: Any, values: _Values) -> list[Any] | None:
 
 def _activations(node: Any) -> bool:
     """True where a GRU has the usual activations."""
-    names = [name.decode().lower() for name in _attribute(node, "activations", [])]
+    names = [name.decode().lower() for name in attribute_of(node, "activations", [])]
     return names in ([], ["sigmoid", "tanh"], ["sigmoid", "tanh"] * 2)
 
 
-_Way = Callable[[Any, _Values], "list[Any] | None"]
+_Way = Callable[[Any, Values], "list[Any] | None"]
 _LAYOUT = "{} with layout 1: transposed, since TensorRT takes the batch for the sequence"
 _WINDOW = "{} with ceil_mode: the window that starts in the padding is dropped, which TensorRT keeps"
 _WAYS: dict[str, tuple[tuple[_Way, str], ...]] = {
@@ -477,7 +511,7 @@ def _fp8_scales(proto: Any) -> list[str]:
                 graph.initializer.append(
                     TensorProto(name=inputs[2], data_type=fp8, dims=[channels], raw_data=bytes(channels))
                 )
-            node.CopyFrom(_with(node, inputs, list(node.output), axis=axis))
+            node.CopyFrom(copied(node, inputs, list(node.output), axis=axis))
     return [f"{len(found)} fp8 convolutions: the scale of the weights is written once per channel"] if found else []
 
 
@@ -491,7 +525,7 @@ def _one_scale(proto: Any) -> Iterator[tuple[Any, list[Any], Any, int, int, int]
     types = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
     done = set()
     makers: dict[str, tuple[Any, Any]] = {}  # of outer graphs too, as constants are
-    for graph, constants in _scopes(proto.graph, {}):
+    for graph, constants in scopes(proto.graph, {}):
         makers.update({output: (graph, node) for node in graph.node for output in node.output if output})
         for reader in graph.node:
             name = _given(reader, 1)
@@ -507,7 +541,7 @@ def _one_scale(proto: Any) -> Iterator[tuple[Any, list[Any], Any, int, int, int]
                 quantize = makers[source][1]
                 nodes.insert(0, quantize)
                 weights, zero = constants.get(quantize.input[0]), constants.get(_given(quantize, 2))
-                kind = _attribute(quantize, "output_dtype", 0) or (0 if zero is None else zero.data_type)
+                kind = attribute_of(quantize, "output_dtype", 0) or (0 if zero is None else zero.data_type)
             scales = [constants[node.input[1]] for node in nodes if node.input[1] in constants]
             if weights is None or kind not in types or len(scales) < len(nodes):
                 continue

@@ -74,6 +74,7 @@ def _options(
     if not verbose:  # an error's own TensorRT lines are printed with it; twice would be once too many
         handler.addFilter(lambda record: record.name != "trtrun.tensorrt")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("trtrun.building").setLevel(logging.INFO)  # each change to a graph is reported
 
 
 def main() -> Any:

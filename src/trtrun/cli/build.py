@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,11 +29,20 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("build", {})
     except (OSError, ValueError) as error:
         raise BuildError(f"{path} cannot be read: {error}.") from error
-    known = {parameter.name: parameter for parameter in context.command.params}
-    options = {name.replace("-", "_"): value for name, value in table.items()}
-    unknown = sorted(options.keys() - known.keys())
-    if unknown:
-        raise BuildError(f"{path}: [build] has {unknown}, which trtrun build does not know. It knows {sorted(known)}.")
+    known: dict[str, Any] = {}  # by the longest of an option's names without its dashes, as --help shows it
+    for option in context.command.params:
+        known[max(option.opts, key=len).lstrip("-").replace("-", "_")] = option
+    options: dict[str, Any] = {}
+    for name, value in table.items():
+        parameter = known.get(name.replace("-", "_"))
+        if parameter is None or parameter.name in ("config", "help"):
+            names = sorted(known.keys() - {"config", "help"})
+            raise BuildError(f"{path}: [build] has {name!r}, which trtrun build does not know. It knows {names}.")
+        is_flag = getattr(parameter, "is_flag", False)  # arguments have none
+        if parameter.multiple != isinstance(value, list) or is_flag != isinstance(value, bool):
+            wanted = "a list" if parameter.multiple else "true or false" if is_flag else "one value"
+            raise BuildError(f"{path}: [build] {name} = {value!r}: {wanted} is expected.")
+        options[str(parameter.name)] = value
     context.default_map = {**(context.default_map or {}), **options}
     return path
 

@@ -46,6 +46,8 @@ def command(
         raise InputError(f"{str(data)!r} does not exist.")
     arrays = sorted(data.iterdir()) if data.is_dir() else [data]
     arrays = [file for file in arrays if file.suffix in (".npz", ".npy")]
+    if arrays and (head or size):
+        raise InputError("--head and --size say how pictures are prepared, and --data holds arrays. Leave them out.")
     requests = _arrays(model, arrays) if arrays else _pictures(model, data, head, size)
     target = output or model.with_name(f"{model.stem}.{precision}.onnx")
     count = 0
@@ -66,11 +68,12 @@ def command(
 def _arrays(model: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
     import onnx
 
+    from ..building.onnx_check import check_model
+    from ..building.rewrites import graph_inputs
     from .options import read_arrays, read_npz
 
-    graph = onnx.load(str(model), load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    names = [value.name for value in graph.input if value.name not in weights]
+    check_model(model)
+    names = [value.name for value in graph_inputs(onnx.load(str(model), load_external_data=False).graph)]
     for file in files:
         yield read_npz(file) or {} if file.suffix == ".npz" else read_arrays([str(file)], names)
 
@@ -84,10 +87,17 @@ def _pictures(model: Path, source: Path, head: str | None, size: str | None) -> 
 
     with OnnxRuntimeSession(model) as runner:
         prepared = task(runner, head=head, size=None if size is None else parse_size(size))
+        batch = prepared.batch_limit or 1  # a network of a fixed batch is calibrated on full ones
+        ready: list[Any] = []
         for item in read(str(source)):
             if item.picture is None:
                 Console(stderr=True).print(
                     f"{item.name} is left out: {item.error}", style="yellow", highlight=False, soft_wrap=True
                 )
-            else:
-                yield prepared.request([item.picture])[0]
+                continue
+            ready.append(item.picture)
+            if len(ready) == batch:
+                yield prepared.request(ready)[0]
+                ready = []
+        if ready:
+            yield prepared.request([ready[index % len(ready)] for index in range(batch)])[0]

@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ..building.graph import choose_outputs
+from ..building.onnx_check import check_model
 from ..building.options import BuildOptions
 from ..cuda.device import Device
 from ..errors import InputError
@@ -57,7 +59,7 @@ def compare(
         shapes, ranges, seed: of random inputs, see :func:`trtrun.comparison.inputs.make_inputs`.
         tolerance: how far outputs and layers may differ.
         layers: compare the layers also when the outputs agree.
-        build_options: for engines that are built; ``input_shapes`` applies to ONNX Runtime too.
+        build_options: for engines that are built; ``input_shapes`` and ``outputs`` apply to ONNX Runtime too.
         device: ordinal of the GPU. plugins: paths of plugin libraries that an engine needs.
 
     Raises:
@@ -111,7 +113,8 @@ class _Side:
     def open(self) -> Runner:
         if self.kind == "onnxruntime":
             assert not isinstance(self.model, bytes)
-            return OnnxRuntimeSession(self.model, input_shapes=self.options.input_shapes)
+            model = _with_outputs(self.model, self.options.outputs) if self.options.outputs else self.model
+            return OnnxRuntimeSession(model, input_shapes=self.options.input_shapes)
         if self.kind == "built":
             Device(self.device)  # raises without a GPU: load() would run the ONNX file through ONNX Runtime then
         return load(self.model, device=self.device, plugins=self.plugins, build_options=self.options)
@@ -125,10 +128,19 @@ class _Side:
             from ..building.builder import build_plan
 
             profile = {name: ShapeRange(shape, shape, shape) for name, shape in dynamic.items()}
-            options = dataclasses.replace(self.options, profiles=(profile,) if profile else (), specialize=())
+            profiles = (profile,) if profile else ()
+            options = dataclasses.replace(self.options, profiles=profiles, specialize=(), outputs=())
             runner = load(build_plan(path, options), device=self.device, plugins=self.plugins)
         with runner:
             return runner.run({name: arrays[name] for name in runner.inputs})
+
+
+def _with_outputs(model: str | os.PathLike[str], outputs: tuple[str, ...]) -> bytes:
+    check_model(model)
+    import onnx
+
+    data: bytes = choose_outputs(onnx.load(os.fspath(model)), outputs, os.fspath(model), []).SerializeToString()
+    return data
 
 
 def _is_onnx(model: Model) -> bool:
@@ -164,6 +176,10 @@ def _with_layers(
         for index, side in enumerate(sides):
             source = graphs[0] if side.kind == "engine" else side.model
             assert not isinstance(source, bytes)
+            if side.options.outputs:  # the layers that these need, and the inputs
+                chosen = Path(folder) / f"{index}.onnx"
+                chosen.write_bytes(_with_outputs(source, side.options.outputs))
+                source = chosen
             marked.append(MarkedModel(source, Path(folder) / str(index)))
         layers = {layer.tensor: layer for layer in marked[0].layers}
         others = {layer.tensor for layer in marked[1].layers}

@@ -1,0 +1,348 @@
+"""The precision of an ONNX graph: fp16 and bf16, for which networks are strongly typed, and fp32 without TF32."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import BuildError, MissingPackageError
+from .options import BuildOptions
+from .rewrites import INTEGERS, Values, attribute_of, copied, graph_inputs, quantized_types, scopes
+
+# Kept in fp32: sums and powers leave fp16's range, exponentials and logarithms its precision. onnxconverter-common's
+# own list comes on top: operators that fp16 does not exist for.
+_SENSITIVE = (
+    "CumSum",
+    "Exp",
+    "Log",
+    "LogSoftmax",
+    "Pow",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+)
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_PRODUCTS = (*_CONVOLUTIONS, "Gemm", "MatMul")
+
+
+def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) -> Any:
+    """A model in fp16 or bf16, but for what is sensitive or ``options`` name.
+
+    Raises BuildError for a model that cannot be converted, and MissingPackageError.
+    """
+    try:
+        from onnxconverter_common import float16
+    except ImportError as error:
+        raise MissingPackageError(
+            f"fp16 and bf16 need onnxconverter-common ({error}). Run: pip install 'trtrun[convert]'"
+        ) from error
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    drop_defaults(proto, changes)
+    label = "bf16" if options.bf16 else "fp16"
+    for index, node in enumerate(proto.graph.node):
+        node.name = node.name or f"node_{index}"  # the converter tells nodes apart by name
+    names = {node.name for node in proto.graph.node}
+    operators = {node.op_type for node in proto.graph.node}
+    unknown = [kept for kept in options.keep_fp32 if kept not in names | operators]
+    if unknown:
+        raise BuildError(
+            f"keep_fp32 names {unknown}; {name} has neither such operators nor nodes of that name. A node without a "
+            "name is called node_ and its position, from 0."
+        )
+    blocked = sorted({*float16.DEFAULT_OP_BLOCK_LIST, *_SENSITIVE, *options.keep_fp32})
+    quantized = _quantized(proto)
+    kept_nodes = [*(kept for kept in options.keep_fp32 if kept in names), *quantized]
+    largest = 0.0
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            array = numpy_helper.to_array(tensor)
+            largest = max(largest, float(np.abs(array).max(initial=0)))
+    rounded = _round_kernels(proto, {*blocked, *kept_nodes}, label)
+    full = _full_precision(proto, name) if options.bf16 else {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights beyond fp16, which are reported below, and bf16 holds them
+            converted = float16.convert_float_to_float16(
+                proto,
+                keep_io_types=options.keep_io,
+                op_block_list=blocked,
+                node_block_list=kept_nodes,
+                min_positive_val=0.0,  # rounded like any other number, not up to 1e-7
+                max_finite_val=float(np.finfo(np.float16).max),
+            )
+    except Exception as error:  # it raises ValueError, and whatever its shape inference does
+        raise BuildError(f"{name} cannot be converted to {label}: {error}. Build it without {label}.") from error
+    del converted.graph.value_info[:]  # it leaves types of before
+    if options.bf16:
+        _fp16_to_bf16(converted, full)
+    kept = Counter(
+        node.op_type for node in converted.graph.node if node.op_type in blocked or node.name in options.keep_fp32
+    )
+    text = ", ".join(f"{count} {op}" for op, count in sorted(kept.items())) or "none"
+    if quantized:
+        changes.append(f"{len(quantized)} nodes of quantized convolutions and products keep their fp32 side")
+    if rounded:
+        changes.append(f"{rounded} convolutions: the weights of each kernel are rounded so that their sum stays")
+    changes.append(f"{label}; kept in fp32: {text}; inputs and outputs {'stay fp32' if options.keep_io else label}")
+    limit = float(np.finfo(np.float16).max)
+    if options.fp16 and largest > limit:
+        changes.append(f"the largest weight, {largest:.3g}, is beyond fp16 and was cut to {limit:g}")
+    return converted
+
+
+def _round_kernels(proto: Any, kept: set[str], label: str) -> int:
+    """Round the weights of spatial kernels to half precision so that the sum of each kernel stays; returns how many.
+
+    Rounded one by one, weights that nearly cancel (an edge filter's) leave a sum that is wrong by a half of the last
+    bit of the largest, which adds a constant wherever the picture is even. Here each weight also takes the error of
+    the larger ones before it. One depthwise convolution of a face detector, CenterFace, lowered the cosine of its
+    output to 0.9986 on a white page; rounded so, to 0.99994.
+    """
+    import ml_dtypes
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    half: Any = ml_dtypes.bfloat16 if label == "bf16" else np.float16
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    done = set()
+    for node in proto.graph.node:
+        if node.op_type not in _CONVOLUTIONS or kept & {node.op_type, node.name} or len(node.input) < 2:
+            continue
+        tensor = weights.get(node.input[1])
+        if tensor is None or tensor.name in done or len(tensor.dims) < 3 or int(np.prod(tensor.dims[2:])) < 2:
+            continue
+        array = numpy_helper.to_array(tensor)
+        if not np.abs(array).max(initial=0) < float(np.finfo(np.float16).max) / 2:  # NaN too
+            continue
+        kernels = array.reshape(-1, int(np.prod(array.shape[2:]))).astype(np.float64)
+        order = np.argsort(-np.abs(kernels), axis=1, kind="stable")
+        rows = np.arange(len(kernels))
+        error = np.zeros(len(kernels))
+        for column in order.T:
+            wanted = kernels[rows, column] + error
+            kernels[rows, column] = wanted.astype(np.float32).astype(half).astype(np.float64)
+            error = wanted - kernels[rows, column]
+        tensor.CopyFrom(numpy_helper.from_array(kernels.astype(np.float32).reshape(array.shape), tensor.name))
+        done.add(tensor.name)
+    return len(done)
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """A graph and those inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _tensors(graph: Any) -> Iterator[tuple[str, Any]]:
+    """The constants of a graph by the names of their values."""
+    for tensor in graph.initializer:
+        yield tensor.name, tensor
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield f"{node.output[0]} {attribute.name}", attribute.t
+
+
+def _full_precision(proto: Any, name: str) -> dict[str, Any]:
+    """The fp32 constants before the conversion, which goes by way of fp16 and would cut them to its range."""
+    from onnx import TensorProto, numpy_helper
+
+    types = {tensor.data_type for graph in _graphs(proto.graph) for _, tensor in _tensors(graph)}
+    types |= {a.i for graph in _graphs(proto.graph) for node in graph.node for a in node.attribute if a.name == "to"}
+    types |= {value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)}
+    if TensorProto.FLOAT16 in types:
+        raise BuildError(f"{name} holds fp16 tensors already, so it cannot be converted to bf16. Build it as it is.")
+    return {
+        key: numpy_helper.to_array(tensor)
+        for graph in _graphs(proto.graph)
+        for key, tensor in _tensors(graph)
+        if tensor.data_type == TensorProto.FLOAT
+    }
+
+
+def _fp16_to_bf16(proto: Any, full: dict[str, Any]) -> None:
+    """Turn everything that is fp16 into bf16, constants from their fp32 values."""
+    import ml_dtypes
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    half, bfloat = TensorProto.FLOAT16, TensorProto.BFLOAT16
+    for graph in _graphs(proto.graph):
+        for key, tensor in _tensors(graph):
+            if tensor.data_type == half:
+                array = full.get(key, numpy_helper.to_array(tensor)).astype(ml_dtypes.bfloat16)
+                tensor.CopyFrom(
+                    TensorProto(
+                        name=tensor.name, data_type=bfloat, dims=tensor.dims, raw_data=array.view(np.uint16).tobytes()
+                    )
+                )
+        for node in graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Cast" and attribute.name == "to" and attribute.i == half:
+                    attribute.i = bfloat
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type == half:
+                value.type.tensor_type.elem_type = bfloat
+
+
+def drop_defaults(proto: Any, changes: list[str]) -> None:
+    """Weights that old exporters list among the inputs too: a change would reach one and leave the other."""
+    kept = graph_inputs(proto.graph)
+    dropped = len(proto.graph.input) - len(kept)
+    if dropped:
+        del proto.graph.input[:]
+        proto.graph.input.extend(kept)
+        proto.ir_version = max(proto.ir_version, 4)  # from which on initializers need not be inputs
+        changes.append(f"{dropped} initializers are no longer inputs that could replace them")
+
+
+def _quantized(proto: Any) -> list[str]:
+    """The Q/DQ nodes that fp16 scales would spoil, and what computes between them, by name: those of fp8.
+
+    Their scales do not survive fp16: TensorRT-RTX 1.6.1 multiplies with them last, and what an fp8 product sums up to
+    before is beyond fp16 (measured: infinities). Those of int8 have to be fp32 too before operator set 19, where
+    ONNX gave them other types.
+    """
+    kinds = quantized_types(proto)
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    pairs = [node for node in proto.graph.node if node.op_type in _PAIR]
+    kept = [node for node in pairs if opset < 19 or kinds.get(node.output[0]) not in INTEGERS]
+    dequantized = {node.output[0] for node in kept if node.op_type == "DequantizeLinear"}
+    between = [node for node in proto.graph.node if node.op_type in _PRODUCTS and dequantized & {*node.input}]
+    return [node.name for node in (*kept, *between)]
+
+
+def without_tf32(proto: Any, name: str, changes: list[str]) -> Any:
+    """A model whose fp32 products need no more than TF32's 10 bits: each is the sum of three.
+
+    TensorRT-RTX 1.6.1 rounds the operands of fp32 convolutions and matrix products to TF32 whether its flag is set or
+    not. So every operand is written as the sum of what TF32 holds (of a value that is computed: what bf16 holds) and
+    the rest, and of the four products the least is left out: about 2⁻¹⁹ of a product is lost. An infinite operand
+    gives NaN. Depthwise convolutions are not rounded there, and left as they are.
+
+    Raises BuildError for a model of an operator set before 13, where bf16 began, that onnx cannot bring there.
+    """
+    drop_defaults(proto, changes)
+    proto = at_least_opset(proto, 13, name, "tf32=False")
+    values = Values(proto)
+    counts: Counter[str] = Counter()
+    for graph, constants in scopes(proto.graph, {}):
+        dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        halves = _Halves(constants)
+        for node in graph.node:
+            if _is_rounded_to_tf32(node, values) and not dequantized & {*node.input}:
+                counts[node.op_type] += 1
+                halves.multiply(node)
+            else:
+                halves.nodes.append(copied(node, [*node.input], [*node.output]))
+        del graph.node[:]
+        graph.node.extend(halves.nodes)
+        graph.initializer.extend(halves.tensors)
+    if counts:
+        _drop_unused(proto)
+        what = ", ".join(f"{count} {operator}" for operator, count in sorted(counts.items()))
+        changes.append(f"without TF32: {what}, each computed as a sum of three")
+    return proto
+
+
+def at_least_opset(proto: Any, opset: int, name: str, why: str) -> Any:
+    """The model in this operator set of ONNX, or in its own later one. Raises BuildError where onnx cannot do it."""
+    import onnx
+
+    versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if versions and versions[0] >= opset:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, opset)
+    except Exception as error:  # its errors share no base
+        raise BuildError(
+            f"{name} is of operator set {versions[0] if versions else 'unknown'}, {why} needs {opset}, and onnx cannot "
+            f"convert it: {error}. Export it again with that operator set."
+        ) from error
+
+
+def _is_rounded_to_tf32(node: Any, values: Values) -> bool:
+    from onnx import TensorProto
+
+    if node.op_type not in _PRODUCTS or node.domain not in ("", "ai.onnx"):
+        return False
+    if any(values.type(tensor) != TensorProto.FLOAT for tensor in node.input[:2]):
+        return False
+    group = attribute_of(node, "group", 1)
+    if group == 1:
+        return True
+    shape = values.shape(node.input[1])  # [out, in / group, …] of a Conv, [in, out / group, …] of a ConvTranspose
+    return not (shape and (shape[1] == 1 if node.op_type == "Conv" else shape[0] == group))
+
+
+class _Halves:
+    """The nodes of a graph in which products are sums of three; a value's two halves are computed once."""
+
+    def __init__(self, constants: Mapping[str, Any]) -> None:
+        self.nodes: list[Any] = []
+        self.tensors: list[Any] = []
+        self._constants = constants
+        self._halves: dict[str, tuple[str, str]] = {}
+
+    def multiply(self, node: Any) -> None:
+        output = node.output[0]
+        (a, a_rest), (b, b_rest) = (self._of(tensor, f"{output}/{i}") for i, tensor in enumerate(node.input[:2]))
+        sums = [f"{output}/{part}" for part in ("high", "right", "left")]
+        # the bias is added once; without it, Gemm's beta has no effect
+        for inputs, product in (([a, b, *node.input[2:]], sums[0]), ([a, b_rest], sums[1]), ([a_rest, b], sums[2])):
+            made = copied(node, inputs, [product])
+            made.name = product
+            self.nodes.append(made)
+        self._add("Add", sums[1:], f"{output}/rest")
+        self._add("Add", [sums[0], f"{output}/rest"], output)
+
+    def _of(self, tensor: str, base: str) -> tuple[str, str]:
+        if tensor not in self._halves:
+            self._halves[tensor] = f"{base}/tf32", f"{base}/rest"
+            self._split(tensor, *self._halves[tensor])
+        return self._halves[tensor]
+
+    def _split(self, tensor: str, high: str, rest: str) -> None:
+        import numpy as np
+        from onnx import TensorProto, numpy_helper
+
+        if tensor in self._constants:
+            array = np.ascontiguousarray(numpy_helper.to_array(self._constants[tensor]))
+            bits = array.view(np.uint32)
+            rounded = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+            rounded = np.where(np.isfinite(rounded), rounded, array)
+            self.tensors.append(numpy_helper.from_array(rounded, high))
+            self.tensors.append(numpy_helper.from_array(array - rounded, rest))
+            return
+        bf16 = f"{high}/bf16"
+        self._add("Cast", [tensor], bf16, to=TensorProto.BFLOAT16)
+        self._add("Cast", [bf16], high, to=TensorProto.FLOAT)
+        self._add("Sub", [tensor, high], rest)
+
+    def _add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+
+
+def _drop_unused(proto: Any) -> None:
+    """Take away the weights that no node reads any more."""
+    read = {value.name for graph in _graphs(proto.graph) for value in graph.output}
+    read |= {name for graph in _graphs(proto.graph) for node in graph.node for name in node.input}
+    for graph in _graphs(proto.graph):
+        kept = [tensor for tensor in graph.initializer if tensor.name in read]
+        if len(kept) < len(graph.initializer):
+            del graph.initializer[:]
+            graph.initializer.extend(kept)

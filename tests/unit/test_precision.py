@@ -1,0 +1,185 @@
+"""The precision of graphs: what rounding keeps, what stays in fp32, and products without TF32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from typer.testing import CliRunner
+
+import trtrun
+from tests import models
+from trtrun import flavor
+from trtrun.building import precision
+from trtrun.building.builder import build_plan
+from trtrun.building.graph import prepare
+from trtrun.building.options import BuildOptions, parse_shapes
+from trtrun.building.quantization import quantize
+from trtrun.cli import app
+from trtrun.onnx_runtime import OnnxRuntimeSession
+
+RNG = np.random.default_rng()
+RTX = flavor.load("tensorrt_rtx").capabilities
+
+
+def _edges(opset: int = 17) -> bytes:
+    """A depthwise convolution whose kernels nearly cancel, x [1, 4, 16, 16] -> y."""
+    kernels = RNG.uniform(5, 15, (4, 1, 3, 3)) * np.sign(RNG.standard_normal((4, 1, 3, 3)))
+    kernels[:, 0, 1, 1] -= kernels.sum((1, 2, 3)) - 1e-3
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], group=4)]
+    io = [models.value("x", [1, 4, 16, 16])], [models.value("y", [1, 4, 14, 14])]
+    proto = onnx.load_from_string(models._model(nodes, *io, {"w": kernels.astype(np.float32)}))
+    proto.opset_import[0].version = opset
+    return proto.SerializeToString()
+
+
+@pytest.mark.parametrize(("label", "half"), [("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)])
+def test_kernels_are_rounded_so_that_their_sum_stays(label: str, half: type) -> None:
+    model = _edges()
+    data, changes = prepare(model, BuildOptions(**{label: True}))
+    assert data is not None
+    assert changes[0] == "1 convolutions: the weights of each kernel are rounded so that their sum stays"
+    wanted = numpy_helper.to_array(onnx.load_from_string(model).graph.initializer[0]).astype(np.float64)
+    tensor = onnx.load_from_string(data).graph.initializer[0]
+    found = np.frombuffer(tensor.raw_data, half).reshape(wanted.shape).astype(np.float64)
+    spacing = float(ml_dtypes.finfo(half).eps) * np.abs(wanted)  # of numbers in half precision, at most
+    assert (np.abs(found - wanted) <= spacing.max((2, 3), keepdims=True)).all()
+    off, plain = (np.abs((x - wanted).sum((2, 3))).max() for x in (found, wanted.astype(half).astype(np.float64)))
+    assert off <= spacing.min((2, 3)).max() / 2
+    assert plain > 3 * off
+
+
+def test_rounding_leaves_alone_what_stays_in_fp32_and_what_fp16_cannot_hold() -> None:
+    model = _edges()
+    for keep in ("Conv", "node_0"):
+        data, changes = prepare(model, BuildOptions(fp16=True, keep_fp32=(keep,)))
+        assert changes == ["fp16; kept in fp32: 1 Conv; inputs and outputs stay fp32"]
+        assert data is not None
+        kept, given = (onnx.load_from_string(m).graph.initializer[0] for m in (data, model))
+        np.testing.assert_array_equal(numpy_helper.to_array(kept), numpy_helper.to_array(given))
+    proto = onnx.load_from_string(model)
+    large = numpy_helper.to_array(proto.graph.initializer[0]) * np.float32(1e5)
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(large, "w"))
+    assert "beyond fp16" in prepare(proto.SerializeToString(), BuildOptions(fp16=True))[1][-1]
+
+
+def test_a_node_without_a_name_can_be_kept_by_its_position() -> None:
+    with pytest.raises(trtrun.BuildError, match=r"node_9.*position"):
+        prepare(models.affine(), BuildOptions(fp16=True, keep_fp32=("node_9",)))
+    _, changes = prepare(models.affine(), BuildOptions(fp16=True, keep_fp32=("node_1",)))
+    assert changes == ["fp16; kept in fp32: 1 Add; inputs and outputs stay fp32"]
+
+
+def test_the_command_reports_each_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "affine.onnx"
+    path.write_bytes(models.affine(batch=3))
+    result = CliRunner().invoke(app, ["build", str(path), "--fp16", "--keep-fp32", "Add"])
+    assert result.exit_code == 0, result.output
+    (record,) = [record for record in caplog.records if record.name == "trtrun.building"]
+    assert record.levelname == "INFO"
+    assert record.message.endswith("fp16; kept in fp32: 1 Add; inputs and outputs stay fp32.")
+
+
+def test_int8_is_converted_where_the_operator_set_has_fp16_scales() -> None:
+    requests = [{"x": RNG.standard_normal((4, 12)).astype(np.float32)} for _ in range(8)]
+    data = quantize(models.affine(), requests, precision="int8")
+    options = BuildOptions(fp16=True, profiles=parse_shapes(["x=1x12:4x12:64x12"]))
+    before, changes = prepare(data, options)
+    assert changes[0] == "4 nodes of quantized convolutions and products keep their fp32 side"  # opset 17
+    later = onnx.version_converter.convert_version(onnx.load_from_string(data), 21).SerializeToString()
+    after, changes = prepare(later, options)
+    assert changes == ["fp16; kept in fp32: none; inputs and outputs stay fp32"]
+    for model in (before, after):
+        assert model is not None
+        for request in requests[:3]:
+            wanted, found = OnnxRuntimeSession(data).run(request)["y"], OnnxRuntimeSession(model).run(request)["y"]
+            assert np.linalg.norm(found - wanted) <= 0.01 * np.linalg.norm(wanted)
+    assert build_plan(later, options)
+
+
+def _cut(x: np.ndarray) -> np.ndarray:
+    """As tensor cores read fp32: 10 bits of mantissa."""
+    return ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def _products() -> tuple[bytes, dict[str, np.ndarray]]:
+    """Every kind of product: y = Gemm(MatMul(x, x'), w) of rows, z = ConvTranspose(Conv(i)), and a depthwise one."""
+    rng = np.random.default_rng(5)
+    shapes = {"w": (6, 8), "c": (6,), "k": (8, 3, 3, 3), "b": (8,), "t": (8, 4, 2, 2), "d": (4, 1, 3, 3)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["m"]),
+        helper.make_node("Gemm", ["m", "w", "c"], ["y"], transB=1, alpha=0.5, beta=2.0),
+        helper.make_node("Conv", ["i", "k", "b"], ["e"], pads=[1, 1, 1, 1]),
+        helper.make_node("ConvTranspose", ["e", "t"], ["f"], strides=[2, 2]),
+        helper.make_node("Conv", ["f", "d"], ["z"], group=4),
+    ]
+    inputs = [models.value("x", [5, 7]), models.value("v", [7, 8]), models.value("i", [1, 3, 8, 8])]
+    outputs = [models.value("y", [5, 6]), models.value("z", [1, 4, 14, 14])]
+    request = {
+        "x": rng.standard_normal((5, 7)).astype(np.float32),
+        "v": rng.standard_normal((7, 8)).astype(np.float32),
+        "i": rng.standard_normal((1, 3, 8, 8)).astype(np.float32),
+    }
+    return models._model(nodes, inputs, outputs, weights), request
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+def test_without_tf32_products_are_sums_of_what_tf32_holds(opset: int) -> None:
+    model, request = _products()
+    proto = onnx.load_from_string(model)
+    proto.opset_import[0].version, proto.ir_version = opset, 4
+    data, changes = prepare(proto.SerializeToString(), BuildOptions(tf32=False), RTX)
+    assert data is not None
+    assert changes == ["without TF32: 1 Conv, 1 ConvTranspose, 1 Gemm, 1 MatMul, each computed as a sum of three"]
+    # Every operand of every product is shown and cut as the GPU cuts it: the products are still those of fp32.
+    cut = _with_cut_operands(onnx.load_from_string(data))
+    wanted = OnnxRuntimeSession(model).run(request)
+    plain = OnnxRuntimeSession(_with_cut_operands(onnx.load_from_string(model))).run(request)
+    for name, value in OnnxRuntimeSession(cut).run(request).items():
+        error, before = (np.linalg.norm(v - wanted[name]) / np.linalg.norm(wanted[name]) for v in (value, plain[name]))
+        assert error < 1e-5
+        assert before > 20 * error
+    assert build_plan(data)
+
+
+def _with_cut_operands(proto: onnx.ModelProto) -> bytes:
+    """A model whose products read operands rounded to 11 bits, by way of fp16, whose range these models keep."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    nodes = []
+    for node in proto.graph.node:
+        depthwise = any(a.name == "group" and a.i > 1 for a in node.attribute)
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and not depthwise:
+            for index in range(2):
+                name = node.input[index]
+                if name not in constants:
+                    half, whole = f"{node.output[0]}_{index}_half", f"{node.output[0]}_{index}_cut"
+                    nodes.append(helper.make_node("Cast", [name], [half], to=onnx.TensorProto.FLOAT16))
+                    nodes.append(helper.make_node("Cast", [half], [whole], to=onnx.TensorProto.FLOAT))
+                    node.input[index] = whole
+                else:
+                    tensor = next(t for t in proto.graph.initializer if t.name == name)
+                    tensor.CopyFrom(numpy_helper.from_array(_cut(numpy_helper.to_array(tensor).copy()), name))
+        nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto.SerializeToString()
+
+
+def test_tf32_stays_where_it_is_wanted_or_does_not_exist() -> None:
+    for options in (BuildOptions(), BuildOptions(tf32=False, compute_capabilities=("sm_75",))):
+        assert prepare(models.affine(), options, RTX) == (None, [])
+    assert prepare(models.affine("float16"), BuildOptions(tf32=False), RTX)[1] == []
+    fp8 = quantize(models.affine(), [{"x": RNG.standard_normal((4, 12)).astype(np.float32)}])
+    assert prepare(fp8, BuildOptions(tf32=False), RTX)[1] == []
+
+
+def test_an_operator_set_that_cannot_be_brought_up_is_said() -> None:
+    proto = onnx.load_from_string(models.affine())
+    proto.opset_import[0].version = 1
+    with pytest.raises(trtrun.BuildError, match="operator set 1, tf32=False needs 13"):
+        precision.without_tf32(proto, "this model", [])
