@@ -87,7 +87,6 @@ class Capabilities:
     has_progress_monitor: bool  # IProgressMonitor
     has_aliases: bool  # ICudaEngine.get_aliased_input_tensor
     has_weight_streaming: bool  # ICudaEngine.weight_streaming_budget_v2
-    has_stream_reader: bool  # IStreamReaderV2
     has_refitter: bool  # Refitter
     has_onnx_refitter: bool  # OnnxParserRefitter
     has_engine_stat: bool  # ICudaEngine.get_engine_stat
@@ -335,7 +334,6 @@ def _inspect(name: FlavorName, module: Any) -> Capabilities:
         has_progress_monitor=has("IProgressMonitor"),
         has_aliases=has("ICudaEngine.get_aliased_input_tensor"),
         has_weight_streaming=has("ICudaEngine.weight_streaming_budget_v2"),
-        has_stream_reader=has("IStreamReaderV2"),
         has_refitter=has("Refitter"),
         has_onnx_refitter=has("OnnxParserRefitter"),
         has_engine_stat=has("ICudaEngine.get_engine_stat") and has("EngineStat"),
