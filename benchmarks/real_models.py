@@ -121,7 +121,8 @@ def path_of(model: Model) -> Path:
 def collect(folder: Path) -> int:
     """Copy the models into two folders of about the same size, and the pictures into the second."""
     import skimage
-    from efficientnet import efficientnet_lite0, read_weights
+
+    from trtrun.demo.efficientnet import efficientnet_lite0, read_weights
 
     files = {}
     for model in MODELS:
