@@ -130,7 +130,8 @@ def path_of(model: Model) -> Path:
 def collect(folder: Path) -> int:
     """Build the models and pack them, their engines and the pictures into two folders of about the same size."""
     import skimage
-    from efficientnet import efficientnet_lite0, read_weights
+
+    from trtrun.demo.efficientnet import efficientnet_lite0, read_weights
 
     parts = [folder / "1", folder / "2"]
     for part in parts:

@@ -29,6 +29,7 @@ from cuda.bindings import driver
 from results import Record, compare_rates, compare_times, environment, in_turns, run_groups
 
 from trtrun import flavor, vision
+from trtrun.arrays import COPY_POOL
 from trtrun.buffers import Buffers
 from trtrun.building.builder import build_plan
 from trtrun.cuda.device import Device
@@ -156,7 +157,7 @@ def scene(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def nms() -> Iterator[Record]:
-    """Suppression alone: boxes, scores and classes on the GPU -> those that are kept, sorted, on the GPU."""
+    """Suppression alone: boxes, scores and classes on the GPU -> those that are kept, sorted; ours on the host."""
     for rows, batch in ((8400, 1), (8400, 32), (25200, 1), (25200, 32)):
         yield suppression(rows, batch)
 
@@ -192,10 +193,7 @@ def suppression(rows: int, batch: int) -> Record:
             return kept
 
         run()
-        host = buffers.host("\0kept", ours.nbytes)
-        copy_async(host.ctypes.data, ours.address, ours.nbytes, watch.handle)
-        watch.stream.sync()
-        results = ours.split(host[: ours.nbytes].copy())
+        results = ours.read()
         differ = 0
         for index, kept in enumerate(each()):
             found, expected = gpu.candidates_of(results, index), boxes[index, kept].cpu().numpy()
@@ -495,6 +493,9 @@ def where() -> Iterator[Record]:
             locked = staged(task, given)
             for kind, pictures in (("staged", locked), ("pageable", given)):
                 print(f"  batch {batch}, {kind}, µs: " + ", ".join(stage_times(device, task, pictures)), flush=True)
+            print(f"  batch {batch}: " + ", ".join(ways(task, staged(task, frames(32)), batch)), flush=True)
+            with device:
+                print(f"  batch {batch}, pageable, until copied, µs: " + ", ".join(fillings(task, given)), flush=True)
             if batch == 8:
                 with device:
                     peak = Peak(engine, batch)
@@ -502,15 +503,51 @@ def where() -> Iterator[Record]:
                     print("  engine alone by depth: " + ", ".join(f"{k}: {v:.0f}" for k, v in rates.items()))
                     peak.close()
                 for kind, pictures in (("staged", staged(task, frames(32))), ("pageable", frames(32))):
-                    for depth in (2, 3, 4, None):
+                    for depth in (2, 3, 4, None) * 2:
                         rate = streamed(task, pictures, batch, depth, 0.5)
                         print(f"  {kind}, depth {depth}: {rate:.0f} pictures/s", flush=True)
                     profile = cProfile.Profile()
                     profile.enable()
-                    streamed(task, pictures, batch, 4, 1.0)
+                    streamed(task, pictures, batch, 3, 0.5)
                     profile.disable()
                     pstats.Stats(profile).sort_stats("tottime").print_stats(16)
     yield from ()
+
+
+def ways(task: Any, pictures: list[np.ndarray], batch: int) -> Iterator[str]:
+    """Page-locked pictures read by the kernel, and copied."""
+    chosen = gpu._STRAIGHT
+    for name, limit in (("read by the kernel", 1 << 40), ("copied", 0)) * 2:
+        gpu._STRAIGHT = limit
+        turn = itertools.cycle(pictures)
+        times = []
+        for _ in range(80):
+            request = [next(turn) for _ in range(batch)]
+            start = time.perf_counter()
+            task(request)
+            times.append(time.perf_counter() - start)
+        rates = {depth: streamed(task, pictures, batch, depth, 0.3) for depth in (2, 3, 4, None)}
+        yield f"{name} {1e6 * statistics.median(times[20:]):.0f} µs, pictures/s by depth " + " ".join(
+            f"{k}: {v:.0f}" for k, v in rates.items()
+        )
+    gpu._STRAIGHT = chosen
+
+
+def fillings(task: Any, pictures: list[np.ndarray]) -> Iterator[str]:
+    """Ways to fill pageable pictures into page-locked memory and to send them."""
+    session = task._staged
+    request, _ = task._request(pictures)
+    chosen = gpu._PARTS, COPY_POOL.threads
+    for parts, threads in itertools.product((4, 8, 16), (1, 2, 3, 4)):
+        gpu._PARTS, COPY_POOL.threads = parts, threads
+        times = []
+        for _ in range(40):
+            start = time.perf_counter()
+            session._opened.fill(request, session._handle, helpers=threads > 1)
+            session._stream.sync()
+            times.append(time.perf_counter() - start)
+        yield f"{parts} parts {threads} threads {1e6 * statistics.median(times[10:]):.0f}"
+    gpu._PARTS, COPY_POOL.threads = chosen
 
 
 def stage_times(device: Device, task: Any, pictures: list[np.ndarray]) -> Iterator[str]:

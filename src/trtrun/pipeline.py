@@ -411,7 +411,10 @@ class _Completer:
 
 
 def _variants(inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Requests like this one, enough that their arrays are not found in a cache, as a caller's next will not be."""
+    """Requests like this one, enough that their arrays are not found in a cache, as a caller's next will not be.
+
+    Pictures, which come as lists, stay where they are: a copy would not lie in page-locked memory.
+    """
     count = max(1, min(8, _CACHES // _nbytes(inputs)))
     copies = [
         {name: array.copy() if isinstance(array, np.ndarray) else array for name, array in inputs.items()}
@@ -421,8 +424,9 @@ def _variants(inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _nbytes(inputs: Mapping[str, Any]) -> int:
-    """Bytes of the arrays on the host."""
-    return sum(array.nbytes for array in inputs.values() if isinstance(array, np.ndarray))
+    """Bytes of the arrays on the host, those in lists of pictures among them."""
+    values = [part for value in inputs.values() for part in (value if isinstance(value, (list, tuple)) else [value])]
+    return sum(array.nbytes for array in values if isinstance(array, np.ndarray))
 
 
 class _Slots:

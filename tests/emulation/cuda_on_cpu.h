@@ -138,6 +138,9 @@ template <typename T> T __shfl_up_sync(unsigned int, T value, int step) {
     const std::uint64_t* all = exchange(static_cast<std::uint64_t>(value));
     return static_cast<T>(all[lane >= step ? lane - step : lane]);
 }
+template <typename T> T __shfl_xor_sync(unsigned int, T value, int mask) {
+    return static_cast<T>(exchange(static_cast<std::uint64_t>(value))[running->lane ^ mask]);
+}
 inline int __syncthreads_or(int value) {
     static int any[2];
     static int turn;

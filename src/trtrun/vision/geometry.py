@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,14 +58,22 @@ class Geometry:
         width, height = max(target[0], round(source[0] * scale)), max(target[1], round(source[1] * scale))
         return cls(source, target, (width, height), (-round((width - target[0]) / 2), -round((height - target[1]) / 2)))
 
-    @property
+    @functools.cached_property
     def scale(self) -> Points:
         """Pixels of the input per pixel of the picture, per axis (x, y).
 
         Rounding the resized picture to whole pixels stretches the two axes by slightly different factors.
         """
         scale: Points = np.divide(self.resized, self.source, dtype=np.float32)
+        scale.flags.writeable = False
         return scale
+
+    @functools.cached_property
+    def _for_boxes(self) -> tuple[Points, Points, Points]:
+        """Offset, scale and the picture's size, each twice: for both corners of a box."""
+        twice = np.array([self.offset, self.scale, self.source], np.float32)
+        offset, scale, size = np.concatenate([twice, twice], axis=1)
+        return offset, scale, size
 
     def to_input(self, points: Points) -> Points:
         """Points [..., 2] (x, y) of the picture as points of the network's input."""
@@ -80,8 +89,12 @@ class Geometry:
 
     def boxes_to_picture(self, boxes: Points) -> Points:
         """Boxes [N, 4] (x1, y1, x2, y2) of the input as boxes of the picture, clipped to it."""
-        corners = self.to_picture(boxes.reshape(-1, 2, 2))
-        return np.clip(corners, 0, np.array(self.source, np.float32)).reshape(-1, 4)
+        offset, scale, size = self._for_boxes
+        found: Points = np.subtract(boxes, offset)
+        np.divide(found, scale, out=found)
+        np.maximum(found, 0, out=found)  # np.clip takes longer than all of this together
+        np.minimum(found, size, out=found)
+        return found
 
     def map_to_picture(
         self, values: Array, *, nearest: bool = False, region: tuple[int, int, int, int] | None = None

@@ -1,14 +1,15 @@
 """Preprocessing and non-maximum suppression on the GPU, as stages of a runner: one CUDA graph with the engine.
 
 Pictures go to the GPU as they are, uint8, of a picture that is made much smaller only the rows that count: from
-page-locked memory of :meth:`VisionStages.empty` by the GPU's copy engine alone, else by way of such memory, in parts,
-each sent while the next is copied. What comes back are the objects that were kept.
+page-locked memory of :meth:`VisionStages.empty` by the GPU alone, else by way of such memory, in parts, each sent while
+the next is copied. What comes back are the objects that were kept.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ..arrays import COPY_POOL
 from ..cuda.device import Device
 from ..cuda.kernel import Grid, Launch
 from ..cuda.memory import DeviceMemory, PinnedPool, RowsCopy, copy_async, copy_now
-from ..cuda.transfer import Copy, Transfers
+from ..cuda.transfer import Copy
 from ..errors import InputError
 from ..runner import Memory, Step
 from ..tensor_spec import Shape, TensorSpecs
@@ -26,7 +27,7 @@ from .geometry import Geometry
 from .heads import Head
 from .postprocess.candidates import Candidates, Selection
 from .postprocess.yolo_objectness import STRIDES
-from .preprocess import Picture, Preprocess, check_picture
+from .preprocess import Picture, Preprocess
 
 Array = np.ndarray[Any, Any]
 
@@ -37,8 +38,12 @@ _SUPPRESS_THREADS = 1024  # as in postprocess.cu
 _LIMIT = 1024
 _KINDS = {"yolov8": 0, "yolov5": 1, "yolov6": 1, "yolox": 2}
 _MANY_THREADS = 4 << 20  # bytes of a request from which several threads copy: one moves about 10 GB/s
-_IN_PARTS = 1 << 20  # bytes from which a part is sent while the next is copied,
-_PARTS = 4  # and how many parts those are
+_PART = 256 << 10  # bytes from which a part is sent while the next is copied,
+_PARTS = 8  # and how many parts there are at most
+# Bytes up to which the kernel reads page-locked pictures over PCIe itself. It takes as long as a copy and the kernel
+# after it (one 1080p picture on an H200: 57 µs, 46 + 11), and the host has nothing to enqueue. With more, the copies of
+# one request overlap with the network of another.
+_STRAIGHT = 4 << 20
 _MAX_PASSAGES = 256
 _GROWTH = 1 << 20  # bytes; memory for pictures grows in such steps, because what grows is captured anew
 
@@ -57,6 +62,9 @@ class PictureStruct(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("resized_width", "resized_height", "format", "packed", "padding")),
         ("reserved", ctypes.c_int32),
     )
+
+
+_DESCRIPTOR = ctypes.sizeof(PictureStruct)
 
 
 class _Target(ctypes.Structure):
@@ -233,6 +241,10 @@ class VisionStages:
             self._pools[device] = PinnedPool(Device(device))
         return OpenVisionStages(self, Device(device), memory)
 
+    def kept(self, results: Mapping[str, Array], index: int) -> Candidates:
+        """What was kept on one picture."""
+        return candidates_of(results, index)
+
     def empty(self, height: int, width: int) -> Picture:
         """An uninitialised picture in page-locked memory. To be called after :meth:`open`."""
         pool = next(iter(self._pools.values()))
@@ -248,40 +260,86 @@ class OpenVisionStages:
         self._kept: dict[int, KeptObjects] = {}  # by batch, each bound with the route of that batch
         self._batch = 0  # of the last request
         self._passages: dict[Geometry, Passage] = {}
+        self._host: Array | None = None  # the page-locked memory, its address, and its head as descriptors
+        self._host_address = self._described = 0
+        self._at_host: Any = None
 
     def fill(
         self, request: Mapping[str, Any], stream: int, *, helpers: bool
     ) -> tuple[tuple[Shape, ...], tuple[Copy, ...]]:
-        how = self._stages.how
         pictures: Sequence[Picture] = request["pictures"]
-        count = max(self._stages.least, len(pictures))
-        header = _up(count * ctypes.sizeof(PictureStruct), 256)
-        used = on_host = header
-        jobs: list[tuple[int, Picture, Passage | None, bool]] = []
-        for picture, geometry in zip(pictures, request["geometries"], strict=True):
-            check_picture(picture)
+        geometries: Sequence[Geometry] = request["geometries"]
+        self._batch = count = max(self._stages.least, len(pictures))
+        header = _up(count * _DESCRIPTOR, 256)
+        jobs: list[tuple[Picture, Passage | None, bool]] = []
+        straight = 0
+        for picture, geometry in zip(pictures, geometries, strict=True):
             passage = self._passage(geometry) if picture.flags.c_contiguous else None
-            direct = passage is not None and PinnedPool.lent(picture)
-            jobs.append((used, picture, passage, direct))
-            # The copy engine takes rows that are equally far apart.
-            nbytes = passage.nbytes if passage is not None and (passage.step or not direct) else picture.nbytes
-            used = _up(used + nbytes, 256)
-            if not direct:
-                on_host = used
-        reserved = _up(used, _GROWTH)
-        address = self._memory.on_gpu(_STAGING, reserved)
+            locked = passage is not None and PinnedPool.lent(picture)
+            jobs.append((picture, passage, locked))
+            straight += passage.nbytes if locked and passage is not None and passage.rows is not None else _STRAIGHT + 1
+        if straight <= _STRAIGHT:
+            address, host = self._reserve(header, header)
+            descriptors = self._descriptors(host, count)
+            for index, (picture, passage, _) in enumerate(jobs):
+                assert passage is not None
+                descriptors[index] = passage.describe(picture.__array_interface__["data"][0], 0)
+        else:
+            address, host = self._copy(jobs, geometries, header, stream, helpers)
+            descriptors = self._descriptors(host, count)
+        if count > len(pictures):
+            ctypes.memset(
+                ctypes.byref(descriptors, len(pictures) * _DESCRIPTOR), 0, (count - len(pictures)) * _DESCRIPTOR
+            )
+        return (self._stages.how.shape(count),), ((address, self._host_address, header),)
+
+    def _reserve(self, on_gpu: int, on_host: int) -> tuple[int, Array]:
+        """The address of so much memory for pictures on the GPU, and so much on the host."""
+        address = self._memory.on_gpu(_STAGING, _up(on_gpu, _GROWTH))
         host = self._memory.host(_STAGING, _up(on_host, _GROWTH))
-        source = host.ctypes.data
-        descriptors = (PictureStruct * count).from_buffer(host.data)
-        several = max(1, _PARTS // len(jobs)) if on_host - header >= _IN_PARTS else 1
+        if host is not self._host:
+            self._host, self._host_address = host, host.ctypes.data
+            self._described = 0
+        return address, host
+
+    def _descriptors(self, host: Array, count: int) -> Any:
+        """The first bytes of the host memory as so many descriptors."""
+        if count != self._described:
+            self._described, self._at_host = count, (PictureStruct * count).from_buffer(host.data)
+        return self._at_host
+
+    def _copy(
+        self,
+        jobs: Sequence[tuple[Picture, Passage | None, bool]],
+        geometries: Sequence[Geometry],
+        header: int,
+        stream: int,
+        helpers: bool,
+    ) -> tuple[int, Array]:
+        """Enqueue the copies of the pictures, and describe them at their places on the GPU."""
+        how = self._stages.how
+        used = on_host = header
+        starts = []
+        for picture, passage, locked in jobs:
+            starts.append(used)
+            # The copy engine takes rows that are equally far apart.
+            nbytes = passage.nbytes if passage is not None and (passage.step or not locked) else picture.nbytes
+            used = _up(used + nbytes, 256)
+            if not locked:
+                on_host = used
+        address, host = self._reserve(used, on_host)
+        source = self._host_address
+        descriptors = self._descriptors(host, self._batch)
+        staged = on_host - header
+        several = max(1, min(_PARTS, staged // _PART) // len(jobs))
         parts: list[_Part] = []
-        for index, (start, picture, passage, direct) in enumerate(jobs):
+        for index, (start, (picture, passage, locked)) in enumerate(zip(starts, jobs, strict=True)):
             target = address + start
             if passage is None:
-                described = describe(request["geometries"][index], target, picture.shape[1] * 3, how.padding)
+                described = describe(geometries[index], target, picture.shape[1] * 3, how.padding)
                 view = host[start : start + picture.nbytes].reshape(picture.shape)
                 parts.append(_Part(start, picture.nbytes, functools.partial(np.copyto, view, picture)))
-            elif not direct:
+            elif not locked:
                 described = passage.describe(target, passage.needed)
                 parts += passage.parts(start, host[start : start + passage.nbytes], picture, several)
             elif passage.step:
@@ -291,22 +349,18 @@ class OpenVisionStages:
                 described = passage.describe(target, 0)
                 copy_async(target, picture.ctypes.data, picture.nbytes, stream)
             descriptors[index] = described
-        if count > len(pictures):
-            size = ctypes.sizeof(PictureStruct)
-            ctypes.memset(ctypes.byref(descriptors, len(pictures) * size), 0, (count - len(pictures)) * size)
 
         def send(index: int) -> None:
             start, nbytes, _ = parts[index]
             copy_async(address + start, source + start, nbytes, stream)
 
-        if len(parts) > 1 and (helpers or on_host - header >= _MANY_THREADS):
+        if len(parts) > 1 and (helpers or staged >= _MANY_THREADS):
             COPY_POOL.run([part.copy for part in parts], send)
         else:
             for index, part in enumerate(parts):
                 part.copy()
                 send(index)
-        self._batch = count
-        return (how.shape(count),), ((address, source, header),)
+        return address, host
 
     def _passage(self, geometry: Geometry) -> Passage:
         found = self._passages.get(geometry)
@@ -335,7 +389,7 @@ class OpenVisionStages:
         return before, kept.steps
 
     def results(self) -> dict[str, Array]:
-        return self._kept[self._batch].read() if self._kept else {}
+        return self._kept[self._batch].suppression.read() if self._kept else {}
 
 
 def constant(device: Device, values: Array) -> DeviceMemory:
@@ -361,9 +415,12 @@ def why_not(head: Head, selection: Selection, outputs: TensorSpecs) -> str | Non
 class Suppression:
     """Non-maximum suppression of candidates in memory on the GPU: float scores (0: none), boxes and int32 classes.
 
+    What is kept is written to page-locked memory by the kernel itself: nothing else crosses PCIe.
+
     Attributes:
         step: the launch.
         kept: addresses of what is kept.
+        host: the page-locked memory.
     """
 
     def __init__(
@@ -372,19 +429,25 @@ class Suppression:
     ) -> None:  # fmt: skip
         batch, rows = shape
         most = selection.max_detections
-        self.batch, self.most, self.extras = batch, most, extras
-        sizes = {"boxes": 16 * most, "scores": 4 * most, "class_ids": 4 * most, "extra": 4 * most * extras, "counts": 4}
-        self.places: dict[str, int] = {}
-        self.nbytes = 0
-        for name, size in sizes.items():
-            self.places[name] = self.nbytes
-            self.nbytes = _up(self.nbytes + batch * size, 16)
-        self.address = memory.on_gpu(_KEPT, self.nbytes + 4 * batch * most)
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+            "counts": ("int32", (batch,)),
+            "boxes": ("float32", (batch, most, 4)),
+            "scores": ("float32", (batch, most)),
+            "class_ids": ("int32", (batch, most)),
+            "extra": ("float32", (batch, most, extras)),
+        }
+        self._views: list[tuple[str, tuple[int, ...], np.dtype[Any], int]] = []  # name, shape, dtype, offset
+        nbytes = 0
+        for name, (dtype, size) in shapes.items():
+            self._views.append((name, size, np.dtype(dtype), nbytes))
+            nbytes = _up(nbytes + 4 * math.prod(size), 16)
+        self.host = memory.host(_KEPT, nbytes)[:nbytes]
+        counts, boxes, scores, class_ids, extra = (self.host.ctypes.data + offset for *_, offset in self._views)
+        rows_kept = memory.on_gpu(_KEPT, 4 * batch * most)
         sort = memory.on_gpu(_SCRATCH + "\0sort", 16 * batch * rows)
-        at = {name: self.address + place for name, place in self.places.items()}
         self.kept = _Kept(
-            at["counts"], at["boxes"], at["scores"], at["class_ids"], self.address + self.nbytes, at["extra"], sort,
-            most, selection.class_agnostic, selection.iou_threshold,
+            counts, boxes, scores, class_ids, rows_kept, extra, sort, most, selection.class_agnostic,
+            selection.iou_threshold,
         )  # fmt: skip
         self.candidates = _Candidates(*candidates)
         block = (_SUPPRESS_THREADS, 1, 1)
@@ -392,22 +455,10 @@ class Suppression:
             device, "postprocess", "suppress", (batch, 1, 1), block, self.candidates, ctypes.c_int32(rows), self.kept
         )
 
-    def split(self, memory: Array) -> dict[str, Array]:
-        """Views of the results in a copy of their memory."""
-        batch, most = self.batch, self.most
-
-        def view(name: str, dtype: str, *shape: int) -> Array:
-            start = self.places[name]
-            array: Array = memory[start : start + 4 * int(np.prod(shape))].view(dtype).reshape(shape)
-            return array
-
-        return {
-            "counts": view("counts", "int32", batch),
-            "boxes": view("boxes", "float32", batch, most, 4),
-            "scores": view("scores", "float32", batch, most),
-            "class_ids": view("class_ids", "int32", batch, most),
-            "extra": view("extra", "float32", batch, most, self.extras),
-        }
+    def read(self) -> dict[str, Array]:
+        """What is kept, once the launch has run: arrays that belong to the caller."""
+        copy = self.host.copy()
+        return {name: np.ndarray(shape, dtype, copy, offset) for name, shape, dtype, offset in self._views}
 
 
 class KeptObjects:
@@ -415,6 +466,7 @@ class KeptObjects:
 
     Attributes:
         steps: to enqueue in this order.
+        suppression: whose results they give.
     """
 
     def __init__(
@@ -437,11 +489,10 @@ class KeptObjects:
         total = batch * rows
         found = memory.on_gpu(_SCRATCH, total * 24)
         places = found + 16 * total, found, found + 20 * total
-        suppression = self._suppression = Suppression(device, memory, places, (batch, rows), extras, selection)
+        suppression = self.suppression = Suppression(device, memory, places, (batch, rows), extras, selection)
         suffix = {"float16": "f16", "float32": "f32"}[dtype]
         block = (_THREADS, 1, 1)
         grid = (-(-rows // _THREADS), batch, 1)
-        self._host = memory.host(_KEPT, suppression.nbytes)
         self.steps: list[Step] = [
             Launch(device, "postprocess", f"select_{suffix}", grid, block, raw, suppression.candidates),
             suppression.step,
@@ -450,10 +501,6 @@ class KeptObjects:
             self.steps.append(
                 Launch(device, "postprocess", f"gather_{suffix}", (batch, 1, 1), block, raw, suppression.kept)
             )
-        self.steps.append(Transfers(device, [(self._host.ctypes.data, suppression.address, suppression.nbytes)]))
-
-    def read(self) -> dict[str, Array]:
-        return self._suppression.split(self._host[: self._suppression.nbytes].copy())
 
 
 def candidates_of(results: Mapping[str, Array], index: int) -> Candidates:

@@ -78,6 +78,15 @@ class Detections(_Result):
         if self.track_ids is not None:
             self._freeze("track_ids", np.int64, (count,))
 
+    @classmethod
+    def unchecked(cls, boxes: Array, scores: Array, class_ids: Array, names: Names) -> Detections:
+        """The same from arrays that are known to fit together, and that the result takes over."""
+        found = object.__new__(cls)
+        for array in (boxes, scores, class_ids):
+            array.flags.writeable = False
+        found.__dict__.update(boxes=boxes, scores=scores, class_ids=class_ids, names=names)
+        return found
+
     def __len__(self) -> int:
         return len(self.boxes)
 

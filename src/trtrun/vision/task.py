@@ -122,17 +122,19 @@ class VisionTask:
         several = not isinstance(pictures, np.ndarray) or pictures.ndim == 4
         waiting: list[Any] = list(pictures) if several else [pictures]
         results: list[Result] = []
-        spent = np.zeros(3)
+        preprocess = inference = postprocess = 0.0
         step = self.batch_limit or max(len(waiting), 1)
         for start in range(0, len(waiting), step):
-            marks = [time.perf_counter()]
+            began = time.perf_counter()
             request, geometries = self._request(waiting[start : start + step])
-            marks.append(time.perf_counter())
+            prepared = time.perf_counter()
             outputs = (self._staged or self.runner).run(request)
-            marks.append(time.perf_counter())
+            ran = time.perf_counter()
             results += self._results(outputs, geometries)
-            spent += np.diff([*marks, time.perf_counter()])
-        return results if several else results[0], Timing(*spent.tolist())
+            preprocess += prepared - began
+            inference += ran - prepared
+            postprocess += time.perf_counter() - ran
+        return results if several else results[0], Timing(preprocess, inference, postprocess)
 
     def _request(self, pictures: Sequence[Picture]) -> tuple[dict[str, Any], list[Geometry]]:
         """What goes to the runner that is used, and where each picture lies in the input."""
@@ -162,9 +164,7 @@ class VisionTask:
     def _results(self, outputs: dict[str, Any], geometries: Sequence[Geometry]) -> list[Result]:
         if self.postprocess_on == "CPU":
             return self.decode(outputs, geometries)
-        from .gpu import candidates_of
-
-        kept = [candidates_of(outputs, index) for index in range(len(geometries))]
+        kept = [self._stages.kept(outputs, index) for index in range(len(geometries))]
         return list(self.head.finish(kept, geometries, outputs))
 
     def request(self, pictures: Sequence[Picture]) -> tuple[dict[str, Any], list[Geometry]]:

@@ -103,6 +103,18 @@ def test_boxes_in_one_place_and_boxes_without_area(kernels: ctypes.CDLL) -> None
     assert found[1].tolist() == list(range(199, -1, -1))  # what has no area overlaps nothing
 
 
+@pytest.mark.parametrize("most", [1024, 300, 7])
+def test_each_box_overlaps_the_next(kernels: ctypes.CDLL, most: int) -> None:
+    """Every second is kept, and none can be settled before the one in front of it."""
+    rows = 1500
+    left = np.arange(rows, dtype=np.float32) * 4
+    boxes = np.stack([left, 0 * left, left + 6, 0 * left + 10], axis=1)[None]
+    scores = np.linspace(0.9, 0.1, rows, dtype=np.float32)[None]
+    classes = np.zeros((1, rows), np.int32)
+    found = suppress(kernels, boxes, scores, classes, most=most, agnostic=False, threshold=0.1)
+    assert found[0].tolist() == list(range(0, rows, 2))[:most]
+
+
 def prepare(kernels: ctypes.CDLL, pictures: Sequence[Any], how: Preprocess, packed: bool) -> Any:
     """The kernel's batch, from whole pictures or from the rows that count, and one row without a picture."""
     held, described = [], []

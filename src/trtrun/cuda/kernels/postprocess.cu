@@ -2,8 +2,8 @@
 //
 //   select      each prediction's best class, its box, and whether it passes the score threshold
 //   suppress    greedy non-maximum suppression, one block per picture: the candidates in order of their anchors,
-//               sorted by score (equal scores keep their order), then in rounds: the best 64 of those left are compared
-//               with each other at once, one warp goes through them in order, and those kept drop what they overlap
+//               sorted by score (equal scores keep their order), then in rounds: the best 256 of those left are
+//               compared with each other at once, one warp settles them, and those kept drop what they overlap
 //   gather      what the head says beside box and classes of those that are kept
 //
 // Nothing depends on the order in which threads run. Sums and products are rounded one by one, as NumPy does, so that
@@ -17,7 +17,8 @@ const int WARPS = THREADS / 32;
 const int LIMIT = 1024;  // boxes kept for a picture, at most; as _LIMIT in vision/gpu.py
 const int CHAINS = 256;
 const int FEW = 4096;  // candidates that are sorted in shared memory
-const int ROUND = 64;  // candidates that are settled at once
+const int ROUND = 256;  // candidates that are settled at once
+const int WORDS = ROUND / 32;
 const unsigned int ALL = 0xffffffff;
 
 enum { CENTERS, OBJECTNESS, GRID };
@@ -141,6 +142,7 @@ __device__ __forceinline__ bool overlap(const float4& a, const float4& b, float 
     const float width = fmaxf(__fsub_rn(fminf(a.z, b.z), fmaxf(a.x, b.x)), 0.0f);
     const float height = fmaxf(__fsub_rn(fminf(a.w, b.w), fmaxf(a.y, b.y)), 0.0f);
     const float both = __fmul_rn(width, height);
+    if (both == 0.0f) return false;  // most pairs, without a division
     const float either = __fsub_rn(__fadd_rn(area(a), area(b)), both);
     const float iou = either > 0.0f ? __fdiv_rn(both, either) : 0.0f;
     return !(iou <= threshold);
@@ -282,28 +284,27 @@ __device__ __forceinline__ void sort_by_digit(
     __syncthreads();
 }
 
-__device__ __forceinline__ unsigned int first_bits(int count) {
-    return count >= 32 ? ALL : count > 0 ? (1u << count) - 1 : 0;
-}
-
-// Which of the ``count`` candidates of a round are kept, in order, at most ``most``: by one warp, from the bits of
-// those behind each that it overlaps.
-__device__ __forceinline__ uint2 resolve(const uint2* overlaps, int count, int most) {
+// Which candidates of a round are kept, by one warp, 32 at a time: lane by lane those that no kept one before them
+// overlaps. Within the 32, a candidate is settled once all that overlap it are; most wait for none or one.
+__device__ __forceinline__ void settle(const unsigned int (*overlapped)[WORDS], int count, unsigned int* kept) {
     const int lane = threadIdx.x % 32;
-    const uint2 low = overlaps[lane], high = overlaps[lane + 32];
-    uint2 alive = make_uint2(first_bits(count), first_bits(count - 32));
-    uint2 kept = make_uint2(0, 0);
-    for (int found = 0; found < most && (alive.x | alive.y); ++found) {
-        const bool first = alive.x != 0;
-        const int bit = __ffs(first ? alive.x : alive.y) - 1;
-        const unsigned int dropped0 = __shfl_sync(ALL, first ? low.x : high.x, bit);
-        const unsigned int dropped1 = __shfl_sync(ALL, first ? low.y : high.y, bit);
-        (first ? kept.x : kept.y) |= 1u << bit;
-        (first ? alive.x : alive.y) &= ~(1u << bit);
-        alive.x &= ~dropped0;
-        alive.y &= ~dropped1;
+    for (int word = 0; 32 * word < count; ++word) {
+        const int own = 32 * word + lane;
+        bool open = own < count;
+        for (int w = 0; w < word; ++w)
+            if (open && overlapped[own][w] & kept[w]) open = false;
+        const unsigned int by = open ? overlapped[own][word] : 0;
+        unsigned int chosen = 0, left = __ballot_sync(ALL, open);
+        while (left) {
+            if (by & chosen) open = false;
+            const bool free = open && !(by & left);
+            chosen |= __ballot_sync(ALL, free);
+            if (free) open = false;
+            left = __ballot_sync(ALL, open);
+        }
+        if (lane == 0) kept[word] = chosen;
+        __syncwarp();
     }
-    return kept;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -313,15 +314,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ unsigned int alive_bits[32];
     __shared__ float4 round_boxes[ROUND];
     __shared__ int round_classes[ROUND];
-    __shared__ uint2 overlaps[ROUND];
-    __shared__ uint2 settled;
+    __shared__ unsigned int overlapped[ROUND][WORDS];  // by which of those before it
+    __shared__ unsigned int settled[WORDS];
     const long long all = static_cast<long long>(blockIdx.x) * rows;
     uint2* list = kept.scratch + 2 * all;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int count = collect(candidates.scores + all, rows, reinterpret_cast<uint2*>(room), list, totals);
+    uint2 entry = make_uint2(0, 0);
     if (count <= FEW) {
         sort_few(reinterpret_cast<unsigned long long*>(room), count);
-        for (int i = threadIdx.x; i < count; i += THREADS) list[i] = reinterpret_cast<uint2*>(room)[i];
+        const uint2* sorted = reinterpret_cast<const uint2*>(room);
+        if (threadIdx.x < count) entry = sorted[threadIdx.x];
+        for (int i = THREADS + threadIdx.x; i < count; i += THREADS) list[i] = sorted[i];
         __syncthreads();
     } else {
         uint2* other = list + rows;
@@ -331,6 +335,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             list = other;
             other = swapped;
         }
+        entry = list[threadIdx.x];
     }
     float4* boxes = room;  // [LIMIT]
     int* classes = reinterpret_cast<int*>(room + LIMIT);
@@ -346,18 +351,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const int place = start + threadIdx.x;
         bool alive = place < count;
         float4 box = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        int class_id = 0;
-        uint2 entry = make_uint2(0, 0);
+        int class_id = 0, chain = 0;
         if (alive) {
-            entry = list[place];
+            if (start > 0) entry = list[place];
             box = candidates.boxes[all + entry.x];
-            class_id = kept.agnostic ? 0 : candidates.classes[all + entry.x];
+            class_id = candidates.classes[all + entry.x];
+            chain = kept.agnostic ? 0 : class_id;
         }
         int compared = 0;  // with how many of those kept
         while (found < most) {
-            if (alive)
-                for (int k = newest[class_id & (CHAINS - 1)]; k >= compared && alive; k = next[k])
-                    if (classes[k] == class_id && overlap(boxes[k], box, kept.threshold)) alive = false;
+            if (alive && compared < found)
+                for (int k = newest[chain & (CHAINS - 1)]; k >= compared && alive; k = next[k])
+                    if (classes[k] == chain && overlap(boxes[k], box, kept.threshold)) alive = false;
             compared = found;
             // The best that are left, at most a round of them, side by side.
             const unsigned int mine = __ballot_sync(ALL, alive);
@@ -370,53 +375,53 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
             const int left = __shfl_sync(ALL, sum, 31);
             if (left == 0) break;
-            const int before = warp == 0 ? 0 : __shfl_sync(ALL, sum, warp - 1);
-            const int slot = before + __popc(mine & ((1u << lane) - 1));
+            const int before = __shfl_sync(ALL, sum, max(warp - 1, 0));
+            const int slot = (warp == 0 ? 0 : before) + __popc(mine & ((1u << lane) - 1));
             const bool chosen = alive && slot < ROUND;
             if (chosen) {
                 round_boxes[slot] = box;
-                round_classes[slot] = class_id;
+                round_classes[slot] = chain;
             }
             __syncthreads();
             const int size = min(left, ROUND);
-            for (int i = warp; i < ROUND; i += WARPS) {  // which of those behind it each overlaps
-                unsigned int bits[2];
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const int j = lane + 32 * half;
-                    bits[half] = __ballot_sync(ALL, i < j && j < size && round_classes[i] == round_classes[j] &&
-                                                        overlap(round_boxes[i], round_boxes[j], kept.threshold));
+            for (int j = warp; j < size; j += WARPS) {
+                const float4 own = round_boxes[j];
+                const int own_class = round_classes[j];
+                for (int i = lane; i / 32 <= j / 32; i += 32) {
+                    const bool too_much =
+                        i < j && round_classes[i] == own_class && overlap(round_boxes[i], own, kept.threshold);
+                    const unsigned int bits = __ballot_sync(ALL, too_much);
+                    if (lane == 0) overlapped[j][i / 32] = bits;
                 }
-                if (lane == 0) overlaps[i] = make_uint2(bits[0], bits[1]);
             }
             __syncthreads();
-            if (warp == 0) {
-                const uint2 bits = resolve(overlaps, size, most - found);
-                if (lane == 0) settled = bits;
-            }
+            if (warp == 0) settle(overlapped, size, settled);
             __syncthreads();
-            const uint2 bits = settled;
+            const int word = slot / 32;
+            int k = found;  // the place of this thread's candidate among those kept
+            for (int w = 0; 32 * w < size; ++w) {
+                const unsigned int bits = settled[w];
+                found += __popc(bits);
+                if (chosen) k += __popc(w < word ? bits : w == word ? bits & ((1u << slot % 32) - 1) : 0);
+            }
             if (chosen) {
                 alive = false;
-                if ((slot < 32 ? bits.x >> slot : bits.y >> (slot - 32)) & 1) {
-                    const int k = found + (slot < 32 ? __popc(bits.x & ((1u << slot) - 1))
-                                                     : __popc(bits.x) + __popc(bits.y & ((1u << (slot - 32)) - 1)));
+                if (settled[word] >> slot % 32 & 1 && k < most) {
                     boxes[k] = box;
-                    classes[k] = class_id;
-                    next[k] = atomicExch(&newest[class_id & (CHAINS - 1)], k);
+                    classes[k] = chain;
+                    next[k] = atomicExch(&newest[chain & (CHAINS - 1)], k);
                     const long long out = static_cast<long long>(blockIdx.x) * kept.most + k;
                     kept.boxes[out] = box;
                     kept.scores[out] = __uint_as_float(~entry.y);
-                    kept.classes[out] = candidates.classes[all + entry.x];
+                    kept.classes[out] = class_id;
                     kept.rows[out] = entry.x;
                 }
             }
-            found += __popc(bits.x) + __popc(bits.y);
             __syncthreads();
         }
         __syncthreads();
     }
-    if (threadIdx.x == 0) kept.counts[blockIdx.x] = found;
+    if (threadIdx.x == 0) kept.counts[blockIdx.x] = min(found, most);
 }
 
 template <typename Element>

@@ -1,9 +1,10 @@
 // Pictures in memory into a network's input, in one launch: resized, placed, looked up in a table, laid out.
 //
 // The arithmetic is that of OpenCV's resize with INTER_LINEAR for 8 bits (half-pixel centres, coefficients of 11 bits),
-// so the grey levels are its own. Neighbouring threads take neighbouring columns: reads of a warp lie together, and so
-// do its writes, of four bytes each. A thread has four pixels, whose reads are under way together: waiting for them one
-// by one is what took the time. It reads the aligned words that hold bytes of its own, and no row without weight.
+// so the grey levels are its own. Neighbouring threads read neighbouring columns. A thread has four pixels, one below
+// the other, whose reads are under way together: waiting for them one by one is what took the time. It reads the aligned
+// words that hold bytes of its own, and no row without weight. Where several values of the output make a word, threads
+// exchange pixels until each has such neighbours: reads and writes of a warp both lie together.
 //
 // Every picture has a descriptor in memory, so a captured launch serves pictures of any sizes.
 
@@ -52,6 +53,14 @@ struct Sums {
 struct Bytes {  // of both pixels of a row, which lie side by side
     unsigned int low, high;
 };
+
+// One pixel of a row, for which two words do.
+__device__ __forceinline__ unsigned int fetch_one(const unsigned char* row, const Taps& x) {
+    const unsigned long long address = reinterpret_cast<unsigned long long>(row + 3ll * x.first);
+    const unsigned int* words = reinterpret_cast<const unsigned int*>(address & ~3ull);
+    const unsigned int offset = address & 3;
+    return __funnelshift_r(words[0], words[offset > 1], offset * 8) & 0xffffff;
+}
 
 // Without a branch, so that the reads of several pixels do not wait for each other: instead of a word that is not
 // needed, one that is comes again.
@@ -147,12 +156,28 @@ __device__ __forceinline__ void write(Element* out, const Element* values, int c
     }
 }
 
-// Element is an unsigned integer of the size of the input's dtype: values are looked up, never computed. A thread has
-// ACROSS neighbouring pixels, four bytes of a plane, in each of its rows.
+// Before, each of 2 or 4 neighbouring threads has 4 pixels, one below the other; after it 4 that lie side by side, 2
+// and 2 or all of them. They take turns with the rows.
+template <int ACROSS>
+__device__ __forceinline__ void exchange_pixels(unsigned int* pixels, int thread) {
+#pragma unroll
+    for (int step = 1; step < ACROSS; step *= 2) {
+#pragma unroll
+        for (int i = 0; i < PIXELS; ++i) {
+            if (i & step) continue;
+            const bool odd = thread & step;
+            const unsigned int other = __shfl_xor_sync(0xffffffff, odd ? pixels[i] : pixels[i + step], step);
+            pixels[i] = odd ? other : pixels[i];
+            pixels[i + step] = odd ? pixels[i + step] : other;
+        }
+    }
+}
+
+// Element is an unsigned integer of the size of the input's dtype: values are looked up, never computed.
 template <typename Element>
 __device__ __forceinline__ void prepare(const Picture* pictures, const Target& target) {
-    const int ACROSS = 4 / sizeof(Element), DOWN = PIXELS / ACROSS;
-    const int STEP = THREADS_OF_TILE / (COLUMNS / ACROSS);  // rows from one of a thread to its next
+    const int ACROSS = 4 / sizeof(Element);  // values in a word of the output
+    const int STEP = THREADS_OF_TILE / COLUMNS;  // rows from one pixel of a thread to its next
     __shared__ Taps across_columns[COLUMNS];
     __shared__ Taps across_rows[ROWS];
     const Picture p = pictures[blockIdx.z];
@@ -169,56 +194,59 @@ __device__ __forceinline__ void prepare(const Picture* pictures, const Target& t
         }
     }
     between = __syncthreads_or(between);
-    const int column = thread % (COLUMNS / ACROSS) * ACROSS, row = thread / (COLUMNS / ACROSS);
-    const int x = blockIdx.x * COLUMNS + column;
-    if (x >= target.width) return;
+    const int column = thread % COLUMNS, row = thread / COLUMNS;
+    const int own_x = blockIdx.x * COLUMNS + column - p.left;
     bool shown[PIXELS];
     unsigned int pixels[PIXELS];
 #pragma unroll
     for (int i = 0; i < PIXELS; ++i) {
-        const int own_x = x + i % ACROSS - p.left, y = blockIdx.y * ROWS + row + i / ACROSS * STEP;
-        shown[i] = p.format != NOTHING && own_x >= 0 && own_x < p.resized_width && x + i % ACROSS < target.width &&
+        const int y = blockIdx.y * ROWS + row + i * STEP;
+        shown[i] = p.format != NOTHING && own_x >= 0 && own_x < p.resized_width && own_x + p.left < target.width &&
                    y < target.height && y >= p.top && y - p.top < p.resized_height;
         pixels[i] = p.padding * 0x010101u;
     }
     const int first_row = blockIdx.y * ROWS + row - max(p.top, 0);  // among those that are shown
+    const Taps along_x = across_columns[column];
     if (p.format == NOTHING) {
         // nothing is read
     } else if (p.format == NV12) {
         for (int i = 0; i < PIXELS; ++i) {
             if (!shown[i]) continue;
-            const Taps &along_x = across_columns[column + i % ACROSS], &along_y = across_rows[row + i / ACROSS * STEP];
-            const Rows at = rows(p, along_y, first_row + i / ACROSS * STEP);
+            const Taps& along_y = across_rows[row + i * STEP];
+            const Rows at = rows(p, along_y, first_row + i * STEP);
             const Sums upper = across_nv12(p, at.first, along_x);
             const Sums lower = along_y.w1 ? across_nv12(p, at.second, along_x) : upper;
             pixels[i] = mixed(upper, lower, along_y);
         }
     } else if (!between) {  // made smaller by an odd whole number, like 1080p for 640: pixels as they are
-        Bytes upper[PIXELS];
+        unsigned int found[PIXELS];
 #pragma unroll
         for (int i = 0; i < PIXELS; ++i) {
-            const Rows at = rows(p, across_rows[row + i / ACROSS * STEP], first_row + i / ACROSS * STEP);
-            upper[i] = fetch(p.pixels + (shown[i] ? at.first * p.pitch : 0), across_columns[column + i % ACROSS]);
+            const Rows at = rows(p, across_rows[row + i * STEP], first_row + i * STEP);
+            found[i] = fetch_one(p.pixels + (shown[i] ? at.first * p.pitch : 0), along_x);
         }
 #pragma unroll
         for (int i = 0; i < PIXELS; ++i)
-            if (shown[i]) pixels[i] = upper[i].low & 0xffffff;
+            if (shown[i]) pixels[i] = found[i];
     } else {
         Bytes upper[PIXELS], lower[PIXELS];
 #pragma unroll
         for (int i = 0; i < PIXELS; ++i) {
-            const Taps &along_x = across_columns[column + i % ACROSS], &along_y = across_rows[row + i / ACROSS * STEP];
-            const Rows at = rows(p, along_y, first_row + i / ACROSS * STEP);
+            const Taps& along_y = across_rows[row + i * STEP];
+            const Rows at = rows(p, along_y, first_row + i * STEP);
             const long long first = shown[i] ? at.first * p.pitch : 0;
             upper[i] = fetch(p.pixels + first, along_x);
             lower[i] = fetch(p.pixels + (shown[i] && along_y.w1 ? at.second * p.pitch : first), along_x);
         }
 #pragma unroll
         for (int i = 0; i < PIXELS; ++i) {
-            const Taps &along_x = across_columns[column + i % ACROSS], &along_y = across_rows[row + i / ACROSS * STEP];
+            const Taps& along_y = across_rows[row + i * STEP];
             if (shown[i]) pixels[i] = mixed(across(upper[i], along_x), across(lower[i], along_x), along_y);
         }
     }
+    exchange_pixels<ACROSS>(pixels, thread);
+    const int x = blockIdx.x * COLUMNS + column / ACROSS * ACROSS;
+    if (x >= target.width) return;
     const Element* table = static_cast<const Element*>(target.table);
     const long long plane = static_cast<long long>(target.width) * target.height;
     Element* picture = static_cast<Element*>(target.batch) + blockIdx.z * plane * target.channels;
@@ -226,30 +254,30 @@ __device__ __forceinline__ void prepare(const Picture* pictures, const Target& t
     const bool aligned = target.width % ACROSS == 0;
     const int count = min(ACROSS, target.width - x);
 #pragma unroll
-    for (int d = 0; d < DOWN; ++d) {
-        const int y = blockIdx.y * ROWS + row + d * STEP;
+    for (int i = 0; i < PIXELS; i += ACROSS) {
+        const int y = blockIdx.y * ROWS + row + (i + column % ACROSS) * STEP;
         if (y >= target.height) break;
         Element values[3][ACROSS];
 #pragma unroll
-        for (int i = 0; i < ACROSS; ++i) {
-            const unsigned int pixel = pixels[d * ACROSS + i];
+        for (int k = 0; k < ACROSS; ++k) {
+            const unsigned int pixel = pixels[i + k];
             const unsigned int low = pixel & 255, middle = pixel >> 8 & 255, high = pixel >> 16;
             if (p.format == NOTHING) {
-                for (int c = 0; c < 3; ++c) values[c][i] = 0;
+                for (int c = 0; c < 3; ++c) values[c][k] = 0;
             } else if (target.channels == 1) {
-                values[0][i] = table[p.format == RGB ? grey(high, middle, low) : grey(low, middle, high)];
+                values[0][k] = table[p.format == RGB ? grey(high, middle, low) : grey(low, middle, high)];
             } else {
-                values[0][i] = table[reversed ? high : low];
-                values[1][i] = table[256 + middle];
-                values[2][i] = table[512 + (reversed ? low : high)];
+                values[0][k] = table[reversed ? high : low];
+                values[1][k] = table[256 + middle];
+                values[2][k] = table[512 + (reversed ? low : high)];
             }
         }
         const long long place = static_cast<long long>(y) * target.width + x;
         if (target.channels == 1) {
             write<Element, ACROSS>(picture + place, values[0], count, aligned);
         } else if (target.interleaved) {
-            for (int i = 0; i < count; ++i)
-                for (int c = 0; c < 3; ++c) picture[(place + i) * 3 + c] = values[c][i];
+            for (int k = 0; k < count; ++k)
+                for (int c = 0; c < 3; ++c) picture[(place + k) * 3 + c] = values[c][k];
         } else {
             for (int c = 0; c < 3; ++c)
                 write<Element, ACROSS>(picture + place + c * plane, values[c], count, aligned);

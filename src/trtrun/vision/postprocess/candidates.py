@@ -94,10 +94,8 @@ def best(candidates: Candidates, selection: Selection) -> Candidates:
 
 def to_detections(candidates: Candidates, geometry: Geometry, names: Names, **more: Array | None) -> Detections:
     """In pixels of the picture; ``more`` are further fields of Detections, in its pixels already."""
-    return Detections(
-        boxes=geometry.boxes_to_picture(candidates.boxes.astype(np.float32)),
-        scores=candidates.scores.astype(np.float32),
-        class_ids=candidates.class_ids.astype(np.int64),
-        names=names,
-        **more,
-    )
+    boxes = geometry.boxes_to_picture(candidates.boxes.astype(np.float32, copy=False))
+    scores, class_ids = candidates.scores.astype(np.float32), candidates.class_ids.astype(np.int64)
+    if more:
+        return Detections(boxes, scores, class_ids, names, **more)
+    return Detections.unchecked(boxes, scores, class_ids, names)
