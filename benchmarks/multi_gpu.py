@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def scaling(folder: Path) -> Iterator[Record]:
     yield compare_rates("multi_gpu.scaling.processes", what, rates["processes"], rates["one"])
 
 
-def _shared_load(address: str, seconds: float, index: int, ready: Any, go: Any, found: Any) -> None:
+def _shared_load(address: str, seconds: float, name: str, ready: Any, go: Any, found: Any) -> None:
     """One client process: requests of batch 8 from and to system shared memory, four at a time."""
     from multiprocessing import shared_memory
 
@@ -157,7 +158,7 @@ def _shared_load(address: str, seconds: float, index: int, ready: Any, go: Any, 
     def ask(thread: int) -> None:
         memory = shared_memory.SharedMemory(create=True, size=size + out)
         client = triton.InferenceServerClient(address)
-        region = f"m{index}-{thread}"
+        region = f"m{name}-{thread}"
         try:
             client.register_system_shared_memory(region, memory.name, size + out)
             np.frombuffer(memory.buf, array.dtype, array.size).reshape(array.shape)[...] = array
@@ -187,36 +188,47 @@ def _shared_load(address: str, seconds: float, index: int, ready: Any, go: Any, 
     found.put(BATCH * sum(counts) / seconds)
 
 
-def served(path: Path, clients: int, *arguments: str, seconds: float = 4.0) -> float:
-    """Images per second of a server under the load of so many processes."""
+CLIENTS = 6  # processes of the load for each GPU, with four requests under way in each
+
+
+def served(path: Path, servers: list[tuple[str, ...]], clients: int, seconds: float = 3.0) -> float:
+    """Images per second of servers with these arguments, each under the load of so many processes of its own."""
     context = multiprocessing.get_context("spawn")
-    with serve.serving(path, "--max-batch-size", str(BATCH), *arguments) as (_, address):
+    with ExitStack() as running:
+        # Clients that wait for their answers cannot bring more than can be done: nobody is to be turned away.
+        fixed = ("--max-batch-size", str(BATCH), "--max-queue-time", "10000")
+        addresses = [running.enter_context(serve.serving(path, *fixed, *arguments))[1] for arguments in servers]
         ready, go, found = context.Queue(), context.Event(), context.Queue()
         pool = [
-            context.Process(target=_shared_load, args=(address, seconds, index, ready, go, found))
+            context.Process(target=_shared_load, args=(address, seconds, f"{server}-{index}", ready, go, found))
+            for server, address in enumerate(addresses)
             for index in range(clients)
         ]
         for process in pool:
             process.start()
-        for _ in range(4 * clients):
-            ready.get(timeout=120)
+        for _ in range(4 * len(pool)):
+            ready.get(timeout=60)
         go.set()
-        total = sum(found.get(timeout=120) for _ in pool)
+        total = sum(found.get(timeout=60) for _ in pool)
         for process in pool:
             process.join()
         return total
 
 
 def serve_scaling(folder: Path) -> Iterator[Record]:
+    """Servers of one GPU and of all: one process with all GPUs, and a process for each."""
     gpus = gpu_count()
     path = folder / "served.engine"
     path.write_bytes(build_plan(models.resnet50(BATCH)))
-    rates: dict[str, list[float]] = {"one": [], "all": []}
-    for _ in range(3):
-        rates["one"].append(gpus * served(path, 6))
-        rates["all"].append(served(path, 6 * gpus, "--all-devices"))
-    what = f"trtrun serve on {gpus} GPUs / {gpus} × one GPU, gRPC and shared memory, batch {BATCH}"
-    yield compare_rates("multi_gpu.serve_scaling", what, rates["all"], rates["one"])
+    rates: dict[str, list[float]] = {"one": [], "together": [], "each": []}
+    for _ in range(2):
+        rates["one"].append(gpus * served(path, [("--device", "0")], CLIENTS))
+        rates["together"].append(served(path, [("--all-devices",)], CLIENTS * gpus))
+        rates["each"].append(served(path, [("--device", str(ordinal)) for ordinal in range(gpus)], CLIENTS))
+    what = f"trtrun serve, a process for each of {gpus} GPUs / {gpus} × one GPU, gRPC and shared memory, batch {BATCH}"
+    yield compare_rates("multi_gpu.serve_scaling", what, rates["each"], rates["one"])
+    what = f"the same, one process with --all-devices / {gpus} × one GPU"
+    yield compare_rates("multi_gpu.serve_scaling.one_process", what, rates["together"], rates["one"])
 
 
 def ray_scaling(folder: Path) -> Iterator[Record]:
