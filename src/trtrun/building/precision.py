@@ -61,7 +61,8 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
             f"keep_fp32 names {unknown}; {name} has neither such operators nor nodes of that name. A node without a "
             "name is called node_ and its position, from 0."
         )
-    blocked = sorted({*float16.DEFAULT_OP_BLOCK_LIST, *_SENSITIVE, *options.keep_fp32})
+    no_bf16 = ("HardSwish",) if options.bf16 else ()  # which TensorRT's parser takes as fp32 and fp16 only
+    blocked = sorted({*float16.DEFAULT_OP_BLOCK_LIST, *_SENSITIVE, *no_bf16, *options.keep_fp32})
     tail = _Tail(proto) if options.keep_io else None
     quantized = _quantized(proto)
     kept_nodes = [*(kept for kept in options.keep_fp32 if kept in names), *quantized]
@@ -124,7 +125,7 @@ class _Tail:
         found = self._behind_the_last_products(graph)
         self.nodes = [copied(node, [*node.input], [*node.output]) for node in graph.node if node.name in found]
         rest = [copied(node, [*node.input], [*node.output]) for node in graph.node if node.name not in found]
-        made = {name for node in rest for name in node.output}
+        made = {name for node in rest for name in node.output if name}
         wanted = dict.fromkeys(name for node in self.nodes for name in node.input if name in made)
         if not self.nodes or not all(values.type(name) for name in wanted):
             self.nodes = []
