@@ -67,7 +67,8 @@ def test_bf16(keep_io: bool) -> None:
     weights.CopyFrom(onnx.numpy_helper.from_array(scaled, weights.name))
     data, changes = prepare(proto.SerializeToString(), BuildOptions(bf16=True, keep_io=keep_io))
     assert data is not None
-    assert changes == [f"bf16; kept in fp32: none; inputs and outputs {'stay fp32' if keep_io else 'bf16'}"]
+    kept, io = ("1 Flatten, 1 GlobalAveragePool, 1 Relu", "stay fp32") if keep_io else ("none", "bf16")
+    assert changes == [f"bf16; kept in fp32: {kept}; inputs and outputs {io}"]
     converted = onnx.load_from_string(data)
     types = {tensor.data_type for tensor in converted.graph.initializer}
     assert onnx.TensorProto.FLOAT16 not in types
@@ -101,14 +102,16 @@ def test_sensitive_operators_stay_in_fp32() -> None:
     nodes = [
         helper.make_node("Mul", ["x", "x"], ["square"], name="squared"),
         helper.make_node("ReduceSum", ["square"], ["total"], keepdims=1),
-        helper.make_node("Div", ["x", "total"], ["y"], name="scaled"),
+        helper.make_node("Div", ["x", "total"], ["unit"], name="scaled"),
+        helper.make_node("MatMul", ["unit", "w"], ["y"]),
     ]
-    model = models._model(nodes, [models.value("x", [1, 4096])], [models.value("y", [1, 4096])], {})
+    weights = {"w": np.ones((4096, 2), np.float32)}
+    model = models._model(nodes, [models.value("x", [1, 4096])], [models.value("y", [1, 2])], weights)
     x = np.full((1, 4096), 6, np.float32)  # the squares add up to 147,456, beyond fp16
     session, changes, data = changed(model, fp16=True)
     assert "1 ReduceSum" in changes[0]
     assert np.isfinite(session(x)["y"]).all()
-    by_name = onnx.load_from_string(changed(model, fp16=True, keep_fp32=("squared", "Div"))[2])
+    by_name = onnx.load_from_string(changed(model, fp16=True, keep_fp32=("squared", "Div", "MatMul"))[2])
     assert sum(node.op_type == "Cast" for node in by_name.graph.node) < sum(
         node.op_type == "Cast" for node in onnx.load_from_string(data).graph.node
     )

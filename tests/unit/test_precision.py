@@ -67,21 +67,69 @@ def test_rounding_leaves_alone_what_stays_in_fp32_and_what_fp16_cannot_hold() ->
     assert "beyond fp16" in prepare(proto.SerializeToString(), BuildOptions(fp16=True))[1][-1]
 
 
+def _on_half_grid(array: np.ndarray) -> bool:
+    return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))
+
+
+@pytest.mark.parametrize("label", ["fp16", "bf16"])
+def test_what_stands_behind_the_last_products_stays_in_fp32(label: str) -> None:
+    """A detector's end: scores, and centres in pixels of which a constant is also read before the last product."""
+    weights = {
+        "a": RNG.standard_normal((8, 8)).astype(np.float32),
+        "w": (RNG.standard_normal((8, 6)) / 200).astype(np.float32),  # scores between 0 and 1
+        "stride": np.float32([32.1]),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["f"]),
+        helper.make_node("Mul", ["f", "stride"], ["g"]),
+        helper.make_node("Relu", ["g"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["p"]),
+        helper.make_node("Sigmoid", ["p"], ["scores"]),
+        helper.make_node("Constant", [], ["half"], value=numpy_helper.from_array(np.float32([0.5]), "half")),
+        helper.make_node("Add", ["p", "half"], ["centre"]),
+        helper.make_node("Mul", ["centre", "stride"], ["pixels"]),
+        helper.make_node("Exp", ["scores"], ["sizes"]),
+        helper.make_node("Neg", ["h"], ["features"]),  # of what the last product reads
+    ]
+    outputs = [models.value(name, ["N", 6]) for name in ("scores", "pixels", "sizes")]
+    outputs += [models.value("p", ["N", 6]), models.value("features", ["N", 8])]
+    model = models._model(nodes, [models.value("x", ["N", 8])], outputs, weights)
+    data, changes = prepare(model, BuildOptions(**{label: True}))
+    assert data is not None
+    assert changes == [f"{label}; kept in fp32: 1 Add, 1 Exp, 1 Mul, 1 Neg, 1 Sigmoid; inputs and outputs stay fp32"]
+    assert build_plan(data)
+    if label == "bf16":  # ONNX Runtime computes none on the CPU
+        return
+    x = RNG.standard_normal((5, 8)).astype(np.float32)
+    wanted, found = OnnxRuntimeSession(model)(x), OnnxRuntimeSession(data)(x)
+    assert list(found) == list(wanted)
+    for name in found:
+        assert np.linalg.norm(found[name] - wanted[name]) < 0.01 * np.linalg.norm(wanted[name])
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(data)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    behind = [node for node in graph.node if node.output[0] in ("scores", "centre", "pixels", "sizes")]
+    assert {types[name] for node in behind for name in node.input} == {onnx.TensorProto.FLOAT}
+    assert not _on_half_grid(found["scores"])
+    session = OnnxRuntimeSession(prepare(model, BuildOptions(fp16=True, keep_io=False))[0])
+    assert session.outputs["scores"].dtype == np.float16
+
+
 def test_a_node_without_a_name_can_be_kept_by_its_position() -> None:
     with pytest.raises(trtrun.BuildError, match=r"node_9.*position"):
         prepare(models.affine(), BuildOptions(fp16=True, keep_fp32=("node_9",)))
-    _, changes = prepare(models.affine(), BuildOptions(fp16=True, keep_fp32=("node_1",)))
-    assert changes == ["fp16; kept in fp32: 1 Add; inputs and outputs stay fp32"]
+    _, changes = prepare(models.affine(), BuildOptions(fp16=True, keep_fp32=("node_0",)))
+    assert changes == ["fp16; kept in fp32: 1 Add, 1 MatMul, 1 Relu; inputs and outputs stay fp32"]
 
 
 def test_the_command_reports_each_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "affine.onnx"
     path.write_bytes(models.affine(batch=3))
-    result = CliRunner().invoke(app, ["build", str(path), "--fp16", "--keep-fp32", "Add"])
+    result = CliRunner().invoke(app, ["build", str(path), "--fp16", "--keep-fp32", "MatMul"])
     assert result.exit_code == 0, result.output
     (record,) = [record for record in caplog.records if record.name == "trtrun.building"]
     assert record.levelname == "INFO"
-    assert record.message.endswith("fp16; kept in fp32: 1 Add; inputs and outputs stay fp32.")
+    assert record.message.endswith("fp16; kept in fp32: 1 Add, 1 MatMul, 1 Relu; inputs and outputs stay fp32.")
 
 
 def test_int8_is_converted_where_the_operator_set_has_fp16_scales() -> None:
@@ -92,7 +140,7 @@ def test_int8_is_converted_where_the_operator_set_has_fp16_scales() -> None:
     assert changes[0] == "4 nodes of quantized convolutions and products keep their fp32 side"  # opset 17
     later = onnx.version_converter.convert_version(onnx.load_from_string(data), 21).SerializeToString()
     after, changes = prepare(later, options)
-    assert changes == ["fp16; kept in fp32: none; inputs and outputs stay fp32"]
+    assert changes == ["fp16; kept in fp32: 1 Add, 1 Relu; inputs and outputs stay fp32"]
     for model in (before, after):
         assert model is not None
         for request in requests[:3]:

@@ -30,6 +30,9 @@ _SENSITIVE = (
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _PRODUCTS = (*_CONVOLUTIONS, "Gemm", "MatMul")
+# What a tail does not reach beyond: where the work is, and what is quantized.
+_HEAVY = (*_PRODUCTS, *_PAIR, "Einsum", "Attention", "DeformConv", "LSTM", "GRU", "RNN", "Constant")
+_DEEPEST = 16  # nodes before an output that may stay in fp32: in some networks sums go on to the first layer
 
 
 def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) -> Any:
@@ -58,7 +61,9 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
             f"keep_fp32 names {unknown}; {name} has neither such operators nor nodes of that name. A node without a "
             "name is called node_ and its position, from 0."
         )
-    blocked = sorted({*float16.DEFAULT_OP_BLOCK_LIST, *_SENSITIVE, *options.keep_fp32})
+    no_bf16 = ("HardSwish",) if options.bf16 else ()  # which TensorRT's parser takes as fp32 and fp16 only
+    blocked = sorted({*float16.DEFAULT_OP_BLOCK_LIST, *_SENSITIVE, *no_bf16, *options.keep_fp32})
+    tail = _Tail(proto) if options.keep_io else None
     quantized = _quantized(proto)
     kept_nodes = [*(kept for kept in options.keep_fp32 if kept in names), *quantized]
     largest = 0.0
@@ -87,6 +92,9 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     kept = Counter(
         node.op_type for node in converted.graph.node if node.op_type in blocked or node.name in options.keep_fp32
     )
+    if tail is not None:
+        kept += Counter(node.op_type for node in tail.nodes if node.op_type != "Identity")
+        tail.put_back(converted)
     text = ", ".join(f"{count} {op}" for op, count in sorted(kept.items())) or "none"
     if quantized:
         changes.append(f"{len(quantized)} nodes of quantized convolutions and products keep their fp32 side")
@@ -97,6 +105,88 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     if options.fp16 and largest > limit:
         changes.append(f"the largest weight, {largest:.3g}, is beyond fp16 and was cut to {limit:g}")
     return converted
+
+
+class _Tail:
+    """The nodes between the last products and the outputs, taken out of a model and put back in fp32.
+
+    They are few, and what they give leaves the network as fp32: rounded to fp16, scores near 1 tie (CenterFace's box
+    moved by a cell), and coordinates beyond 512 are half a pixel apart. The converter is given the rest, whose outputs
+    are what these nodes read.
+    """
+
+    def __init__(self, proto: Any) -> None:
+        from onnx import TensorProto, ValueInfoProto, helper
+
+        graph = proto.graph
+        self._outputs = [ValueInfoProto.FromString(value.SerializeToString()) for value in graph.output]
+        self._tensors: list[Any] = []
+        values, constants = Values(proto), next(scopes(graph, {}))[1]
+        found = self._behind_the_last_products(graph)
+        self.nodes = [copied(node, [*node.input], [*node.output]) for node in graph.node if node.name in found]
+        rest = [copied(node, [*node.input], [*node.output]) for node in graph.node if node.name not in found]
+        made = {name for node in rest for name in node.output if name}
+        wanted = dict.fromkeys(name for node in self.nodes for name in node.input if name in made)
+        if not self.nodes or not all(values.type(name) for name in wanted):
+            self.nodes = []
+            return
+        inner = {
+            name: f"{name}/last" for node in self.nodes for name in node.input if name in constants or name in made
+        }
+        for name in constants.keys() & inner.keys():
+            tensor = TensorProto.FromString(constants[name].SerializeToString())
+            tensor.name = inner[name]
+            self._tensors.append(tensor)
+        for node in self.nodes:
+            node.input[:] = [inner.get(name, name) for name in node.input]
+        del graph.output[:]
+        graph.output.extend(value for value in self._outputs if value.name in made)
+        for name in wanted:
+            if name not in constants:
+                rest.append(helper.make_node("Identity", [name], [inner[name]], name=inner[name]))
+                # the shape may not be known, and is not asked for
+                graph.output.append(helper.make_tensor_value_info(inner[name], values.type(name), None))
+        del graph.node[:]
+        graph.node.extend(rest)
+
+    @staticmethod
+    def _behind_the_last_products(graph: Any) -> set[str]:
+        makers = {output: node for node in graph.node for output in node.output if output}
+        found: dict[str, Any] = {}
+        front = {value.name for value in graph.output}
+        for _ in range(_DEEPEST):
+            nodes = [makers[name] for name in front if name in makers and makers[name].name not in found]
+            nodes = [
+                node
+                for node in nodes
+                if not (node.op_type in _HEAVY or node.op_type.endswith("Normalization")) and not _graphs_of(node)
+            ]
+            found.update((node.name, node) for node in nodes)
+            front = {name for node in nodes for name in node.input}
+        while True:  # what others read too has to be among them
+            read = {name for node in graph.node if node.name not in found for name in _reads(node)}
+            shared = [name for name, node in found.items() if read & {*node.output}]
+            if not shared:
+                return set(found)
+            for name in shared:
+                del found[name]
+
+    def put_back(self, proto: Any) -> None:
+        if self.nodes:
+            proto.graph.node.extend(self.nodes)
+            proto.graph.initializer.extend(self._tensors)
+            del proto.graph.output[:]
+            proto.graph.output.extend(self._outputs)
+            _drop_unused(proto)
+
+
+def _reads(node: Any) -> Iterator[str]:
+    """What a node reads, and what the graphs inside it do."""
+    yield from node.input
+    for inner in _graphs_of(node):
+        for each in inner.node:
+            yield from _reads(each)
+        yield from (value.name for value in inner.output)
 
 
 def _round_kernels(proto: Any, kept: set[str], label: str) -> int:
@@ -140,9 +230,16 @@ def _graphs(graph: Any) -> Iterator[Any]:
     """A graph and those inside its nodes."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner)
+        for inner in _graphs_of(node):
+            yield from _graphs(inner)
+
+
+def _graphs_of(node: Any) -> list[Any]:
+    return [
+        inner
+        for attribute in node.attribute
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
+    ]
 
 
 def _tensors(graph: Any) -> Iterator[tuple[str, Any]]:

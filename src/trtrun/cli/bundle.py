@@ -153,7 +153,9 @@ def _print(bundle: Any) -> None:
     ):
         facts.add_row(title, value)
     console.print(facts)
-    table = Table("member", "built by", "runs on", "bytes")
+    table = Table()
+    for title in ("member", "built by", "runs on", "bytes"):
+        table.add_column(title, overflow="fold")  # names in full
     for engine in bundle.engines:
         where = f"compute capability {engine.compute_capability}" if engine.compute_capability else "any that it knows"
         table.add_row(engine.file, f"{engine.family} {engine.version}", where, f"{engine.bytes:,}")
