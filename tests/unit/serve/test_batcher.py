@@ -35,6 +35,7 @@ class Rows(FakeRunner):
         super().__init__(latency)
         self.runs = runs if runs is not None else []
         self.gate = gate
+        self.broken = threading.Event()
 
     @property
     def inputs(self) -> TensorSpecs:
@@ -51,12 +52,16 @@ class Rows(FakeRunner):
         self.runs.append(len(inputs["x"]))
         if (inputs["x"][:, 0] == -1).any():
             raise ExecutionError("bad row")
+        if self.broken.is_set():
+            raise DeviceError("broken")
         if (inputs["x"][:, 0] == -2).any():
             raise DeviceError("sticky")
         return {"y": 2 * inputs["x"]}
 
     def clone(self) -> Rows:
-        return Rows(self.latency, self.runs, self.gate)
+        clone = Rows(self.latency, self.runs, self.gate)
+        clone.broken = self.broken
+        return clone
 
 
 def rows(*firsts: float) -> dict[str, np.ndarray]:
@@ -117,6 +122,69 @@ def test_a_gpu_that_fails_is_not_asked_again_for_every_row(gate: threading.Event
     assert sum(isinstance(error, DeviceError) for error in errors) >= 3
     assert len(runner.runs) <= 2
     batcher.close()
+
+
+def test_a_gpu_has_failed_when_it_does_not_run_what_it_ran_before() -> None:
+    runner = Rows()
+    batcher = Batcher(runner, BatchOptions(8, instances=1))
+    batcher.warm_up(rows(1))
+    with pytest.raises(DeviceError, match="sticky"):
+        batcher.submit(rows(-2)).result(5)
+    assert batcher.failure is None  # it was the request's fault
+    assert batcher.submit(rows(1)).result(5)["y"][0, 0] == 2
+    runner.broken.set()
+    with pytest.raises(DeviceError, match="broken"):
+        batcher.submit(rows(1)).result(5)
+    with pytest.raises(DeviceError, match="broken"):
+        batcher.submit(rows(1))  # at once
+    assert batcher.failure is not None
+    batcher.close()
+
+
+def test_a_lone_request_does_not_keep_full_batches_of_other_shapes_waiting() -> None:
+    class AnyWidth(Rows):
+        @property
+        def inputs(self) -> TensorSpecs:
+            return TensorSpecs([TensorSpec("x", np.dtype(np.float32), (-1, -1))])
+
+        def clone(self) -> Rows:
+            return AnyWidth(self.latency, self.runs)
+
+    def request(width: int) -> dict[str, np.ndarray]:
+        return {"x": np.zeros((1, width), np.float32)}
+
+    batcher = Batcher(AnyWidth(), BatchOptions(4, max_queue_delay=1.0, instances=1))
+    start = time.perf_counter()
+    alone = batcher.submit(request(3))
+    for future in [batcher.submit(request(5)) for _ in range(4)]:
+        future.result(5)
+    assert time.perf_counter() - start < 0.5
+    assert not alone.done()
+    alone.result(5)
+    assert 0.9 < time.perf_counter() - start < 3
+    batcher.close()
+
+
+def test_outcomes_count_rows_and_batches(gate: threading.Event) -> None:
+    outcomes: list[Outcome] = []
+    batcher = Batcher(Rows(gate=gate), BatchOptions(8, queue_size=3, instances=1), outcomes.append)
+    first = batcher.submit(rows(0))
+    waiting(batcher, 0)
+    futures = [first, *(batcher.submit(rows(1, 2)) for _ in range(3))]
+    with pytest.raises(ServerBusyError):
+        batcher.submit(rows(1))
+    gate.set()
+    for future in futures:
+        future.result(5)
+    batcher.close()
+    refused, *ran = outcomes
+    assert isinstance(refused.error, ServerBusyError)
+    assert [(one.rows, one.batch, one.first) for one in ran] == [
+        (1, 1, True),
+        (2, 6, True),
+        (2, 6, False),
+        (2, 6, False),
+    ]
 
 
 def test_the_delay_fills_batches_and_no_longer_than_it_says() -> None:

@@ -132,7 +132,7 @@ def test_statistics_and_metrics(client: triton.InferenceServerClient, server: Se
     assert stats["inference_stats"]["success"]["ns"] > 0
     text = server.get("/metrics")[1].decode()
     assert 'trtrun_requests_total{model="affine",version="3"}' in text
-    assert "trtrun_batched_requests_total" in text
+    assert "trtrun_batches_total" in text
     assert b"<svg" in server.get("/")[1]
     assert json.loads(server.get("/openapi.json")[1])["openapi"].startswith("3.")
     line = json.loads(server.log.read_text().splitlines()[-1])
