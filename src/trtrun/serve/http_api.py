@@ -391,7 +391,9 @@ class _Api:
 
 async def _no_route(request: Request, error: Any) -> Response:
     response = _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
-    response.headers.update(error.headers or {})
+    identity = identity_of(request.headers.get("x-request-id", ""))
+    response.headers.update({**(error.headers or {}), "X-Request-Id": identity})
+    log_request(f"{request.method} {request.url.path}", error.status_code, time.perf_counter(), identity)
     return response
 
 

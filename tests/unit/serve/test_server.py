@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
+import logging
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpc_client
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from tests import models
 from tests.unit.serve.process import Server
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.serve.logs import TextFormatter, identity_of
 
 RNG = np.random.default_rng()
 
@@ -242,6 +247,129 @@ def test_back_pressure_and_timeouts(tmp_path: Path) -> None:
     refused.close()
     waiting.close()
     assert server.stop() == 0
+
+
+def test_both_protocols_stop_together_and_within_the_time(tmp_path: Path) -> None:
+    """After SIGTERM neither takes new requests, while both answer what they have."""
+    model = tmp_path / "affine.onnx"
+    model.write_bytes(models.affine())
+    options = ["--max-batch-size", "64", "--max-queue-delay", "2000", "--instances", "1"]
+    server = Server(str(model), *options, log=tmp_path / "log")
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 12], "data": [0.0] * 12}
+    connection = http.client.HTTPConnection(server.address)
+    connection.request("POST", "/v2/models/affine/infer", json.dumps({"inputs": [x]}))
+    with grpc_client.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        assert client.is_server_live()
+        time.sleep(0.3)  # it waits for others to fill its batch
+        start = time.perf_counter()
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(InferenceServerException):
+            client.is_server_live()
+        with pytest.raises(ConnectionRefusedError):
+            http.client.HTTPConnection(server.address).connect()
+        answer = connection.getresponse()
+        assert answer.status == 200
+        answer.read()
+    connection.close()
+    assert server.process.wait(20) == 0
+    assert time.perf_counter() - start < 6
+
+
+def test_what_is_unloaded_or_cannot_be_loaded_leaves_the_rest_ready(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.onnx").write_bytes(models.affine())
+    server = Server("--repository", str(tmp_path), log=tmp_path / "log")
+    with triton.InferenceServerClient(server.address) as client:
+        assert client.is_server_ready()
+        client.unload_model("two")
+        assert client.is_server_ready()
+        assert not client.is_model_ready("two")
+        (tmp_path / "bad.onnx").write_bytes(b"no model")
+        with pytest.raises(InferenceServerException):
+            client.load_model("bad")
+        assert client.is_server_ready()
+        assert client.is_model_ready("one")
+        assert not client.is_model_ready("bad")
+    assert server.stop() == 0
+
+
+def test_a_hangup_loads_what_is_new_and_not_what_was_unloaded(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.onnx").write_bytes(models.affine())
+    server = Server("--repository", str(tmp_path), log=tmp_path / "log")
+    with triton.InferenceServerClient(server.address) as client:
+        client.unload_model("two")
+        (tmp_path / "three" / "7").mkdir(parents=True)
+        (tmp_path / "three" / "7" / "model.onnx").write_bytes(models.several())
+        server.process.send_signal(signal.SIGHUP)
+        for _ in range(100):
+            if client.is_model_ready("three"):
+                break
+            time.sleep(0.1)
+        assert client.is_model_ready("three", "7")
+        assert not client.is_model_ready("two")
+    assert server.stop() == 0
+
+
+def test_addresses(tmp_path: Path) -> None:
+    model = tmp_path / "affine.onnx"
+    model.write_bytes(models.affine())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments in (["--port", port, "--grpc-port", "-1"], ["--port", "0", "--grpc-port", port]):
+            command = [sys.executable, "-m", "trtrun", "serve", str(model), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 1
+            assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+            assert "Traceback" not in done.stderr
+    assert "cannot listen on nowhere.invalid" in Server.refused(str(model), "--host", "nowhere.invalid")
+    server = Server(str(model), log=tmp_path / "log", host="[::1]")
+    assert server.get("/v2/health/ready")[0] == 200
+    with grpc_client.InferenceServerClient(f"[::1]:{server.grpc_port}") as client:
+        assert client.is_server_ready()
+    assert server.stop() == 0
+
+
+def test_lines_of_text_name_the_request(tmp_path: Path) -> None:
+    model = tmp_path / "affine.onnx"
+    model.write_bytes(models.affine())
+    server = Server(str(model), log=tmp_path / "log", as_json=False)
+    server.get("/v2/models/affine%0Aforged", **{"X-Request-Id": "mine-17"})
+    with grpc_client.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        client.get_model_metadata("affine", headers={"x-request-id": "over-grpc"})
+    assert server.stop() == 0
+    lines = server.log.read_text().splitlines()
+    assert sum("GET /v2/models/affineforged 404" in line and line.endswith("[mine-17]") for line in lines) == 1
+    assert sum("ModelMetadata OK" in line and line.endswith("[over-grpc]") for line in lines) == 1
+    forged = logging.makeLogRecord({"msg": "one\ntwo", "request_id": identity_of("a\nb \x1b[3")})
+    assert TextFormatter().format(forged).endswith("one\\ntwo [ab[3]")
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [False, True])
+def test_compressed_bodies(algorithm: str, binary: bool, client: triton.InferenceServerClient) -> None:
+    x = RNG.standard_normal((100, 12)).astype(np.float32)
+    given = triton.InferInput("x", list(x.shape), "FP32")
+    given.set_data_from_numpy(x, binary_data=binary)
+    reference = OnnxRuntimeSession(models.affine())
+    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in reference.outputs]
+    how = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
+    result = client.infer("affine", [given], outputs=wanted, **how)
+    for name, array in reference.run({"x": x}).items():
+        np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
+
+
+def test_compressed_bodies_have_the_same_limits(server: Server) -> None:
+    path = "/v2/models/affine/infer"
+    for body, coding, status in (
+        (gzip.compress(bytes(8 << 20)), "gzip", 413),
+        (b"no gzip", "gzip", 400),
+        (b"{}", "br", 415),
+    ):
+        assert server.get(path, body, **{"Content-Encoding": coding})[0] == status
 
 
 def test_tokens(tmp_path: Path) -> None:
