@@ -17,7 +17,14 @@ class Server:
     """``trtrun serve`` in a process of its own."""
 
     def __init__(
-        self, *arguments: str, log: Path, gpu: bool = False, wait: bool = True, as_json: bool = True, host: str = ""
+        self,
+        *arguments: str,
+        log: Path,
+        gpu: bool = False,
+        wait: bool = True,
+        as_json: bool = True,
+        host: str = "",
+        instead: list[str] | None = None,
     ) -> None:
         with socket.socket() as free, socket.socket() as other:
             free.bind(("127.0.0.1", 0))
@@ -28,6 +35,8 @@ class Server:
         command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", str(self.port)]
         command += ["--grpc-port", str(self.grpc_port)]
         command += [*(["--json-logs"] if as_json else []), *(["--host", host.strip("[]")] if host else [])]
+        if instead is not None:  # of the command, and with both ports
+            command = [*instead, str(self.port), str(self.grpc_port)]
         with log.open("w") as errors:
             hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
             self.process = subprocess.Popen(command, stderr=errors, env={**os.environ, **hidden})

@@ -21,6 +21,7 @@ from trtrun.errors import (
     ServerBusyError,
     ShapeError,
 )
+from trtrun.multi_gpu import MultiGpuRunner
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.serve.batcher import Batcher, BatchOptions, Outcome
 from trtrun.tensor_spec import TensorSpec, TensorSpecs
@@ -139,6 +140,54 @@ def test_a_gpu_has_failed_when_it_does_not_run_what_it_ran_before() -> None:
         batcher.submit(rows(1))  # at once
     assert batcher.failure is not None
     batcher.close()
+
+
+class Staged(Rows):
+    """A GPU whose requests lie in its own staging buffer; ``failing`` as soon as it is set."""
+
+    def __init__(self, runs: list[int], failing: threading.Event, gate: threading.Event) -> None:
+        super().__init__(0.0, runs, gate)
+        self.failing = failing
+        self.staging = self
+        self.buffer = np.zeros((8, 4), np.float32)
+
+    def view(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return self.buffer[: shape[0]]
+
+    def run(self, inputs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+        if self.failing.is_set():
+            raise DeviceError("sticky")
+        if len(inputs["x"]) > 1:
+            assert inputs["x"].base is not None  # a view, not a copy of its own
+        return super().run(inputs, **options)
+
+    def clone(self) -> Staged:
+        return Staged(self.runs, self.failing, self.gate)  # type: ignore[arg-type]
+
+
+def test_several_gpus_have_their_staging_and_hand_a_batch_on_when_one_fails(gate: threading.Event) -> None:
+    failing = [threading.Event(), threading.Event()]
+    runs: list[list[int]] = [[], []]
+    gpus = MultiGpuRunner([Staged(runs[index], failing[index], gate) for index in range(2)])
+    batcher = Batcher(gpus, BatchOptions(4, instances=1))
+    assert all(clone.staging is not None for clone in batcher._clones)  # type: ignore[attr-defined]
+    gate.set()
+    for value in range(3):
+        batcher.submit(rows(value)).result(5)
+    failing[0].set()
+    gate.clear()
+    futures = [batcher.submit(rows(value)) for value in range(12)]
+    gate.set()
+    for value, future in enumerate(futures):
+        assert future.result(5)["y"][0, 0] == 2 * value
+    assert batcher.failure is None
+    failing[1].set()
+    with pytest.raises(DeviceError):
+        batcher.submit(rows(1)).result(5)
+    with pytest.raises(DeviceError):
+        batcher.submit(rows(1))
+    batcher.close()
+    assert max(runs[1]) == 4
 
 
 def test_a_lone_request_does_not_keep_full_batches_of_other_shapes_waiting() -> None:

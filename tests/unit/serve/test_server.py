@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import http.client
 import json
@@ -12,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +24,13 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from tests import models
+from tests.fakes import FakeRunner
 from tests.unit.serve.process import Server
+from trtrun.errors import DeviceError
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.serve.http_api import application
 from trtrun.serve.logs import TextFormatter, identity_of
+from trtrun.serve.repository import Repository
 
 RNG = np.random.default_rng()
 
@@ -312,6 +318,91 @@ def test_a_hangup_loads_what_is_new_and_not_what_was_unloaded(tmp_path: Path) ->
     assert server.stop() == 0
 
 
+_FAILING = """
+import sys
+from pathlib import Path
+import numpy as np
+from tests.fakes import FakeRunner
+from trtrun.errors import DeviceError
+from trtrun.serve.batcher import BatchOptions
+from trtrun.serve.logs import log_to_stderr
+from trtrun.serve.repository import Repository
+from trtrun.serve.server import ServerOptions, serve
+
+class Gpu(FakeRunner):
+    failed = False
+
+    def run(self, inputs, **_):
+        Gpu.failed = Gpu.failed or bool((np.asarray(inputs["x"]) == 13).any())
+        if Gpu.failed:
+            raise DeviceError("an illegal memory access")
+        return super().run(inputs)
+
+    def clone(self):
+        return Gpu()
+
+log_to_stderr(as_json=False)
+repository = Repository(lambda path: Gpu(), {"gpu": Path("x")}, options=BatchOptions(8))
+sys.exit(3 if serve(repository, ServerOptions(port=int(sys.argv[1]), grpc_port=int(sys.argv[2]))) else 0)
+"""
+
+
+def test_a_gpu_that_fails_ends_the_server(tmp_path: Path) -> None:
+    """Nothing in the process can use it again, so whoever watches the process must start another."""
+    server = Server(log=tmp_path / "log", instead=[sys.executable, "-c", _FAILING])
+    with grpc_client.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        given = grpc_client.InferInput("x", [2], "FP32")
+        given.set_data_from_numpy(np.float32([1, 2]))
+        assert list(client.infer("gpu", [given]).as_numpy("y")) == [2, 4]
+        given.set_data_from_numpy(np.float32([1, 13]))
+        with pytest.raises(InferenceServerException, match="illegal") as caught:
+            client.infer("gpu", [given])
+        assert "UNAVAILABLE" in caught.value.status()
+    assert server.process.wait(20) == 3
+    assert "the GPU has failed" in server.log.read_text()
+
+
+def test_a_gpu_that_has_failed_is_neither_ready_nor_live() -> None:
+    broken = threading.Event()
+
+    class Gpu(FakeRunner):
+        def run(self, inputs: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+            if broken.is_set():
+                raise DeviceError("gone")
+            return super().run(inputs)
+
+        def clone(self) -> Gpu:
+            return Gpu()
+
+    repository = Repository(lambda path: Gpu(), {"gpu": Path("x")})
+    asked = application(repository)
+    assert asyncio.run(status_of_get(asked, "/v2/health/ready")) == 503  # it has not begun
+    assert repository.load_all() == []
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/gpu/ready"):
+        assert asyncio.run(status_of_get(asked, path)) == 200
+    broken.set()
+    _, future = repository.submit("gpu", "", {"x": np.float32([1])})
+    with pytest.raises(DeviceError):
+        future.result(5)
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/gpu/ready"):
+        assert asyncio.run(status_of_get(asked, path)) == 503
+    repository.close()
+
+
+async def status_of_get(app: Any, path: str) -> int:
+    found: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            found.append(message["status"])
+
+    await app({"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}, receive, send)
+    return found[0]
+
+
 def test_addresses(tmp_path: Path) -> None:
     model = tmp_path / "affine.onnx"
     model.write_bytes(models.affine())
@@ -390,6 +481,7 @@ def test_tokens(tmp_path: Path) -> None:
         (["--repository", "/nowhere"], "no folder"),
         (["no.onnx"], "no.onnx"),
         (["a b=x"], "no name"),
+        (["x.onnx", "--head", "x=yolo0"], "write MODEL=HEAD, with one of"),
     ],
 )
 def test_what_cannot_be_served(arguments: list[str], said: str, tmp_path: Path) -> None:
