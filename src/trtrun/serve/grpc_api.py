@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from types import SimpleNamespace
@@ -42,6 +43,8 @@ _SERVICE = "inference.GRPCInferenceService"
 _MOST_CALLS = 1024  # at once; more are refused before their messages are read
 _IN_STREAM = 64  # requests of one stream that are under way
 _LARGE = 1 << 18  # bytes of tensors that are read or written beside the event loop
+_SMALL, _MOST_FIELDS = 1 << 14, 256  # bytes and fields of a message that is taken apart by hand
+_RAW = 7 << 3 | 2  # the field raw_input_contents
 _OPEN = ("ServerLive", "ServerReady")  # without a token
 # Which of InferTensorContents' lists holds a datatype that is not given as raw bytes.
 _CONTENTS = {
@@ -133,17 +136,70 @@ def server(
         raise InputError(f"gRPC cannot listen on {address}: {error}. Choose another --grpc-port, or -1.") from error
 
 
-def _reader(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
-    """A message of this kind and its bytes' count; the error for bytes that are none, which gRPC itself would call the
-    server's fault."""
+@dataclass(frozen=True)
+class _Received:
+    """A message, or why the bytes are none; what gRPC itself would call the server's fault."""
 
-    def read(data: bytes) -> tuple[Any, int]:
+    message: Any
+    size: int
+    raw: Sequence[bytes | memoryview] = ()  # of an inference request: raw_input_contents, where they came
+
+
+def _reader(kind: Any) -> Callable[[bytes], _Received]:
+    def read(data: bytes) -> _Received:
         try:
-            return kind.FromString(data), len(data)
+            if kind.DESCRIPTOR.name != "ModelInferRequest":
+                return _Received(kind.FromString(data), len(data))
+            rest, raw = split(data)
+            message = kind.FromString(rest)
+            return _Received(message, len(data), raw or message.raw_input_contents)
         except DecodeError as error:
-            return error, len(data)
+            return _Received(error, len(data))
 
     return read
+
+
+def split(data: bytes) -> tuple[bytes, list[memoryview]]:
+    """A ModelInferRequest without its raw_input_contents, and these as they lie: parsing would copy them twice.
+
+    A message that is small, damaged or of many fields is left whole.
+    """
+    if len(data) < _SMALL:
+        return data, []
+    view = memoryview(data)
+    raw: list[memoryview] = []
+    rest: list[memoryview] = []
+    at = 0
+    try:
+        for _ in range(_MOST_FIELDS):
+            if at == len(data):
+                return b"".join(rest), raw
+            begin = at
+            tag, at = _varint(data, at)
+            if tag & 7 != 2:
+                break  # a request has no other top-level fields
+            length, at = _varint(data, at)
+            if at + length > len(data):
+                break
+            if tag == _RAW:
+                raw.append(view[at : at + length])
+            else:
+                rest.append(view[begin : at + length])
+            at += length
+    except IndexError:  # it ends within a number
+        pass
+    return data, []
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128 or shift > 63:
+            return value, at
+        shift += 7
 
 
 class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -182,17 +238,17 @@ class _Service:
             return self._stream
         method: Callable[[Any, Any], Awaitable[Any]] = getattr(self, f"_{name}")
 
-        async def guarded(read: tuple[Any, int], context: Any) -> Any:
-            request, size = read
+        async def guarded(received: _Received, context: Any) -> Any:
+            request = received.message
             start, identity = time.perf_counter(), _identity(context, request)
             context.set_trailing_metadata((("x-request-id", identity),))
             code, problem = grpc.StatusCode.OK, ""
             try:
                 with self._bodies.hold() as body:
-                    body.grow(size)
+                    body.grow(received.size)
                     if isinstance(request, DecodeError):
                         raise InputError(f"the message is no {name} request: {request}")
-                    return await method(request, context)
+                    return await method(received if name == "ModelInfer" else request, context)
             except TrtrunError as error:
                 code, problem = code_of(error), str(error)
             except asyncio.CancelledError:
@@ -239,18 +295,18 @@ class _Service:
             del one["recent"], one["waiting"], one["refused"]  # not of the protocol
         return messages().ModelStatisticsResponse(model_stats=stats)
 
-    async def _ModelInfer(self, request: Any, context: Any) -> Any:
-        return await self._infer(request, context.time_remaining())
+    async def _ModelInfer(self, received: _Received, context: Any) -> Any:
+        return await self._infer(received, context.time_remaining())
 
-    async def _stream(self, requests: AsyncIterator[tuple[Any, int]], context: Any) -> AsyncIterator[Any]:
+    async def _stream(self, requests: AsyncIterator[_Received], context: Any) -> AsyncIterator[Any]:
         """The answers in the order of the requests, which run at the same time."""
         # No more are read when it is full.
         under_way: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(_IN_STREAM)
 
         async def read() -> None:
             try:
-                async for request, size in requests:
-                    await under_way.put(asyncio.create_task(self._streamed(request, size, context)))
+                async for received in requests:
+                    await under_way.put(asyncio.create_task(self._streamed(received)))
             finally:
                 await under_way.put(None)
 
@@ -266,15 +322,16 @@ class _Service:
                 if left is not None:
                     left.cancel()
 
-    async def _streamed(self, request: Any, size: int, context: Any) -> Any:
+    async def _streamed(self, received: _Received) -> Any:
+        request = received.message
         start, identity = time.perf_counter(), identity_of(getattr(request, "id", ""))
         answer, code = messages().ModelStreamInferResponse(), grpc.StatusCode.OK
         try:
             with self._bodies.hold() as body:
-                body.grow(size)
+                body.grow(received.size)
                 if isinstance(request, DecodeError):
                     raise InputError(f"the message is no ModelInfer request: {request}")
-                answer.infer_response.CopyFrom(await self._infer(request, None))
+                answer.infer_response.CopyFrom(await self._infer(received, None))
         except TrtrunError as error:
             code, answer.error_message = code_of(error), str(error)
         except Exception as error:  # a bug must not end the stream of the requests behind
@@ -286,11 +343,12 @@ class _Service:
         log_request(f"ModelStreamInfer {model}".rstrip(), code.name, start, identity, answer.error_message)
         return answer
 
-    async def _infer(self, request: Any, remaining: float | None) -> Any:
-        if not request.raw_input_contents and request.ByteSize() > _LARGE:  # numbers one by one
-            parsed = await aside(lambda: self._parse(request))
+    async def _infer(self, received: _Received, remaining: float | None) -> Any:
+        request = received.message
+        if not received.raw and received.size > _LARGE:  # numbers one by one
+            parsed = await aside(lambda: self._parse(received))
         else:
-            parsed = self._parse(request)
+            parsed = self._parse(received)
         timeout = min((t for t in (parsed.timeout, remaining) if t is not None), default=None)
         model, future = self._repository.submit(
             request.model_name,
@@ -305,9 +363,10 @@ class _Service:
             return self._render(model.name, model.version, parsed, results)
         return await aside(lambda: self._render(model.name, model.version, parsed, results))
 
-    def _parse(self, request: Any) -> InferRequest:
+    def _parse(self, received: _Received) -> InferRequest:
+        request = received.message
         parameters = _parameters(request.parameters)
-        raw = iter(request.raw_input_contents)
+        raw = iter(received.raw)
         inputs: dict[str, Any] = {}
         for tensor in request.inputs:
             if tensor.name in inputs:
@@ -316,7 +375,7 @@ class _Service:
             region = protocol.region_of(_parameters(tensor.parameters))
             if region is not None:
                 inputs[tensor.name] = protocol.from_bytes(tensor.name, self._memory(region), dtype, shape)
-            elif request.raw_input_contents:
+            elif received.raw:
                 data = next(raw, None)
                 if data is None:
                     raise InputError(f"raw_input_contents holds nothing for input {tensor.name!r}.")

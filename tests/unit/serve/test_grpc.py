@@ -10,11 +10,15 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
 from tests import models
 from tests.unit.serve.process import Server
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.serve import grpc_api
 from trtrun.serve.grpc_api import messages
 
 RNG = np.random.default_rng()
@@ -36,7 +40,7 @@ def client(server: Server) -> Iterator[triton.InferenceServerClient]:
         yield client
 
 
-def given(x: np.ndarray) -> triton.InferInput:
+def tensor_of(x: np.ndarray) -> triton.InferInput:
     tensor = triton.InferInput("x", list(x.shape), "FP32")
     tensor.set_data_from_numpy(x)
     return tensor
@@ -59,14 +63,14 @@ def test_inference_and_streams(client: triton.InferenceServerClient) -> None:
     answers: list[tuple[object, object]] = []
     xs = [RNG.standard_normal((rows, 12)).astype(np.float32) for rows in (1, 3, 12)]
     for x in xs:
-        result = client.infer("affine", [given(x)], request_id="5")
+        result = client.infer("affine", [tensor_of(x)], request_id="5")
         for name, array in reference.run({"x": x}).items():
             np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
         assert result.get_response().id == "5"
     client.start_stream(lambda result, error: answers.append((result, error)))
     for x in xs:
-        client.async_stream_infer("affine", [given(x)])
-    client.async_stream_infer("affine", [given(np.zeros((1, 13), np.float32))])
+        client.async_stream_infer("affine", [tensor_of(x)])
+    client.async_stream_infer("affine", [tensor_of(np.zeros((1, 13), np.float32))])
     client.stop_stream()
     assert len(answers) == 4
     for x, (result, error) in zip(xs, answers, strict=False):
@@ -89,9 +93,9 @@ def test_a_streams_requests_run_together_and_are_answered_in_order(tmp_path: Pat
         start = time.perf_counter()
         client.start_stream(lambda result, error: answers.append((result, error)))
         for index, x in enumerate(xs):
-            client.async_stream_infer("affine", [given(x)], request_id=str(index))
-        client.async_stream_infer("nothing", [given(xs[0])], request_id="bad")
-        client.async_stream_infer("affine", [given(xs[0])], request_id="last")
+            client.async_stream_infer("affine", [tensor_of(x)], request_id=str(index))
+        client.async_stream_infer("nothing", [tensor_of(xs[0])], request_id="bad")
+        client.async_stream_infer("affine", [tensor_of(xs[0])], request_id="last")
         client.stop_stream()
         took = time.perf_counter() - start
         stats = client.get_inference_statistics("affine", as_json=True)["model_stats"][0]
@@ -137,7 +141,7 @@ def test_without_the_token_no_message_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_compression(algorithm: str, client: triton.InferenceServerClient) -> None:
     x = RNG.standard_normal((50, 12)).astype(np.float32)
-    result = client.infer("affine", [given(x)], compression_algorithm=algorithm)
+    result = client.infer("affine", [tensor_of(x)], compression_algorithm=algorithm)
     for name, array in OnnxRuntimeSession(models.affine()).run({"x": x}).items():
         np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
 
@@ -180,7 +184,7 @@ def test_contents_by_type(server: Server) -> None:
 def test_errors_have_their_codes(client: triton.InferenceServerClient) -> None:
     for model, shape, code in (("nothing", (1, 12), "NOT_FOUND"), ("affine", (1, 13), "INVALID_ARGUMENT")):
         with pytest.raises(InferenceServerException) as caught:
-            client.infer(model, [given(np.zeros(shape, np.float32))])
+            client.infer(model, [tensor_of(np.zeros(shape, np.float32))])
         assert code in caught.value.status()
     with pytest.raises(InferenceServerException, match=r"not loaded|no model"):
         client.unload_model("nothing")
@@ -210,3 +214,33 @@ def test_configuration(client: triton.InferenceServerClient) -> None:
     assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
     with pytest.raises(InferenceServerException, match="not served"):
         client.get_model_config("affine", "9")
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    raw=st.lists(st.binary(max_size=300), max_size=5),
+    identity=st.text(max_size=300),
+    cut=st.none() | st.integers(0, 2000),
+)
+def test_messages_are_taken_apart_as_protobuf_does(raw: list[bytes], identity: str, cut: int | None) -> None:
+    kind = messages().ModelInferRequest
+    message = kind(model_name="affine", id=identity, raw_input_contents=raw)
+    message.inputs.add(name="x", datatype="FP32", shape=[2, 12])
+    message.parameters["priority"].int64_param = 1
+    data = message.SerializeToString()[:cut]
+    before, grpc_api._SMALL = grpc_api._SMALL, 0
+    try:
+        rest, found = grpc_api.split(data)
+    finally:
+        grpc_api._SMALL = before
+    try:
+        wanted = kind.FromString(data)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            kind.FromString(rest)
+        return
+    parsed = kind.FromString(rest)
+    parsed.raw_input_contents.extend([bytes(one) for one in found])
+    assert parsed == wanted
+    if cut is None:
+        assert list(map(bytes, found)) == raw
