@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import queue
 import re
+import sys
+import threading
 import time
 import uuid
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 _LOG = logging.getLogger("trtrun.serve")
+_WAITING = 10_000  # records that have not been written
+_GATHER = 0.05  # seconds in which others join the first: waking a thread for each costs more than the line
 
 
 def identity_of(given: str) -> str:
@@ -33,8 +39,11 @@ def log_request(what: str, status: int | str, start: float, identity: str, probl
     if not _LOG.isEnabledFor(level):
         return
     milliseconds = round(1e3 * (time.perf_counter() - start), 3)
-    extra = {"request_id": identity, "status": status, "milliseconds": milliseconds, **about}
-    _LOG.log(level, "%s %s %.1f ms%s", what, status, milliseconds, f" {problem}" if problem else "", extra=extra)
+    values = (what, status, milliseconds, f" {problem}" if problem else "")
+    # Made by hand: Logger.log looks for its caller first, which takes longer than all the rest.
+    record = logging.LogRecord(_LOG.name, level, "", 0, "%s %s %.1f ms%s", values, None)
+    record.__dict__.update(request_id=identity, status=status, milliseconds=milliseconds, **about)
+    _LOG.handle(record)
 
 
 def log_bug(identity: str) -> None:
@@ -75,9 +84,57 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+class Writer(logging.Handler):
+    """Formats and writes records in a thread of its own, some at a time, so that no request waits for its line.
+
+    What comes faster than it can be written is dropped, and how much is said.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._queue: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        self._dropped = 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="trtrun-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._queue.qsize() < _WAITING:
+            self._queue.put(record)
+        else:
+            self._dropped += 1
+
+    def _write(self) -> None:
+        record = self._queue.get()
+        while record is not None:
+            self._closing.wait(_GATHER)
+            lines = []
+            while record is not None:
+                lines.append(f"{self.format(record)}\n")
+                if self._queue.empty() or len(lines) == 1000:
+                    break
+                record = self._queue.get()
+            if self._dropped:
+                lost, self._dropped = self._dropped, 0
+                text = f"{lost} lines of the log were dropped: they came faster than they could be written"
+                lines.append(self.format(logging.LogRecord(_LOG.name, logging.WARNING, "", 0, text, (), None)) + "\n")
+            with suppress(OSError, ValueError):  # nobody reads any more
+                self._stream.write("".join(lines))
+                self._stream.flush()
+            if record is not None:
+                record = self._queue.get()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(2)
+        super().close()
+
+
 def log_to_stderr(*, as_json: bool) -> None:
     """Log every request to stderr, and what else trtrun says from warnings on."""
-    handler = logging.StreamHandler()
+    handler = Writer(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     # A message that has been printed with its error is not printed again.
     for old in logging.getLogger().handlers:

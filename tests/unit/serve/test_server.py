@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import http.client
+import io
 import json
 import logging
 import signal
@@ -28,6 +29,7 @@ from tests.fakes import FakeRunner
 from tests.unit.serve.process import Server
 from trtrun.errors import DeviceError
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.serve import logs
 from trtrun.serve.http_api import application
 from trtrun.serve.logs import TextFormatter, identity_of
 from trtrun.serve.repository import Repository
@@ -146,9 +148,17 @@ def test_statistics_and_metrics(client: triton.InferenceServerClient, server: Se
     assert "trtrun_batches_total" in text
     assert b"<svg" in server.get("/")[1]
     assert json.loads(server.get("/openapi.json")[1])["openapi"].startswith("3.")
-    line = json.loads(server.log.read_text().splitlines()[-1])
-    assert line["request_id"]
+    server.get("/v2/models/affine", **{"X-Request-Id": "who-asks"})
+    lines: list[dict[str, Any]] = []
+    for _ in range(100):  # they are written a moment later
+        lines = [json.loads(line) for line in server.log.read_text().splitlines() if "who-asks" in line]
+        if lines:
+            break
+        time.sleep(0.05)
+    (line,) = lines
+    assert line["request_id"] == "who-asks"
     assert line["status"] == 200
+    assert line["milliseconds"] > 0
 
 
 def test_reloading_loses_no_request(client: triton.InferenceServerClient, server: Server) -> None:
@@ -401,6 +411,33 @@ async def status_of_get(app: Any, path: str) -> int:
 
     await app({"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}, receive, send)
     return found[0]
+
+
+def test_lines_that_nobody_takes_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_WAITING", 10)
+    open_again = threading.Event()
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            open_again.wait(10)
+            return super().write(text)
+
+    stream = Full()
+    writer = logs.Writer(stream)
+    writer.setFormatter(TextFormatter())
+    for index in range(5):
+        writer.emit(logging.makeLogRecord({"msg": f"early {index}"}))
+    time.sleep(0.3)  # it writes these, and is held up
+    start = time.perf_counter()
+    for index in range(100):
+        writer.emit(logging.makeLogRecord({"msg": f"late {index}"}))
+    assert time.perf_counter() - start < 1  # requests are not held up by it
+    open_again.set()
+    writer.close()
+    text = stream.getvalue()
+    assert "late 9\n" in text
+    assert "late 10\n" not in text
+    assert "90 lines of the log were dropped" in text
 
 
 def test_addresses(tmp_path: Path) -> None:
