@@ -108,7 +108,8 @@ def application(
     routes = [
         Route("/v2/health/live", api.live, methods=["GET"]),
         Route("/v2/health/ready", api.ready, methods=["GET"]),
-        Route("/", api.page, methods=["GET"]),  # holds no secret, and asks for the token itself
+        Route("/", _page("page.html"), methods=["GET"]),  # hold no secret, and ask for the token themselves
+        Route("/docs", _page("docs.html"), methods=["GET"]),
         route("/openapi.json", "GET", api.openapi),
         route("/metrics", "GET", api.metrics),
         route("/v2", "GET", api.server),
@@ -377,16 +378,20 @@ class _Api:
         self._memory.unregister(CudaRegion, request.path_params.get("region"))
         return JSONResponse({})
 
-    # For people
-
-    async def page(self, request: Request) -> Response:
-        text = (files(__package__) / "page.html").read_text(encoding="utf-8")
-        return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
-
     async def openapi(self, request: Request) -> Response:
         return PlainTextResponse(
             (files(__package__) / "openapi.json").read_text(encoding="utf-8"), media_type="application/json"
         )
+
+
+def _page(name: str) -> Handler:
+    """A page for people."""
+
+    async def show(request: Request) -> Response:
+        text = (files(__package__) / name).read_text(encoding="utf-8")
+        return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
+
+    return show
 
 
 async def _no_route(request: Request, error: Any) -> Response:

@@ -147,6 +147,7 @@ def test_statistics_and_metrics(client: triton.InferenceServerClient, server: Se
     assert 'trtrun_requests_total{model="affine",version="3"}' in text
     assert "trtrun_batches_total" in text
     assert b"<svg" in server.get("/")[1]
+    assert b"openapi.json" in server.get("/docs")[1]
     assert json.loads(server.get("/openapi.json")[1])["openapi"].startswith("3.")
     server.get("/v2/models/affine", **{"X-Request-Id": "who-asks"})
     lines: list[dict[str, Any]] = []
