@@ -362,8 +362,13 @@ class Bench:
     """What the groups share."""
 
     def __init__(self, folder: Path) -> None:
+        self._begin = time.monotonic()
         self.files = Models(folder)
         self.servers = Servers(folder, self.files)
+
+    def left(self) -> float:
+        """Seconds of ``LIMIT``."""
+        return LIMIT - (time.monotonic() - self._begin)
 
     @functools.cached_property
     def load(self) -> Load:
@@ -556,7 +561,7 @@ def reload(bench: Bench) -> Iterator[Record]:
     """Reloads under load: requests that were lost or answered wrongly."""
     import tritonclient.grpc as triton
 
-    count, most = (200, 60.0) if GPU else (20, 15.0)
+    count, most = (200, min(110.0, bench.left() - 35)) if GPU else (20, 15.0)
     address = bench.servers["batched"].wait()
     bench.load.rate(bench.servers["batched"], "mobilenet", 0.2)  # its processes have started
     found: list[Answers] = []

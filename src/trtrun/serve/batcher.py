@@ -101,6 +101,9 @@ class Batcher:
 
     Attributes:
         failure: what the GPU failed with, for good. Requests are refused then.
+        sizes: of the batches that are put together on a GPU; smaller ones are filled up, and the rest of the rows is
+            not looked at. A kernel is compiled and a graph captured for each size, which must not happen under load.
+            Those that the engine was specialized for, else powers of two; empty where any number of rows is as good.
 
     Args:
         runner: what runs them; left alone, and open until :meth:`close`.
@@ -123,9 +126,12 @@ class Batcher:
         self._batch_time = 0.0  # seconds that a batch takes: a moving average
         self._closing = False
         self._rows: dict[tuple[Any, ...], int] = {}  # that wait, by key
+        self.sizes: tuple[int, ...] = ()
         self._probe: Mapping[str, Array] | None = None  # a request that ran
         self.failure: DeviceError | None = None
         self._clones = [runner.clone() for _ in range(self.options.instances * runner.parallel)]
+        if self.max_batch_size > 1 and all(getattr(clone, "staging", None) is not None for clone in self._clones):
+            self.sizes = _sizes(runner, self.max_batch_size)
         self._workers = [
             threading.Thread(target=self._work, args=(clone,), name=f"trtrun-batch-{index}", daemon=True)
             for index, clone in enumerate(self._clones)
@@ -328,8 +334,11 @@ class Batcher:
         start = time.perf_counter()
         rows = sum(request.rows for request in batch)
         try:
-            results = runner.run(self._joined(runner, batch, rows), outputs=batch[0].outputs)
-            if len(batch) > 1 and any(array.shape[:1] != (rows,) for array in results.values()):
+            filled = rows
+            if len(batch) > 1:
+                filled = next((size for size in self.sizes if size >= rows), rows)
+            results = runner.run(self._joined(runner, batch, filled), outputs=batch[0].outputs)
+            if len(batch) > 1 and any(array.shape[:1] != (filled,) for array in results.values()):
                 raise InputError("an output has no row for each of the batch's")
         except BaseException as error:
             if len(batch) > 1 and not isinstance(error, DeviceError):
@@ -373,7 +382,10 @@ class Batcher:
 
     @staticmethod
     def _joined(runner: Runner, batch: list[_Request], rows: int) -> Mapping[str, Any]:
-        """The batch's inputs, one below the other: in the page-locked memory of a session, which saves a copy."""
+        """The batch's inputs, one below the other: in the page-locked memory of a session, which saves a copy.
+
+        Rows beyond theirs, up to ``rows``, are the last one again: what lies there otherwise might be no valid index.
+        """
         joined: dict[str, Any] = {}
         staging = getattr(runner, "staging", None)
         for name, spec in runner.inputs.items():
@@ -399,6 +411,8 @@ class Batcher:
                     read = np.empty(part.shape, part.dtype)
                     part.read_into(read)
                     np.copyto(rest, read, casting="unsafe")
+            if len(parts) > 1:
+                target[first:] = target[first - 1]
         return joined
 
     def close(self) -> None:
@@ -410,6 +424,15 @@ class Batcher:
             worker.join()
         for clone in self._clones:
             clone.close()
+
+
+def _sizes(runner: Runner, most: int) -> tuple[int, ...]:
+    """The sizes of batches, the largest of which is ``most``."""
+    profiles = next((spec.profiles for spec in runner.inputs.values() if spec.profiles), ())
+    special = {profile.min[0] for profile in profiles if profile.min[0] == profile.max[0] and profile.min[0] <= most}
+    least = min((profile.min[0] for profile in profiles), default=1)
+    powers = {1 << power for power in range(most.bit_length()) if 1 << power >= least}
+    return tuple(sorted({*(special if len(special) > 1 else powers), most}))
 
 
 def _most_rows(runner: Runner, wanted: int | None) -> int:

@@ -273,13 +273,17 @@ class Repository:
 
     @staticmethod
     def _warm_up(model: Model) -> None:
-        """Run a request of zeros on every instance, so that kernels are compiled before the first client comes."""
-        inputs = {}
+        """Run requests of zeros on every instance, one of each size of a batch, so that kernels are compiled and graphs
+        captured before the first client comes."""
+        inputs: dict[str, Any] = {}
         for name, spec in model.runner.inputs.items():
             if spec.location == "host" or (spec.is_dynamic and not spec.profiles and -1 in spec.shape[1:]):
                 return  # nobody knows values or shapes that would do
             shape = spec.profiles[0].opt if spec.profiles else tuple(max(size, 1) for size in spec.shape)
             inputs[name] = np.zeros(shape, spec.dtype)
+        for size in model.batcher.sizes:
+            some = {name: np.zeros((size, *one.shape[1:]), one.dtype) for name, one in inputs.items()}
+            model.batcher.warm_up(some)
         model.batcher.warm_up(inputs)
 
     def reload_changed(self) -> None:

@@ -23,8 +23,8 @@ from trtrun.errors import (
 )
 from trtrun.multi_gpu import MultiGpuRunner
 from trtrun.onnx_runtime import OnnxRuntimeSession
-from trtrun.serve.batcher import Batcher, BatchOptions, Outcome
-from trtrun.tensor_spec import TensorSpec, TensorSpecs
+from trtrun.serve.batcher import Batcher, BatchOptions, Outcome, _sizes
+from trtrun.tensor_spec import ShapeRange, TensorSpec, TensorSpecs
 
 
 class Rows(FakeRunner):
@@ -157,7 +157,7 @@ class Staged(Rows):
     def run(self, inputs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         if self.failing.is_set():
             raise DeviceError("sticky")
-        if len(inputs["x"]) > 1:
+        if len(inputs["x"]) > 3:
             assert inputs["x"].base is not None  # a view, not a copy of its own
         return super().run(inputs, **options)
 
@@ -188,6 +188,39 @@ def test_several_gpus_have_their_staging_and_hand_a_batch_on_when_one_fails(gate
         batcher.submit(rows(1))
     batcher.close()
     assert max(runs[1]) == 4
+
+
+def test_batches_on_a_gpu_have_few_sizes(gate: threading.Event) -> None:
+    runs: list[int] = []
+    batcher = Batcher(Staged(runs, threading.Event(), gate), BatchOptions(8, instances=1))
+    assert batcher.sizes == (1, 2, 4, 8)
+    first = batcher.submit(rows(0))
+    waiting(batcher, 0)
+    futures = [batcher.submit(rows(value, value + 100)) for value in range(3)]
+    gate.set()
+    for value, future in enumerate(futures):
+        np.testing.assert_array_equal(future.result(5)["y"], 2 * rows(value, value + 100)["x"])
+    first.result(5)
+    batcher.submit(rows(1, 2, 3)).result(5)  # a client's own batch stays as it is
+    batcher.close()
+    assert runs == [1, 8, 3]
+    assert Batcher(Rows(), BatchOptions(8)).sizes == ()
+
+
+def test_the_sizes_that_an_engine_was_specialized_for() -> None:
+    def sizes(most: int, *profiles: tuple[int, int]) -> tuple[int, ...]:
+        class Engine(Staged):
+            @property
+            def inputs(self) -> TensorSpecs:
+                ranges = tuple(ShapeRange((low, 4), (high, 4), (high, 4)) for low, high in profiles)
+                return TensorSpecs([TensorSpec("x", np.dtype(np.float32), (-1, 4), profiles=ranges)])
+
+        return _sizes(Engine([], threading.Event(), threading.Event()), most)
+
+    assert sizes(32, (1, 32), (1, 1), (8, 8), (32, 32)) == (1, 8, 32)
+    assert sizes(16, (1, 32), (1, 1), (8, 8), (32, 32)) == (1, 8, 16)
+    assert sizes(24, (1, 24)) == (1, 2, 4, 8, 16, 24)
+    assert sizes(8, (4, 8)) == (4, 8)
 
 
 def test_a_lone_request_does_not_keep_full_batches_of_other_shapes_waiting() -> None:
