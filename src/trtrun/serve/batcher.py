@@ -198,11 +198,7 @@ class Batcher:
             None if timeout is None else now + timeout,
         )
         with self._condition:
-            try:
-                self.check_room(priority)
-            except ServerBusyError as error:
-                self._report(Outcome(0.0, 0.0, rows, 0, error=error))
-                raise
+            self.check_room(priority)
             if not self._queue:
                 self._emptied = now
             bisect.insort(self._queue, request)
@@ -213,6 +209,13 @@ class Batcher:
 
     def check_room(self, priority: int = 0) -> None:
         """Raise what :meth:`submit` would for any request of this priority now, whatever its inputs."""
+        try:
+            self._check_room(priority)
+        except ServerBusyError as error:
+            self._report(Outcome(0.0, 0.0, 0, 0, error=error))
+            raise
+
+    def _check_room(self, priority: int) -> None:
         if self._closing:
             raise ClosedError("the model is being unloaded.")
         if self.failure is not None:
@@ -334,9 +337,7 @@ class Batcher:
         start = time.perf_counter()
         rows = sum(request.rows for request in batch)
         try:
-            filled = rows
-            if len(batch) > 1:
-                filled = next((size for size in self.sizes if size >= rows), rows)
+            filled = rows if len(batch) == 1 else self._filled(batch[0], rows)
             results = runner.run(self._joined(runner, batch, filled), outputs=batch[0].outputs)
             if len(batch) > 1 and any(array.shape[:1] != (filled,) for array in results.values()):
                 raise InputError("an output has no row for each of the batch's")
@@ -359,6 +360,11 @@ class Batcher:
             first += request.rows
             request.future.set_result(part)
         return True
+
+    def _filled(self, request: _Request, rows: int) -> int:
+        """How many rows a batch of such requests has when it is filled up to one of the sizes."""
+        shapes = {name: array.shape[1:] for name, array in request.inputs.items()}
+        return next((size for size in self.sizes if size >= rows and fits(self._runner, shapes, size)), rows)
 
     def _look_at_gpu(self, runner: Runner, error: DeviceError) -> None:
         """After an error of CUDA's: a GPU that does not run what it ran before either has failed for good."""
@@ -428,11 +434,20 @@ class Batcher:
 
 def _sizes(runner: Runner, most: int) -> tuple[int, ...]:
     """The sizes of batches, the largest of which is ``most``."""
-    profiles = next((spec.profiles for spec in runner.inputs.values() if spec.profiles), ())
-    special = {profile.min[0] for profile in profiles if profile.min[0] == profile.max[0] and profile.min[0] <= most}
-    least = min((profile.min[0] for profile in profiles), default=1)
-    powers = {1 << power for power in range(most.bit_length()) if 1 << power >= least}
-    return tuple(sorted({*(special if len(special) > 1 else powers), most}))
+    profiles = [profile for spec in runner.inputs.values() for profile in spec.profiles]
+    special = {profile.min[0] for profile in profiles if profile.min[0] == profile.max[0]}
+    powers = {1 << power for power in range(most.bit_length())}
+    return tuple(sorted({size for size in (special if len(special) > 1 else powers) if size <= most} | {most}))
+
+
+def fits(runner: Runner, shapes: Mapping[str, tuple[int, ...]], rows: int) -> bool:
+    """Whether a batch of so many rows of these shapes is one that the engine takes."""
+    try:
+        for name, shape in shapes.items():
+            runner.inputs[name].check_shape((rows, *shape))
+    except InputError:
+        return False
+    return True
 
 
 def _most_rows(runner: Runner, wanted: int | None) -> int:

@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..runner import Runner
 from ..vision.task import VisionTask, task
-from .batcher import Batcher, BatchOptions, Outcome
+from .batcher import Batcher, BatchOptions, Outcome, fits
 
 _LOG = logging.getLogger("trtrun.serve")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -281,7 +281,8 @@ class Repository:
                 return  # nobody knows values or shapes that would do
             shape = spec.profiles[0].opt if spec.profiles else tuple(max(size, 1) for size in spec.shape)
             inputs[name] = np.zeros(shape, spec.dtype)
-        for size in model.batcher.sizes:
+        shapes = {name: one.shape[1:] for name, one in inputs.items()}
+        for size in (size for size in model.batcher.sizes if fits(model.runner, shapes, size)):
             some = {name: np.zeros((size, *one.shape[1:]), one.dtype) for name, one in inputs.items()}
             model.batcher.warm_up(some)
         model.batcher.warm_up(inputs)

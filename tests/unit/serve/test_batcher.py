@@ -23,7 +23,7 @@ from trtrun.errors import (
 )
 from trtrun.multi_gpu import MultiGpuRunner
 from trtrun.onnx_runtime import OnnxRuntimeSession
-from trtrun.serve.batcher import Batcher, BatchOptions, Outcome, _sizes
+from trtrun.serve.batcher import Batcher, BatchOptions, Outcome, _sizes, fits
 from trtrun.tensor_spec import ShapeRange, TensorSpec, TensorSpecs
 
 
@@ -220,7 +220,34 @@ def test_the_sizes_that_an_engine_was_specialized_for() -> None:
     assert sizes(32, (1, 32), (1, 1), (8, 8), (32, 32)) == (1, 8, 32)
     assert sizes(16, (1, 32), (1, 1), (8, 8), (32, 32)) == (1, 8, 16)
     assert sizes(24, (1, 24)) == (1, 2, 4, 8, 16, 24)
-    assert sizes(8, (4, 8)) == (4, 8)
+    assert sizes(8, (4, 8)) == (1, 2, 4, 8)  # of which those are left out that do not fit
+    assert fits(OnnxRuntimeSession(models.affine()), {"x": (12,)}, 5)
+    assert not fits(OnnxRuntimeSession(models.affine()), {"x": (13,)}, 5)
+
+
+def test_batches_are_not_filled_beyond_what_the_profiles_of_their_shape_take(gate: threading.Event) -> None:
+    class Engine(Staged):
+        """At most 3 rows of these, whatever other shapes may have."""
+
+        @property
+        def inputs(self) -> TensorSpecs:
+            ranges = (ShapeRange((1, 4), (3, 4), (3, 4)), ShapeRange((1, 9), (8, 9), (8, 9)))
+            return TensorSpecs([TensorSpec("x", np.dtype(np.float32), (-1, -1), profiles=ranges)])
+
+        def clone(self) -> Engine:
+            return Engine(self.runs, self.failing, self.gate)  # type: ignore[arg-type]
+
+    runs: list[int] = []
+    batcher = Batcher(Engine(runs, threading.Event(), gate), BatchOptions(instances=1))
+    assert batcher.sizes == (1, 2, 4, 8)
+    first = batcher.submit(rows(0))
+    waiting(batcher, 0)
+    futures = [batcher.submit(rows(value)) for value in range(3)]
+    gate.set()
+    for value, future in enumerate([first, *futures]):
+        assert future.result(5)["y"][0, 0] == 2 * max(value - 1, 0)
+    batcher.close()
+    assert runs == [1, 3]
 
 
 def test_a_lone_request_does_not_keep_full_batches_of_other_shapes_waiting() -> None:
@@ -261,6 +288,7 @@ def test_outcomes_count_rows_and_batches(gate: threading.Event) -> None:
     batcher.close()
     refused, *ran = outcomes
     assert isinstance(refused.error, ServerBusyError)
+    assert refused.batch == 0
     assert [(one.rows, one.batch, one.first) for one in ran] == [
         (1, 1, True),
         (2, 6, True),
