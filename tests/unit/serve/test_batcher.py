@@ -149,7 +149,7 @@ class Staged(Rows):
         super().__init__(0.0, runs, gate)
         self.failing = failing
         self.staging = self
-        self.buffer = np.zeros((8, 4), np.float32)
+        self.buffer = np.full((8, 4), np.nan, np.float32)
 
     def view(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return self.buffer[: shape[0]]
@@ -157,6 +157,7 @@ class Staged(Rows):
     def run(self, inputs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         if self.failing.is_set():
             raise DeviceError("sticky")
+        assert not np.isnan(inputs["x"]).any()  # nothing that no request has given
         if len(inputs["x"]) > 3:
             assert inputs["x"].base is not None  # a view, not a copy of its own
         return super().run(inputs, **options)
