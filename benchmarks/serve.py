@@ -54,10 +54,10 @@ class Models:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()  # one after the other
 
     def __call__(self, name: str) -> Path:
-        with self._locks.setdefault(name, threading.Lock()):
+        with self._lock:
             path = self._folder / f"{name}{'.engine' if GPU else '.onnx'}"
             if not path.exists():
                 start = time.monotonic()
@@ -89,8 +89,10 @@ def free_port() -> int:
 class Server:
     """A server process, started at once and waited for when it is asked for the first time."""
 
-    def __init__(self, folder: Path, name: str, command: list[str], port: int, *, triton: bool = True) -> None:
-        self.address = f"127.0.0.1:{port}"
+    def __init__(
+        self, folder: Path, name: str, command: list[str], port: int, *, http: int = 0, triton: bool = True
+    ) -> None:
+        self.address, self.http = f"127.0.0.1:{port}", f"127.0.0.1:{http or port}"
         self._triton = triton
         self._ready = False
         self._log = folder / f"{name}.log"
@@ -135,11 +137,11 @@ class Servers:
 
     def __init__(self, folder: Path, files: Models) -> None:
         self._folder, self._files = folder, files
-        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
         self._made: dict[str, Server] = {}
 
     def __getitem__(self, name: str) -> Server:
-        with self._lock:
+        with self._locks.setdefault(name, threading.Lock()):
             if name not in self._made:
                 self._made[name] = self._start(name)
             return self._made[name]
@@ -155,10 +157,11 @@ class Servers:
             "slow": (("slow",), SLOW_BATCH),
         }[name]
         command = ["-m", "trtrun", "serve", *(f"{one}={self._files(one)}" for one in served)]
-        command += ["--port", str(free_port()), "--grpc-port", str(port), "--max-batch-size", str(batch)]
+        http = free_port()
+        command += ["--port", str(http), "--grpc-port", str(port), "--max-batch-size", str(batch)]
         if name != "slow":  # clients that wait for their answers are measured there, and none is to be turned away
             command += ["--max-queue-time", "5000"]
-        return Server(self._folder, name, command, port)
+        return Server(self._folder, name, command, port, http=http)
 
     def stop(self) -> None:
         for server in self._made.values():
@@ -182,11 +185,28 @@ def request(array: np.ndarray) -> list[Any]:
 Answers = tuple[list[float], dict[str, int]]  # latencies of what was answered, and errors by kind
 
 
-def _closed(order: Connection, address: str, model: str, seconds: float, threads: int, checked: bool) -> Answers:
-    """Clients that ask again when they are answered, until the time is over or another order comes."""
+def over_http(array: np.ndarray) -> tuple[bytes, dict[str, str]]:
+    """The protocol's request with binary tensors, and its headers."""
+    tensor = {
+        "name": "images",
+        "shape": list(array.shape),
+        "datatype": "FP16" if array.dtype == np.float16 else "FP32",
+        "parameters": {"binary_data_size": array.nbytes},
+    }
+    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return header + array.tobytes(), {"Inference-Header-Content-Length": str(len(header))}
+
+
+def _closed(
+    order: Connection, protocol: str, address: str, model: str, seconds: float, threads: int, checked: bool
+) -> Answers:
+    """Clients that ask again when they are answered, until the time is over or another order comes.
+
+    ``protocol`` is "grpc" (Triton's client), "http", or "naive", whose bodies are the array's bytes.
+    """
     import tritonclient.grpc as triton
 
-    naive = not model
+    path = "/infer" if protocol == "naive" else f"/v2/models/{model}/infer"
     arrays = images(1)
     latencies: list[float] = []
     errors: dict[str, int] = {}
@@ -202,17 +222,20 @@ def _closed(order: Connection, address: str, model: str, seconds: float, threads
     def ask() -> None:
         import http.client
 
-        client: Any = (
-            http.client.HTTPConnection(address, timeout=CALL) if naive else triton.InferenceServerClient(address)
-        )
-        requests = [array.tobytes() if naive else request(array) for array in arrays]
+        client: Any
+        requests: list[Any]
+        if protocol == "grpc":
+            client, requests = triton.InferenceServerClient(address), [request(array) for array in arrays]
+        else:
+            client = http.client.HTTPConnection(address, timeout=CALL)
+            requests = [over_http(array) if protocol == "http" else (array.tobytes(), {}) for array in arrays]
         turn = 0
         while time.perf_counter() < until and not stop.is_set():
             start = time.perf_counter()
             turn += 1
             try:
-                if naive:
-                    client.request("POST", "/infer", requests[turn % 4])
+                if protocol != "grpc":
+                    client.request("POST", path, *requests[turn % 4])
                     answer = client.getresponse()
                     answer.read()
                     if answer.status != 200:
@@ -332,9 +355,10 @@ class Load:
         for end in self._ends:
             end.send("stop")
 
-    def rate(self, server: Server, model: str, seconds: float = 1.5) -> float:
-        """Requests per second of ``CLIENTS`` clients; an empty model is the naive server."""
-        orders = [("closed", server.wait(), model, seconds, CLIENTS // PROCESSES, False)] * PROCESSES
+    def rate(self, server: Server, protocol: str = "grpc", seconds: float = 1.3) -> float:
+        """Requests per second of ``CLIENTS`` clients for one image each of mobilenet."""
+        address = server.wait() if protocol == "grpc" else server.wait() and server.http
+        orders = [("closed", protocol, address, "mobilenet", seconds, CLIENTS // PROCESSES, False)] * PROCESSES
         latencies, errors = self(orders, seconds)
         if errors:
             print(f"  errors: {errors}", flush=True)
@@ -406,14 +430,15 @@ def overhead(bench: Bench) -> Iterator[Record]:
 
 
 def batching(bench: Bench) -> Iterator[Record]:
-    rates: dict[str, list[float]] = {"batched": [], "single": []}
-    for server in rates:
-        bench.load.rate(bench.servers[server], "mobilenet", 0.5)
-    for _ in range(3):
+    for protocol, id in (("grpc", "serve.batching.vs_off"), ("http", "serve.http.batching.vs_off")):
+        rates: dict[str, list[float]] = {"batched": [], "single": []}
         for server in rates:
-            rates[server].append(bench.load.rate(bench.servers[server], "mobilenet"))
-    what = f"{CLIENTS} clients, one image each: dynamic batching / the same server without"
-    yield compare_rates("serve.batching.vs_off", what, rates["batched"], rates["single"])
+            bench.load.rate(bench.servers[server], protocol, 0.5)
+        for _ in range(3):
+            for server in rates:
+                rates[server].append(bench.load.rate(bench.servers[server], protocol))
+        what = f"{CLIENTS} clients, one image each, over {protocol}: dynamic batching / the same server without"
+        yield compare_rates(id, what, rates["batched"], rates["single"])
 
 
 _NAIVE = """
@@ -449,13 +474,14 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
 def naive(bench: Bench) -> Iterator[Record]:
     """A plain FastAPI handler around the recipe, with an engine of batch 1, as it is pasted."""
     ours, other = bench.servers["batched"], bench.servers["naive"]
-    rates: dict[str, list[float]] = {"ours": [], "naive": []}
-    bench.load.rate(other, "", 0.5)
+    rates: dict[str, list[float]] = {"grpc": [], "http": [], "naive": []}
+    bench.load.rate(other, "naive", 0.5)
     for _ in range(3):
-        rates["naive"].append(bench.load.rate(other, ""))
-        rates["ours"].append(bench.load.rate(ours, "mobilenet"))
-    what = f"{CLIENTS} clients, one image each: trtrun serve / a FastAPI handler around the recipe"
-    yield compare_rates("serve.vs_naive", what, rates["ours"], rates["naive"])
+        for protocol, found in rates.items():
+            found.append(bench.load.rate(other if protocol == "naive" else ours, protocol))
+    what = f"{CLIENTS} clients, one image each: trtrun serve over {{}} / a FastAPI handler around the recipe"
+    yield compare_rates("serve.vs_naive", what.format("gRPC"), rates["grpc"], rates["naive"])
+    yield compare_rates("serve.http.vs_naive", what.format("HTTP"), rates["http"], rates["naive"])
 
 
 def shm(bench: Bench) -> Iterator[Record]:
@@ -563,11 +589,11 @@ def reload(bench: Bench) -> Iterator[Record]:
 
     count, most = (200, min(110.0, bench.left() - 35)) if GPU else (20, 15.0)
     address = bench.servers["batched"].wait()
-    bench.load.rate(bench.servers["batched"], "mobilenet", 0.2)  # its processes have started
+    bench.load.rate(bench.servers["batched"], seconds=0.2)  # its processes have started
     found: list[Answers] = []
 
     def ask() -> None:
-        found.append(bench.load([("closed", address, "mobilenet", most + 10, 4, True)] * 2, most + 10))
+        found.append(bench.load([("closed", "grpc", address, "mobilenet", most + 10, 4, True)] * 2, most + 10))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
