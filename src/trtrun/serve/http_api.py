@@ -31,6 +31,7 @@ from ..errors import (
     MediaTypeError,
     MissingPackageError,
     ModelNotFoundError,
+    RequestStalledError,
     RequestTimeoutError,
     RequestTooLargeError,
     ServerBusyError,
@@ -84,6 +85,8 @@ def status_of(error: BaseException) -> int:
         return 504
     if isinstance(error, RequestTooLargeError):
         return 413
+    if isinstance(error, RequestStalledError):
+        return 408
     if isinstance(error, MediaTypeError):
         return 415
     if isinstance(error, MissingPackageError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -40,6 +41,7 @@ class Server:
         with log.open("w") as errors:
             hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
             self.process = subprocess.Popen(command, stderr=errors, env={**os.environ, **hidden})
+        atexit.register(self.process.kill)  # a test that fails leaves none behind
         for _ in range(300 if wait else 0):
             if self.process.poll() is not None or self.get("/v2/health/ready")[0] == 200:
                 break

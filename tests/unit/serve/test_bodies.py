@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from trtrun.errors import InputError, MediaTypeError, RequestTooLargeError, ServerBusyError
+import trtrun.serve.bodies
+from trtrun.errors import InputError, MediaTypeError, RequestStalledError, RequestTooLargeError, ServerBusyError
 from trtrun.serve.bodies import Bodies, packed
 
 
@@ -51,6 +52,35 @@ def test_what_is_refused() -> None:
     with pytest.raises(MediaTypeError, match="br"):
         read(bodies, b"", "br")
     assert bodies.held == 0
+
+
+def test_a_body_that_stops_coming_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trtrun.serve.bodies, "_IDLE", 0.2)
+    bodies = Bodies(1 << 20, 1 << 20)
+
+    async def slow(pauses: int, seconds: float) -> AsyncIterator[bytes]:
+        yield b"some"
+        for _ in range(pauses):
+            await asyncio.sleep(seconds)
+            yield b"more"
+
+    async def run(pauses: int, seconds: float) -> int:
+        with bodies.hold() as body:
+            return len(await body.read(slow(pauses, seconds)))
+
+    assert asyncio.run(run(5, 0.1)) == 24  # slowly, and steadily
+    with pytest.raises(RequestStalledError):
+        asyncio.run(run(1, 5.0))
+    assert bodies.held == 0
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(run(1, 5.0))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
 
 
 def test_all_together() -> None:
