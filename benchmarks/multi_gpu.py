@@ -11,6 +11,7 @@ import itertools
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -205,7 +206,13 @@ def served(path: Path, servers: list[tuple[str, ...]], clients: int, seconds: fl
     with ExitStack() as running:
         # Clients that wait for their answers cannot bring more than can be done: nobody is to be turned away.
         fixed = ("--max-batch-size", str(BATCH), "--max-queue-time", "10000")
-        addresses = [running.enter_context(serve.serving(path, *fixed, *arguments))[1] for arguments in servers]
+        started = []
+        for index, arguments in enumerate(servers):
+            port, http = serve.free_port(), serve.free_port()
+            command = ["-m", "trtrun", "serve", f"model={path}", "--port", str(http), "--grpc-port", str(port)]
+            started.append(serve.Server(path.parent, f"server{index}", [*command, *fixed, *arguments], port))
+            running.callback(started[-1].stop)
+        addresses = [server.wait() for server in started]
         ready, go, found = context.Queue(), context.Event(), context.Queue()
         pool = [
             context.Process(target=_shared_load, args=(address, seconds, f"{server}-{index}", ready, go, found))
@@ -244,7 +251,7 @@ def ray_scaling(folder: Path) -> Iterator[Record]:
     import ray_data
 
     gpus = gpu_count()
-    path = ray_data.model_file(folder, "resnet50")
+    path = serve.Models(folder)("resnet50")
     one = np.random.default_rng().standard_normal((ray_data.ROWS, *ray_data.ROW), np.float32).astype(np.float16)
     blocks = [np.roll(one, index, axis=0) for index in range(16)]
     single = ray_data.on_ray(path, blocks, 8 << 30, 1)
@@ -261,7 +268,8 @@ def main(names: list[str]) -> int:
     if gpus < 2:
         raise SystemExit("this needs two GPUs or more")
     machine = {**environment(), "gpu": f"{Device().name} x{gpus}", "cpu cores": os.cpu_count()}
-    return run_groups({name: partial(serve.in_a_folder, group) for name, group in GROUPS.items()}, names, machine)
+    with tempfile.TemporaryDirectory() as folder:
+        return run_groups({name: partial(group, Path(folder)) for name, group in GROUPS.items()}, names, machine)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from results import compare_rates, environment, store
-from serve import DTYPE, GPU, ROW, model_file
+from serve import DTYPE, GPU, ROW, Models
 
 import trtrun
 from trtrun.integrations import ray_data
@@ -79,7 +79,7 @@ def on_ray(path: Path, blocks: list[np.ndarray], memory: int, gpus: int = int(GP
 def main(memory: int) -> None:
     os.environ.setdefault("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     with tempfile.TemporaryDirectory() as folder:
-        path = model_file(Path(folder), "resnet50" if GPU else "mobilenet")
+        path = Models(Path(folder))("resnet50" if GPU else "mobilenet")
         rng = np.random.default_rng()
         one = rng.standard_normal((ROWS, *ROW), np.float32).astype(DTYPE)
         blocks = [np.roll(one, index, axis=0) for index in range(BLOCKS)]

@@ -1,15 +1,20 @@
-"""Measure trtrun serve with Triton's own client: a server process, and load from processes of their own.
+"""Measure trtrun serve with Triton's own client: server processes, and load from processes of their own.
 
     python benchmarks/serve.py [overhead batching naive shm overload reload]
 
-With a GPU the models are engines, and results go to benchmarks/results/<gpu>.json; without one they run in ONNX
-Runtime on the CPU, and the figures are only printed. Needs tritonclient[http,grpc]; ``naive`` also fastapi.
+With a GPU the models are engines, and each figure goes to benchmarks/results/<gpu>.json as soon as it is measured;
+without one they run in ONNX Runtime on the CPU, and the figures are only printed. Needs tritonclient[grpc]; ``naive``
+also fastapi. All together take less than four minutes on a GPU: every wait is bounded, a group that fails leaves the
+others, and after ``LIMIT`` seconds whatever is left is ended.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import statistics
@@ -18,9 +23,11 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -38,32 +45,40 @@ GPU = gpu_count() > 0
 # For overload: a model that is slower than the network, so that it and not the protocol is what has too much to do.
 SLOW_SIDE, SLOW_ENLARGE, SLOW_BATCH = (64, 24, 4) if GPU else (64, 2, 4)
 DTYPE = "float16" if GPU else "float32"  # CPUs compute no fp16
-PROCESSES, THREADS = 4, 16  # of the load: 64 clients
+PROCESSES, CLIENTS = (8 if GPU else 4), 64
+CALL = 30.0  # seconds that one request may take
+LIMIT = 238.0  # seconds for all of it
 
 
-def model_file(folder: Path, name: str) -> Path:
-    """A model of any batch up to 32: an engine with a GPU, an ONNX file without."""
-    model = {"resnet50": models.resnet50, "mobilenet": models.mobilenet_v3_small}[name](None, DTYPE)
-    if not GPU:
-        path = folder / f"{name}.onnx"
-        path.write_bytes(model)
-        return path
-    shape = "x".join(map(str, ROW))
-    options = BuildOptions(profiles=parse_shapes([f"images=1x{shape}:16x{shape}:32x{shape}"]), specialize=(1, 8, 32))
-    path = folder / f"{name}.engine"
-    path.write_bytes(build_plan(model, options))
-    return path
+class Models:
+    """The model files, each made once: engines with a GPU, ONNX files without."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()  # one after the other
 
-def slow_model_file(folder: Path) -> Path:
-    model = models.resnet50(None, DTYPE, SLOW_SIDE, SLOW_ENLARGE)
-    path = folder / ("slow.engine" if GPU else "slow.onnx")
-    if GPU:
-        shape = f"x3x{SLOW_SIDE}x{SLOW_SIDE}"
-        options = BuildOptions(profiles=parse_shapes([f"images=1{shape}:{SLOW_BATCH}{shape}:{SLOW_BATCH}{shape}"]))
-        model = build_plan(model, options)
-    path.write_bytes(model)
-    return path
+    def __call__(self, name: str) -> Path:
+        with self._lock:
+            path = self._folder / f"{name}{'.engine' if GPU else '.onnx'}"
+            if not path.exists():
+                start = time.monotonic()
+                path.write_bytes(self._made(name))
+                print(f"  {path.name}: {time.monotonic() - start:.1f} s", flush=True)
+            return path
+
+    @staticmethod
+    def _made(name: str) -> bytes:
+        if name == "slow":
+            model, shape = models.resnet50(None, DTYPE, SLOW_SIDE, SLOW_ENLARGE), f"x3x{SLOW_SIDE}x{SLOW_SIDE}"
+            options = BuildOptions(profiles=parse_shapes([f"images=1{shape}:{SLOW_BATCH}{shape}:{SLOW_BATCH}{shape}"]))
+        elif name == "single":
+            model, options = models.mobilenet_v3_small(1, DTYPE), BuildOptions()
+        else:
+            model = {"resnet50": models.resnet50, "mobilenet": models.mobilenet_v3_small}[name](None, DTYPE)
+            shape = "x".join(map(str, ROW))
+            profiles = parse_shapes([f"images=1x{shape}:16x{shape}:32x{shape}"])
+            options = BuildOptions(profiles=profiles, specialize=(1, 8, 32))
+        return build_plan(model, options) if GPU else model
 
 
 def free_port() -> int:
@@ -72,37 +87,86 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-@contextmanager
-def serving(path: Path, *arguments: str) -> Iterator[tuple[str, str]]:
-    """A server process; its addresses for HTTP and gRPC."""
-    http, over_grpc = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "trtrun", "serve", f"model={path}", "--port", http.partition(":")[2]]
-    command += ["--grpc-port", over_grpc.partition(":")[2], *arguments]
-    log = path.with_suffix(".log")
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, stderr=errors)
-    try:
-        wait_until_ready(over_grpc, process, log)
-        yield http, over_grpc
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+class Server:
+    """A server process, started at once and waited for when it is asked for the first time."""
 
+    def __init__(
+        self, folder: Path, name: str, command: list[str], port: int, *, http: int = 0, triton: bool = True
+    ) -> None:
+        self.address, self.http = f"127.0.0.1:{port}", f"127.0.0.1:{http or port}"
+        self._triton = triton
+        self._ready = False
+        self._log = folder / f"{name}.log"
+        with self._log.open("w") as errors:
+            self.process = subprocess.Popen([sys.executable, *command], stderr=errors)
+        CHILDREN.append(self.process.pid)
 
-def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    import tritonclient.grpc as triton
-
-    with triton.InferenceServerClient(address) as client:
-        for _ in range(600):
-            try:
-                if client.is_server_ready():
-                    return
-            except Exception:  # not listening yet
-                pass
-            if process.poll() is not None:
-                break
+    def wait(self) -> str:
+        """Its address, when it is ready."""
+        until = time.monotonic() + 90
+        while not self._ready:
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the server did not get ready:\n{self._log.read_text()[-2000:]}")
             time.sleep(0.1)
-    raise SystemExit(f"the server did not get ready:\n{log.read_text()[-2000:]}")
+            self._ready = self._answers()
+        return self.address
+
+    def _answers(self) -> bool:
+        if not self._triton:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", int(self.address.rpartition(":")[2]))) == 0
+        import tritonclient.grpc as triton
+
+        try:
+            with triton.InferenceServerClient(self.address) as client:
+                return bool(client.is_server_ready(client_timeout=5))
+        except Exception:  # not listening yet
+            return False
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM if self._triton else signal.SIGKILL)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+        CHILDREN.remove(self.process.pid)
+
+
+class Servers:
+    """The servers by name, each started once; several groups share one."""
+
+    def __init__(self, folder: Path, files: Models) -> None:
+        self._folder, self._files = folder, files
+        self._locks: dict[str, threading.Lock] = {}
+        self._made: dict[str, Server] = {}
+
+    def __getitem__(self, name: str) -> Server:
+        with self._locks.setdefault(name, threading.Lock()):
+            if name not in self._made:
+                self._made[name] = self._start(name)
+            return self._made[name]
+
+    def _start(self, name: str) -> Server:
+        port = free_port()
+        if name == "naive":
+            command = ["-c", _NAIVE, str(self._files("single")), str(port), str(Path(__file__).parent), DTYPE]
+            return Server(self._folder, name, command, port, triton=False)
+        served, batch = {
+            "batched": (("mobilenet", "resnet50"), 32),
+            "single": (("mobilenet",), 1),
+            "slow": (("slow",), SLOW_BATCH),
+        }[name]
+        command = ["-m", "trtrun", "serve", *(f"{one}={self._files(one)}" for one in served)]
+        http = free_port()
+        command += ["--port", str(http), "--grpc-port", str(port), "--max-batch-size", str(batch)]
+        if name != "slow":  # clients that wait for their answers are measured there, and none is to be turned away
+            command += ["--max-queue-time", "5000"]
+        return Server(self._folder, name, command, port, http=http)
+
+    def stop(self) -> None:
+        for server in self._made.values():
+            server.stop()
 
 
 def images(batch: int, count: int = 4) -> list[np.ndarray]:
@@ -119,37 +183,66 @@ def request(array: np.ndarray) -> list[Any]:
     return [tensor]
 
 
-def _load(address: str, seconds: float, threads: int, naive: bool, checked: bool, found: Any, stop: Any) -> None:
-    """One process of the load: latencies of what was answered, and errors by kind, wrong answers among them."""
+Answers = tuple[list[float], dict[str, int]]  # latencies of what was answered, and errors by kind
+
+
+def over_http(array: np.ndarray) -> tuple[bytes, dict[str, str]]:
+    """The protocol's request with binary tensors, and its headers."""
+    tensor = {
+        "name": "images",
+        "shape": list(array.shape),
+        "datatype": "FP16" if array.dtype == np.float16 else "FP32",
+        "parameters": {"binary_data_size": array.nbytes},
+    }
+    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return header + array.tobytes(), {"Inference-Header-Content-Length": str(len(header))}
+
+
+def _closed(
+    order: Connection, protocol: str, address: str, model: str, seconds: float, threads: int, checked: bool
+) -> Answers:
+    """Clients that ask again when they are answered, until the time is over or another order comes.
+
+    ``protocol`` is "grpc" (Triton's client), "http", or "naive", whose bodies are the array's bytes.
+    """
     import tritonclient.grpc as triton
 
-    requests = [request(array) for array in images(1)]
-    bodies = [array.tobytes() for array in images(1)]
+    path = "/infer" if protocol == "naive" else f"/v2/models/{model}/infer"
+    arrays = images(1)
     latencies: list[float] = []
     errors: dict[str, int] = {}
     wanted: list[np.ndarray] = []
     if checked:
         with triton.InferenceServerClient(address) as client:
-            wanted += [client.infer("model", inputs).as_numpy("logits").astype(np.float64) for inputs in requests]
+            for array in arrays:
+                answer = client.infer(model, request(array), client_timeout=CALL)
+                wanted.append(answer.as_numpy("logits").astype(np.float64))
     until = time.perf_counter() + seconds
+    stop = threading.Event()
 
     def ask() -> None:
         import http.client
 
-        client: Any = http.client.HTTPConnection(address) if naive else triton.InferenceServerClient(address)
+        client: Any
+        requests: list[Any]
+        if protocol == "grpc":
+            client, requests = triton.InferenceServerClient(address), [request(array) for array in arrays]
+        else:
+            client = http.client.HTTPConnection(address, timeout=CALL)
+            requests = [over_http(array) if protocol == "http" else (array.tobytes(), {}) for array in arrays]
         turn = 0
         while time.perf_counter() < until and not stop.is_set():
             start = time.perf_counter()
             turn += 1
             try:
-                if naive:
-                    client.request("POST", "/infer", bodies[turn % 4])
+                if protocol != "grpc":
+                    client.request("POST", path, *requests[turn % 4])
                     answer = client.getresponse()
                     answer.read()
                     if answer.status != 200:
                         raise RuntimeError(str(answer.status))
                 else:
-                    answer = client.infer("model", requests[turn % 4])
+                    answer = client.infer(model, requests[turn % 4], client_timeout=CALL)
                     if checked:
                         difference = answer.as_numpy("logits").astype(np.float64) - wanted[turn % 4]
                         if not np.linalg.norm(difference) <= 0.02 * np.linalg.norm(wanted[turn % 4]):
@@ -164,44 +257,17 @@ def _load(address: str, seconds: float, threads: int, naive: bool, checked: bool
     pool = [threading.Thread(target=ask) for _ in range(threads)]
     for thread in pool:
         thread.start()
+    while time.perf_counter() < until and not order.poll(0.1):
+        pass
+    stop.set()
     for thread in pool:
         thread.join()
-    found.put((latencies, errors))
+    return latencies, errors
 
 
-def load(
-    address: str,
-    seconds: float,
-    *,
-    threads: int = THREADS,
-    processes: int = PROCESSES,
-    naive: bool = False,
-    checked: bool = False,
-    stop: Any = None,
-) -> tuple[float, list[float], dict[str, int]]:
-    """Requests per second, latencies and errors of a load from several processes."""
-    context = multiprocessing.get_context("spawn")
-    found, stop = context.Queue(), stop or context.Event()
-    arguments = (address, seconds, threads, naive, checked, found, stop)
-    pool = [context.Process(target=_load, args=arguments) for _ in range(processes)]
-    for process in pool:
-        process.start()
-    latencies: list[float] = []
-    errors: dict[str, int] = {}
-    for _ in pool:
-        some, kinds = found.get(timeout=seconds + 120)
-        latencies += some
-        for kind, count in kinds.items():
-            errors[kind] = errors.get(kind, 0) + count
-    for process in pool:
-        process.join()
-    return len(latencies) / seconds, latencies, errors
-
-
-def _arrivals(address: str, rate: float, seconds: float, seed: int, found: Any) -> None:
-    """One process of a load that does not wait for answers: requests at random times, so many a second."""
+def _open(order: Connection, address: str, rate: float, seconds: float, seed: int) -> Answers:
+    """Requests at random times, so many a second, whether the server keeps up or not."""
     import asyncio
-    import random
 
     import grpc
     import grpc.aio
@@ -210,13 +276,15 @@ def _arrivals(address: str, rate: float, seconds: float, seed: int, found: Any) 
 
     kinds, shape = messages(), (1, 3, SLOW_SIDE, SLOW_SIDE)
     array = np.random.default_rng(seed).standard_normal(shape, np.float32).astype(DTYPE)
-    message = kinds.ModelInferRequest(model_name="model", raw_input_contents=[array.tobytes()])
+    message = kinds.ModelInferRequest(model_name="slow", raw_input_contents=[array.tobytes()])
     message.inputs.add(name="images", datatype="FP16" if DTYPE == "float16" else "FP32", shape=shape)
-    body, latencies, errors = message.SerializeToString(), [], {}
+    body = message.SerializeToString()
+    latencies: list[float] = []
+    errors: dict[str, int] = {}
 
     async def ask(infer: Any, due: float) -> None:
         try:
-            await infer(body)
+            await infer(body, timeout=CALL)
             latencies.append(time.perf_counter() - due)  # since it was due, should this process be late
         except grpc.RpcError as error:
             errors[error.code().name] = errors.get(error.code().name, 0) + 1
@@ -236,67 +304,142 @@ def _arrivals(address: str, rate: float, seconds: float, seed: int, found: Any) 
             await asyncio.gather(*asked)
 
     asyncio.run(run())
-    found.put((latencies, errors))
-
-
-def arrivals(address: str, rate: float, seconds: float) -> tuple[list[float], dict[str, int]]:
-    """Latencies and errors of requests that come at this rate, whether the server keeps up or not."""
-    context = multiprocessing.get_context("spawn")
-    found, processes = context.Queue(), PROCESSES if GPU else 1
-    arguments = [(address, rate / processes, seconds, seed, found) for seed in range(processes)]
-    pool = [context.Process(target=_arrivals, args=some) for some in arguments]
-    for process in pool:
-        process.start()
-    latencies: list[float] = []
-    errors: dict[str, int] = {}
-    for _ in pool:
-        some, kinds = found.get(timeout=seconds + 120)
-        latencies += some
-        for kind, count in kinds.items():
-            errors[kind] = errors.get(kind, 0) + count
-    for process in pool:
-        process.join()
     return latencies, errors
 
 
-def overhead(folder: Path) -> Iterator[Record]:
+def _work(order: Connection) -> None:
+    """A process of the load: does what it is told, and sends what came of it."""
+    import tritonclient.grpc  # noqa: F401  # before the first measurement
+
+    order.send("ready")
+    while (what := order.recv()) is not None:
+        try:
+            order.send({"closed": _closed, "open": _open}[what[0]](order, *what[1:]))
+        except Exception:
+            order.send(traceback.format_exc())
+
+
+class Load:
+    """The processes of the load, which are started once."""
+
+    def __init__(self, count: int = PROCESSES) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ends: list[Connection] = []
+        for _ in range(count):
+            end, other = context.Pipe()
+            process = context.Process(target=_work, args=(other,), daemon=True)
+            process.start()
+            CHILDREN.append(process.pid or 0)
+            self._ends.append(end)
+        self._started = False
+
+    def __call__(self, orders: list[tuple[Any, ...]], seconds: float) -> Answers:
+        """What came of these orders, one a process, which take so many seconds."""
+        if not self._started:
+            for end in self._ends:
+                _received(end, 60)
+            self._started = True
+        used = self._ends[: len(orders)]
+        for end, what in zip(used, orders, strict=True):
+            end.send(what)
+        latencies: list[float] = []
+        errors: dict[str, int] = {}
+        for end in used:
+            some, kinds = _received(end, seconds + CALL + 10)
+            latencies += some
+            for kind, count in kinds.items():
+                errors[kind] = errors.get(kind, 0) + count
+        return latencies, errors
+
+    def stop(self) -> None:
+        """End what is under way."""
+        for end in self._ends:
+            end.send("stop")
+
+    def rate(self, server: Server, protocol: str = "grpc", seconds: float = 1.3) -> float:
+        """Requests per second of ``CLIENTS`` clients for one image each of mobilenet."""
+        address = server.wait() if protocol == "grpc" else server.wait() and server.http
+        orders = [("closed", protocol, address, "mobilenet", seconds, CLIENTS // PROCESSES, False)] * PROCESSES
+        latencies, errors = self(orders, seconds)
+        if errors:
+            print(f"  errors: {errors}", flush=True)
+        return len(latencies) / seconds
+
+    def arrivals(self, server: Server, rate: float, seconds: float) -> Answers:
+        """Latencies and errors of requests that come at this rate."""
+        count = PROCESSES if GPU else 1
+        address = server.wait()
+        return self(
+            [("open", address, rate / count, seconds, random.randrange(1 << 30)) for _ in range(count)], seconds
+        )
+
+
+def _received(end: Connection, seconds: float) -> Any:
+    if not end.poll(seconds):
+        raise TimeoutError(f"a process of the load said nothing for {seconds:.0f} s")
+    got = end.recv()
+    if isinstance(got, str) and got != "ready":
+        raise RuntimeError(got)
+    return got
+
+
+class Bench:
+    """What the groups share."""
+
+    def __init__(self, folder: Path) -> None:
+        self._begin = time.monotonic()
+        self.files = Models(folder)
+        self.servers = Servers(folder, self.files)
+
+    def left(self) -> float:
+        """Seconds of ``LIMIT``."""
+        return LIMIT - (time.monotonic() - self._begin)
+
+    @functools.cached_property
+    def load(self) -> Load:
+        return Load()
+
+
+def overhead(bench: Bench) -> Iterator[Record]:
     """One request at a time over gRPC, against the same in the process."""
     import tritonclient.grpc as triton
 
-    path = model_file(folder, "resnet50")
     array = images(1, 1)[0]
-    with serving(path) as (_, address), triton.InferenceServerClient(address) as client, trtrun.load(path) as runner:
+    with (
+        triton.InferenceServerClient(bench.servers["batched"].wait()) as client,
+        trtrun.load(bench.files("resnet50")) as runner,
+    ):
         inputs = request(array)
         times = in_turns(
-            {"served": lambda: client.infer("model", inputs), "here": lambda: runner.run({"images": array})},
-            calls=50 if GPU else 5,
-            rounds=5,
+            {
+                "served": lambda: client.infer("resnet50", inputs, client_timeout=CALL),
+                "here": lambda: runner.run({"images": array}),
+            },
+            calls=100 if GPU else 5,
+            rounds=7 if GPU else 5,
         )
     difference = [1e3 * (a - b) for a, b in zip(times["served"], times["here"], strict=True)]
-    middle = statistics.median(difference)
     yield Record(
         "serve.grpc.b1.overhead",
         round(1e6 * statistics.median(times["served"]), 1),
         round(1e6 * statistics.median(times["here"]), 1),
         "µs",
-        round(middle, 4),
+        round(statistics.median(difference), 4),
         (round(min(difference), 4), round(max(difference), 4)),
         "milliseconds that gRPC on loopback adds to a request, p50",
     )
 
 
-def batching(folder: Path) -> Iterator[Record]:
-    path = model_file(folder, "mobilenet")
-    rates: dict[str, list[float]] = {"on": [], "off": []}
-    with (
-        serving(path, "--max-batch-size", "32") as (_, on),
-        serving(path, "--max-batch-size", "1") as (_, off),
-    ):
+def batching(bench: Bench) -> Iterator[Record]:
+    for protocol, id in (("grpc", "serve.batching.vs_off"), ("http", "serve.http.batching.vs_off")):
+        rates: dict[str, list[float]] = {"batched": [], "single": []}
+        for server in rates:
+            bench.load.rate(bench.servers[server], protocol, 0.5)
         for _ in range(3):
-            for kind, address in (("on", on), ("off", off)):
-                rates[kind].append(load(address, 1.5)[0])
-    what = f"{PROCESSES * THREADS} clients, one image each: dynamic batching / the same server without"
-    yield compare_rates("serve.batching.vs_off", what, rates["on"], rates["off"])
+            for server in rates:
+                rates[server].append(bench.load.rate(bench.servers[server], protocol))
+        what = f"{CLIENTS} clients, one image each, over {protocol}: dynamic batching / the same server without"
+        yield compare_rates(id, what, rates["batched"], rates["single"])
 
 
 _NAIVE = """
@@ -329,63 +472,54 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
 """
 
 
-def naive(folder: Path) -> Iterator[Record]:
+def naive(bench: Bench) -> Iterator[Record]:
     """A plain FastAPI handler around the recipe, with an engine of batch 1, as it is pasted."""
-    path = model_file(folder, "mobilenet")
-    single = folder / f"single{path.suffix}"
-    model = models.mobilenet_v3_small(1, DTYPE)
-    single.write_bytes(build_plan(model) if GPU else model)
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-c", _NAIVE, str(single), str(port), str(Path(__file__).parent), DTYPE]
-    )
-    rates: dict[str, list[float]] = {"ours": [], "naive": []}
-    try:
-        with serving(path, "--max-batch-size", "32") as (_, address):
-            for _ in range(100):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.2)
-            for _ in range(3):
-                rates["naive"].append(load(f"127.0.0.1:{port}", 1.5, naive=True)[0])
-                rates["ours"].append(load(address, 1.5)[0])
-    finally:
-        process.kill()
-        process.wait()
-    what = f"{PROCESSES * THREADS} clients, one image each: trtrun serve / a FastAPI handler around the recipe"
-    yield compare_rates("serve.vs_naive", what, rates["ours"], rates["naive"])
+    ours, other = bench.servers["batched"], bench.servers["naive"]
+    rates: dict[str, list[float]] = {"grpc": [], "http": [], "naive": []}
+    bench.load.rate(other, "naive", 0.5)
+    for _ in range(3):
+        for protocol, found in rates.items():
+            found.append(bench.load.rate(other if protocol == "naive" else ours, protocol))
+    what = f"{CLIENTS} clients, one image each: trtrun serve over {{}} / a FastAPI handler around the recipe"
+    yield compare_rates("serve.vs_naive", what.format("gRPC"), rates["grpc"], rates["naive"])
+    yield compare_rates("serve.http.vs_naive", what.format("HTTP"), rates["http"], rates["naive"])
 
 
-def shm(folder: Path) -> Iterator[Record]:
+def shm(bench: Bench) -> Iterator[Record]:
     """Batch 32 through shared memory, against the same over the wire."""
     from multiprocessing import shared_memory
 
     import tritonclient.grpc as triton
 
-    path, array = model_file(folder, "resnet50"), images(32 if GPU else 2, 1)[0]
+    array = images(32 if GPU else 2, 1)[0]
     memory = shared_memory.SharedMemory(create=True, size=array.nbytes)
     try:
-        with serving(path, "--max-batch-size", "32") as (_, address), triton.InferenceServerClient(address) as client:
+        with triton.InferenceServerClient(bench.servers["batched"].wait()) as client:
             client.register_system_shared_memory("images", memory.name, array.nbytes)
             placed = request(array)
             placed[0].set_shared_memory("images", array.nbytes)
 
             def through_memory() -> None:
                 np.frombuffer(memory.buf, array.dtype, array.size).reshape(array.shape)[...] = array
-                client.infer("model", placed)
+                client.infer("resnet50", placed, client_timeout=CALL)
 
             def over_the_wire() -> None:
-                client.infer("model", request(array))
+                client.infer("resnet50", request(array), client_timeout=CALL)
 
             contenders = {"wire": over_the_wire, "memory": through_memory}
+            said = f"batch {len(array)} of ResNet-50 over the wire / in {{}} shared memory, with the client's copy, p50"
             with ExitStack() as left:
                 if GPU:
-                    contenders["gpu"] = left.enter_context(_on_the_gpu(client, array))
+                    try:
+                        contenders["gpu"] = left.enter_context(_on_the_gpu(client, array))
+                        contenders["gpu"]()
+                    except Exception as error:  # the other row does not need it
+                        contenders.pop("gpu", None)
+                        print(f"  CUDA shared memory: {type(error).__name__}: {error}", flush=True)
                 times = in_turns(contenders, calls=20 if GPU else 1, rounds=5)
-        said = f"batch {len(array)} of ResNet-50 over the wire / in {{}} shared memory, with the client's copy, p50"
+            client.unregister_system_shared_memory("images")
         yield compare_times("serve.shm.vs_wire", said.format("system"), times["memory"], times["wire"])
-        if GPU:
+        if "gpu" in times:
             yield compare_times("serve.shm.cuda_vs_wire", said.format("CUDA"), times["gpu"], times["wire"])
     finally:
         memory.close()
@@ -416,23 +550,22 @@ def _on_the_gpu(client: Any, array: np.ndarray) -> Iterator[Callable[[], None]]:
         with device:
             check(driver.cuMemcpyHtoD(memory.address, array.ctypes.data, array.nbytes), "copy the images")
             check(driver.cuCtxSynchronize(), "wait for the copy")
-        client.infer("model", placed)
+        client.infer("resnet50", placed, client_timeout=CALL)
 
     yield through_memory
     client.unregister_cuda_shared_memory("gpu")
     memory.close()
 
 
-def overload(folder: Path) -> Iterator[Record]:
+def overload(bench: Bench) -> Iterator[Record]:
     """Four times what the server can do, with its default queue, against four fifths of it."""
     seconds = 60.0 if GPU else 16.0
-    path = slow_model_file(folder)
-    with serving(path, "--max-batch-size", str(SLOW_BATCH)) as (_, address):
-        arrivals(address, 10.0, 1.0)  # whoever is first waits for kernels and graphs
-        answered, _ = arrivals(address, 3000.0 if GPU else 200.0, 4.0)
-        capacity = len(answered) / 4.0
-        calm, _ = arrivals(address, 0.8 * capacity, 8.0)
-        busy, errors = arrivals(address, 4.0 * capacity, seconds)
+    server = bench.servers["slow"]
+    bench.load.arrivals(server, 10.0, 1.0)  # whoever is first waits for kernels and graphs
+    answered, _ = bench.load.arrivals(server, 3000.0 if GPU else 200.0, 4.0)
+    capacity = len(answered) / 4.0
+    calm, _ = bench.load.arrivals(server, 0.8 * capacity, 8.0)
+    busy, errors = bench.load.arrivals(server, 4.0 * capacity, seconds)
     others = sum(count for kind, count in errors.items() if kind != "RESOURCE_EXHAUSTED")
     for name, latencies, length in (("at 80 %", calm, 8.0), ("at 400 %", busy, seconds)):
         p50, p99 = 1e3 * np.percentile(latencies, (50, 99))
@@ -446,55 +579,89 @@ def overload(folder: Path) -> Iterator[Record]:
         "µs",
         round(ratio, 3),
         (round(ratio, 3), round(ratio, 3)),
-        f"p99 of accepted requests at four times the capacity / at 80 % of it; {others} errors but back-pressure",
+        f"p99 of accepted requests at four times the capacity for {seconds:.0f} s / at 80 % of it; {others} errors but "
+        "back-pressure",
     )
 
 
-def reload(folder: Path) -> Iterator[Record]:
+def reload(bench: Bench) -> Iterator[Record]:
     """Reloads under load: requests that were lost or answered wrongly."""
     import tritonclient.grpc as triton
 
-    path = model_file(folder, "mobilenet")
-    count = 200 if GPU else 20
-    stop = multiprocessing.get_context("spawn").Event()
-    with serving(path, "--max-batch-size", "32") as (_, address), triton.InferenceServerClient(address) as client:
-        lost: list[int] = []
+    count, most = (200, min(110.0, bench.left() - 35)) if GPU else (20, 15.0)
+    address = bench.servers["batched"].wait()
+    bench.load.rate(bench.servers["batched"], seconds=0.2)  # its processes have started
+    found: list[Answers] = []
 
-        def ask() -> None:
-            rate, _, errors = load(address, 90.0, threads=4, processes=2, checked=True, stop=stop)
-            print(f"  {round(90 * rate)} requests, errors: {errors}", flush=True)
-            lost.append(sum(errors.values()))
+    def ask() -> None:
+        found.append(bench.load([("closed", "grpc", address, "mobilenet", most + 10, 4, True)] * 2, most + 10))
 
-        thread = threading.Thread(target=ask)
-        thread.start()
-        time.sleep(4)  # the load's processes start
-        done, until = 0, time.monotonic() + (70 if GPU else 15)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    time.sleep(1.0)  # they have their answers to compare with
+    done, until = 0, time.monotonic() + most
+    with triton.InferenceServerClient(address) as client:
         while done < count and time.monotonic() < until:
-            client.load_model("model")
+            client.load_model("mobilenet", client_timeout=CALL)
             done += 1
-        stop.set()
-        thread.join()
-    what = f"lost or wrong in {done} reloads under load"
-    yield Record("serve.reload", lost[0], 0, "requests", lost[0], (lost[0], lost[0]), what)
+    bench.load.stop()
+    thread.join(CALL + 20)
+    latencies, errors = found[0]
+    print(f"  {len(latencies)} requests, {done} reloads, errors: {errors}", flush=True)
+    lost = sum(errors.values())
+    what = f"lost or wrong of {len(latencies)} requests in {done} reloads under load"
+    yield Record("serve.reload", lost, 0, "requests", lost, (lost, lost), what)
 
 
-GROUPS: dict[str, Callable[[Path], Iterator[Record]]] = {
+GROUPS: dict[str, Callable[[Bench], Iterator[Record]]] = {
     f.__name__: f for f in (overhead, batching, naive, shm, overload, reload)
 }
+NEEDED = {
+    "overhead": ("batched",),
+    "batching": ("batched", "single"),
+    "naive": ("batched", "naive"),
+    "shm": ("batched",),
+    "overload": ("slow",),
+    "reload": ("batched",),
+}
+CHILDREN: list[int] = []
 
 
-def main(names: list[str]) -> int:
-    os.environ.setdefault("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+def _give_up() -> None:
+    print(f"after {LIMIT:.0f} s what is left is ended", flush=True)
+    for pid in CHILDREN:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(2)
+
+
+def main(names: list[str]) -> None:
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    names = names or list(GROUPS)
+    limit = threading.Timer(LIMIT, _give_up)
+    limit.daemon = True
+    limit.start()
     if not GPU:
         print("ONNX Runtime on the CPU: these figures say that it works, not how fast it is")
-    groups = {name: partial(in_a_folder, group) for name, group in GROUPS.items()}
-    return run_groups(groups, names, environment() if GPU else None)
-
-
-def in_a_folder(group: Callable[[Path], Iterator[Record]]) -> Iterator[Record]:
     with tempfile.TemporaryDirectory() as folder:
-        yield from group(Path(folder))
+        bench = Bench(Path(folder))
+        _ = bench.load  # its processes import meanwhile
+        starts = [
+            threading.Thread(target=bench.servers.__getitem__, args=(server,), daemon=True)
+            for server in dict.fromkeys(server for name in names for server in NEEDED[name])
+        ]
+        for thread in starts:
+            thread.start()
+        for thread in starts:
+            thread.join(120)
+        groups = {name: partial(group, bench) for name, group in GROUPS.items()}
+        status = run_groups(groups, names, environment() if GPU else None)
+        bench.servers.stop()
+    for pid in CHILDREN:  # the load's processes
+        os.kill(pid, signal.SIGKILL)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -16,6 +16,7 @@
     │   ├── ShapeError                         wrong rank, or a dimension outside every profile
     │   ├── DtypeError (TypeError)             a conversion that could change values
     │   ├── RequestTooLargeError               more bytes or pixels than a server takes
+    │   ├── RequestStalledError                a request's body stopped coming
     │   └── MediaTypeError                     a request's body is of a kind that is not taken there
     ├── UnsupportedTensorError                 the engine has an input or output trtrun cannot carry
     ├── ExecutionError                         TensorRT or ONNX Runtime failed while running a request
@@ -120,6 +121,10 @@ class DtypeError(InputError, TypeError):
 
 class RequestTooLargeError(InputError):
     """A request to a server has more bytes, or its picture more pixels, than the server takes."""
+
+
+class RequestStalledError(InputError):
+    """A request to a server whose body stopped coming before its end."""
 
 
 class MediaTypeError(InputError):

@@ -199,6 +199,16 @@ class _Clone(RunnerAbove):
         self._parent = parent
         self._gpu = gpu
 
+    @property
+    def staging(self) -> Any:
+        """The page-locked input buffers on the GPU that is used now; None where its runner has none.
+
+        Should that GPU fail, what was put there stays in memory, and the next one takes the request from there.
+        """
+        if self._gpu.failure is not None:
+            self._move()
+        return getattr(self._runner, "staging", None)
+
     def run(
         self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
     ) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
 from pathlib import Path
 from typing import Annotated
@@ -47,12 +46,27 @@ def command(
     ] = None,
     instances: Annotated[int, typer.Option(min=1, help="Batches of a model in progress at once on a GPU.")] = 2,
     max_body: Annotated[int, typer.Option(min=1, help="Mebibytes of a request at most.")] = 256,
+    max_bodies: Annotated[
+        int, typer.Option(min=1, help="Mebibytes at most of all requests that are under way.")
+    ] = 2048,
     max_pixels: Annotated[int, typer.Option(min=1, help="Megapixels of a picture at most.")] = 64,
     token_file: Annotated[
         Path | None, typer.Option(help="File with a secret; requests need Authorization: Bearer SECRET then.")
     ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
+    shared_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PREFIX",
+            help="Clients may register every shared memory object whose name begins so; without it, those that "
+            "belong to their own user.",
+        ),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(help="MODEL=HEAD: the decoder of a model of vision, where outputs and metadata do not say."),
+    ] = None,
     device: Device = 0,
     all_devices: Annotated[bool, typer.Option("--all-devices", help="Serve on every GPU of this machine.")] = False,
     plugin: Plugins = None,
@@ -62,13 +76,16 @@ def command(
     try:
         from ..serve.batcher import BatchOptions
         from ..serve.http_api import HttpOptions
+        from ..serve.logs import log_to_stderr
         from ..serve.repository import Repository, named
-        from ..serve.server import JsonFormatter, ServerOptions, serve
+        from ..serve.server import ServerOptions, serve
     except ImportError as error:
         from ..errors import MissingPackageError
 
         raise MissingPackageError(f"serving needs more packages ({error}). Run: pip install 'trtrun[serve]'") from error
+    from ..cuda.device import gpu_count
     from ..predictor import load
+    from ..vision.heads import HEADS
 
     if not models and repository is None:
         raise InputError("there is nothing to serve: name models, or --repository FOLDER.")
@@ -78,17 +95,18 @@ def command(
         _check_tls(tls_certificate, tls_key)
     if repository is not None and not repository.is_dir():
         raise InputError(f"{str(repository)!r} is no folder.")
+    heads = {}
+    for text in head or ():
+        name, _, kind = text.rpartition("=")
+        if not name or kind not in HEADS:
+            raise InputError(f"cannot read --head {text!r}: write MODEL=HEAD, with one of {', '.join(HEADS)}.")
+        heads[name] = kind
     token = None
     if token_file is not None:
         token = token_file.read_text(encoding="utf-8").strip()
         if not token:
             raise InputError(f"{str(token_file)!r} holds no secret.")
-    log = logging.getLogger("trtrun.serve")
-    log.setLevel(logging.INFO)
-    if json_logs:
-        stream = logging.StreamHandler()
-        stream.setFormatter(JsonFormatter())
-        logging.getLogger().handlers[:] = [stream]
+    log_to_stderr(as_json=json_logs)
     served = Repository(
         lambda path: load(path, device=device, devices="all" if all_devices else None, plugins=plugin or ()),
         named(models or ()),
@@ -100,17 +118,19 @@ def command(
             instances,
             None if max_queue_time is None else max_queue_time / 1e3,
         ),
+        heads=heads,
+        devices=range(gpu_count()) if all_devices else [device],
     )
-    log.info("listening on http%s://%s:%d", "s" if tls_key else "", host, port)
     failed = serve(
         served,
         ServerOptions(
             host,
             port,
             None if grpc_port < 0 else grpc_port,
-            HttpOptions(max_body << 20, max_pixels << 20, token),
+            HttpOptions(max_body << 20, max_bodies << 20, max_pixels << 20, token),
             tls_certificate,
             tls_key,
+            shared_memory=shared_memory,
         ),
     )
     if failed:

@@ -20,8 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ClosedError, DeviceError, InputError, RequestTimeoutError, ServerBusyError
+from ..errors import (
+    ClosedError,
+    DeviceError,
+    InputError,
+    NoGpuError,
+    OutOfMemoryError,
+    RequestTimeoutError,
+    ServerBusyError,
+)
 from ..runner import OutputMode, Runner
+from .shared_memory import SharedTensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Results = dict[str, Any]
@@ -59,11 +68,19 @@ class BatchOptions:
 
 @dataclass
 class Outcome:
-    """What became of one request, for the statistics. Times in seconds."""
+    """What became of one request, for the statistics. Times in seconds.
+
+    Attributes:
+        rows: of the request.
+        batch: rows that ran together, the request's among them; 0 for one that was not begun.
+        first: it is the first of its batch, of which there is one.
+    """
 
     queued: float
     computed: float
-    batch: int  # rows that ran together, this request's among them
+    rows: int
+    batch: int
+    first: bool = True
     error: BaseException | None = None
 
 
@@ -81,6 +98,12 @@ class _Request:
 
 class Batcher:
     """Runs requests from any number of threads on clones of a runner, those that fit together as one batch.
+
+    Attributes:
+        failure: what the GPU failed with, for good. Requests are refused then.
+        sizes: of the batches that are put together on a GPU; smaller ones are filled up, and the rest of the rows is
+            not looked at. A kernel is compiled and a graph captured for each size, which must not happen under load.
+            Those that the engine was specialized for, else powers of two; empty where any number of rows is as good.
 
     Args:
         runner: what runs them; left alone, and open until :meth:`close`.
@@ -102,7 +125,13 @@ class Batcher:
         self._emptied = time.perf_counter()  # when nothing waited last
         self._batch_time = 0.0  # seconds that a batch takes: a moving average
         self._closing = False
+        self._rows: dict[tuple[Any, ...], int] = {}  # that wait, by key
+        self.sizes: tuple[int, ...] = ()
+        self._probe: Mapping[str, Array] | None = None  # a request that ran
+        self.failure: DeviceError | None = None
         self._clones = [runner.clone() for _ in range(self.options.instances * runner.parallel)]
+        if self.max_batch_size > 1 and all(getattr(clone, "staging", None) is not None for clone in self._clones):
+            self.sizes = _sizes(runner, self.max_batch_size)
         self._workers = [
             threading.Thread(target=self._work, args=(clone,), name=f"trtrun-batch-{index}", daemon=True)
             for index, clone in enumerate(self._clones)
@@ -135,13 +164,14 @@ class Batcher:
         """Put a request into the queue.
 
         Args:
-            inputs: an array per input; they must not change until the future is done. A request with arrays on a
-                GPU runs alone.
+            inputs: an array per input, or a tensor in shared memory; they must not change until the future is done.
+                A request with arrays on a GPU runs alone.
             priority: 1 is served first, 2 after it, and so on; 0 is last.
             timeout: seconds in which it must be begun, else the future raises RequestTimeoutError.
             outputs: as :meth:`~trtrun.runner.Runner.run` has it; a request with others than copies runs alone.
 
-        Raises InputError for inputs that do not fit, ServerBusyError when the queue is full, ClosedError after close().
+        Raises InputError for inputs that do not fit, ServerBusyError when the queue is full, DeviceError when the GPU
+        has failed, ClosedError after close().
         """
         specs = self._runner.inputs
         specs.check_names(inputs)
@@ -154,7 +184,7 @@ class Batcher:
             if len(batches) == 1:
                 (rows,) = batches
                 key = tuple((name, shape[1:], dtype) for name, shape, dtype in key)
-        if outputs != "copy" or not all(isinstance(array, np.ndarray) for array in inputs.values()):
+        if outputs != "copy" or not all(isinstance(array, (np.ndarray, SharedTensor)) for array in inputs.values()):
             key = ()
         now = time.perf_counter()
         request = _Request(
@@ -172,14 +202,24 @@ class Batcher:
             if not self._queue:
                 self._emptied = now
             bisect.insort(self._queue, request)
-            if self._idle or sum(other.rows for other in self._queue) >= self.max_batch_size:
+            self._rows[key] = self._rows.get(key, 0) + rows
+            if self._idle or not key or self._rows[key] >= self.max_batch_size:
                 self._condition.notify_all()  # one alone may be somebody who waits for another batch to fill
         return request.future
 
     def check_room(self, priority: int = 0) -> None:
-        """Raise what :meth:`submit` would for any request of this priority now: ServerBusyError or ClosedError."""
+        """Raise what :meth:`submit` would for any request of this priority now, whatever its inputs."""
+        try:
+            self._check_room(priority)
+        except ServerBusyError as error:
+            self._report(Outcome(0.0, 0.0, 0, 0, error=error))
+            raise
+
+    def _check_room(self, priority: int) -> None:
         if self._closing:
             raise ClosedError("the model is being unloaded.")
+        if self.failure is not None:
+            raise self.failure
         if len(self._queue) >= self.options.queue_size:
             raise ServerBusyError(
                 f"{len(self._queue)} requests wait already, which is all the queue holds. Come back later."
@@ -199,10 +239,14 @@ class Batcher:
             )
 
     def warm_up(self, inputs: Mapping[str, Array]) -> None:
-        """Run a request on every instance, past the queue and the statistics. Raises what it raises."""
+        """Run a request on every instance, past the queue and the statistics. Raises what it raises.
+
+        The request is run again when a GPU has failed, to see whether it still works.
+        """
         for clone in self._clones:
             for _ in range(3):  # the first compiles kernels, the second captures graphs
                 clone.run(inputs)
+        self._probe = inputs
 
     def _work(self, runner: Runner) -> None:
         while batch := self._next():
@@ -221,12 +265,10 @@ class Batcher:
                     if self._closing:
                         return []
                     continue
-                batch, full = self._fitting()
-                oldest = min(request.arrived for request in batch)
-                left = oldest + self.options.max_queue_delay - time.perf_counter()
-                if full or left <= 0 or self._closing:
+                batch, left = self._fitting()
+                if left <= 0 or self._closing:
                     for request in batch:
-                        self._queue.remove(request)
+                        self._take(request)
                     if not self._queue:
                         self._emptied = time.perf_counter()
                     if self._queue and self._idle:
@@ -236,23 +278,50 @@ class Batcher:
                 deadlines = [request.deadline for request in self._queue if request.deadline is not None]
                 self._condition.wait(min([left, *(deadline - time.perf_counter() for deadline in deadlines)]))
 
+    def _take(self, request: _Request) -> None:
+        """Out of the queue."""
+        self._queue.remove(request)
+        self._rows[request.key] -= request.rows
+        if not self._rows[request.key]:
+            del self._rows[request.key]
+
     def _expire(self) -> None:
         now = time.perf_counter()
         for request in [r for r in self._queue if r.deadline is not None and r.deadline < now]:
-            self._queue.remove(request)
+            self._take(request)
             error = RequestTimeoutError(f"the request was not begun within {request.deadline - request.arrived:.3g} s.")  # type: ignore[operator]
             self._fail(request, error, now - request.arrived, 0.0, 0)
 
-    def _fitting(self) -> tuple[list[_Request], bool]:
-        """The first request and those that fit into a batch with it; and whether no other could join them."""
-        first = self._queue[0]
+    def _fitting(self) -> tuple[list[_Request], float]:
+        """The requests that run next, and for how many seconds they may wait for others.
+
+        That is the first that need not wait, whatever waits before it: a request must not keep a full batch of other
+        shapes from running. Where all wait, it is what has to go first.
+        """
+        found: list[tuple[list[_Request], float]] = []
+        seen = set()
+        now = time.perf_counter()
+        for first in self._queue:
+            if first.key and first.key in seen:
+                continue
+            seen.add(first.key)
+            batch, full = self._joinable(first)
+            oldest = min(request.arrived for request in batch)
+            left = 0.0 if full else oldest + self.options.max_queue_delay - now
+            if left <= 0:
+                return batch, left
+            found.append((batch, left))
+        return min(found, key=lambda pair: pair[1])
+
+    def _joinable(self, first: _Request) -> tuple[list[_Request], bool]:
+        """The request and those that fit into a batch with it; and whether no other could join them."""
         batch, rows = [first], first.rows
-        if not first.key:
+        if not first.key or self.max_batch_size == 1:
             return batch, True
-        for request in self._queue[1:]:
+        for request in self._queue:
             if rows >= self.max_batch_size:
                 break
-            if request.key == first.key and rows + request.rows <= self.max_batch_size:
+            if request is not first and request.key == first.key and rows + request.rows <= self.max_batch_size:
                 batch.append(request)
                 rows += request.rows
         return batch, rows >= self.max_batch_size
@@ -268,13 +337,15 @@ class Batcher:
         start = time.perf_counter()
         rows = sum(request.rows for request in batch)
         try:
-            inputs = self._joined(runner, batch, rows) if len(batch) > 1 else batch[0].inputs
-            results = runner.run(inputs, outputs=batch[0].outputs)
-            if len(batch) > 1 and any(array.shape[:1] != (rows,) for array in results.values()):
+            filled = rows if len(batch) == 1 else self._filled(batch[0], rows)
+            results = runner.run(self._joined(runner, batch, filled), outputs=batch[0].outputs)
+            if len(batch) > 1 and any(array.shape[:1] != (filled,) for array in results.values()):
                 raise InputError("an output has no row for each of the batch's")
         except BaseException as error:
             if len(batch) > 1 and not isinstance(error, DeviceError):
                 return False
+            if isinstance(error, DeviceError):
+                self._look_at_gpu(runner, error)
             for request in batch:
                 self._fail(request, error, start - request.arrived, time.perf_counter() - start, rows)
             return True
@@ -285,29 +356,69 @@ class Batcher:
             part = results
             if len(batch) > 1:
                 part = {name: array[first : first + request.rows] for name, array in results.items()}
-                first += request.rows
-            self._report(Outcome(start - request.arrived, computed, rows))
+            self._report(Outcome(start - request.arrived, computed, request.rows, rows, first == 0))
+            first += request.rows
             request.future.set_result(part)
         return True
 
+    def _filled(self, request: _Request, rows: int) -> int:
+        """How many rows a batch of such requests has when it is filled up to one of the sizes."""
+        shapes = {name: array.shape[1:] for name, array in request.inputs.items()}
+        return next((size for size in self.sizes if size >= rows and fits(self._runner, shapes, size)), rows)
+
+    def _look_at_gpu(self, runner: Runner, error: DeviceError) -> None:
+        """After an error of CUDA's: a GPU that does not run what it ran before either has failed for good."""
+        if isinstance(error, (NoGpuError, OutOfMemoryError)):
+            return
+        try:
+            if self._probe is not None:
+                runner.run(self._probe)
+                return
+        except OutOfMemoryError:
+            return
+        except DeviceError:
+            pass
+        self.failure = error
+
     def _fail(self, request: _Request, error: BaseException, queued: float, computed: float, rows: int) -> None:
-        self._report(Outcome(queued, computed, rows, error))
+        self._report(Outcome(queued, computed, request.rows, rows, error=error))
         if not request.future.running() and not request.future.set_running_or_notify_cancel():
             return  # the client has gone
         request.future.set_exception(error)
 
     @staticmethod
-    def _joined(runner: Runner, batch: list[_Request], rows: int) -> dict[str, Array]:
-        """The batch's inputs, one below the other: in the page-locked memory of a session, which saves a copy."""
-        joined = {}
+    def _joined(runner: Runner, batch: list[_Request], rows: int) -> Mapping[str, Any]:
+        """The batch's inputs, one below the other: in the page-locked memory of a session, which saves a copy.
+
+        Rows beyond theirs, up to ``rows``, are the last one again: what lies there otherwise might be no valid index.
+        """
+        joined: dict[str, Any] = {}
         staging = getattr(runner, "staging", None)
         for name, spec in runner.inputs.items():
             parts = [request.inputs[name] for request in batch]
-            if staging is None:
-                joined[name] = np.concatenate(parts)
+            if len(parts) == 1 and not isinstance(parts[0], SharedTensor):
+                joined[name] = parts[0]
+                continue
+            shape = parts[0].shape if len(parts) == 1 else (rows, *parts[0].shape[1:])
+            if staging is None or spec.location == "host" or spec.format:
+                target = np.empty(shape, spec.dtype)
             else:
-                joined[name] = staging.view(name, (rows, *parts[0].shape[1:]))
-                np.concatenate(parts, out=joined[name].view(spec.dtype), casting="unsafe")
+                target = staging.view(name, shape)
+            joined[name], target = target, target.view(spec.dtype)
+            first = 0
+            for part in parts:
+                rest = target if len(parts) == 1 else target[first : first + part.shape[0]]
+                first += part.shape[0] if part.shape else 0
+                if not isinstance(part, SharedTensor):
+                    np.copyto(rest, part, casting="unsafe")
+                elif part.dtype == spec.dtype:
+                    part.read_into(rest)
+                else:
+                    read = np.empty(part.shape, part.dtype)
+                    part.read_into(read)
+                    np.copyto(rest, read, casting="unsafe")
+            if len(parts) > 1:
+                target[first:] = target[first - 1]
         return joined
 
     def close(self) -> None:
@@ -319,6 +430,24 @@ class Batcher:
             worker.join()
         for clone in self._clones:
             clone.close()
+
+
+def _sizes(runner: Runner, most: int) -> tuple[int, ...]:
+    """The sizes of batches, the largest of which is ``most``."""
+    profiles = [profile for spec in runner.inputs.values() for profile in spec.profiles]
+    special = {profile.min[0] for profile in profiles if profile.min[0] == profile.max[0]}
+    powers = {1 << power for power in range(most.bit_length())}
+    return tuple(sorted({size for size in (special if len(special) > 1 else powers) if size <= most} | {most}))
+
+
+def fits(runner: Runner, shapes: Mapping[str, tuple[int, ...]], rows: int) -> bool:
+    """Whether a batch of so many rows of these shapes is one that the engine takes."""
+    try:
+        for name, shape in shapes.items():
+            runner.inputs[name].check_shape((rows, *shape))
+    except InputError:
+        return False
+    return True
 
 
 def _most_rows(runner: Runner, wanted: int | None) -> int:

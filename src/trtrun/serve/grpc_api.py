@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from google.protobuf.message import DecodeError
 from .. import __version__
 from ..errors import (
     ClosedError,
+    DeviceError,
     InputError,
     InputNameError,
     ModelNotFoundError,
@@ -29,12 +31,21 @@ from ..errors import (
     TrtrunError,
 )
 from . import protocol
+from .aside import aside, in_thread
+from .bodies import Bodies
+from .logs import identity_of, log_bug, log_request
+from .peer import peer_of
 from .protocol import InferRequest, RequestedOutput
 from .repository import EXTENSIONS, Repository, configuration, describe
 from .shared_memory import CudaRegion, SharedMemory, SystemRegion
 
-_LOG = logging.getLogger("trtrun.serve")
 _SERVICE = "inference.GRPCInferenceService"
+_MOST_CALLS = 1024  # at once; more are refused before their messages are read
+_IN_STREAM = 64  # requests of one stream that are under way
+_LARGE = 1 << 18  # bytes of tensors that are read or written beside the event loop
+_SMALL, _MOST_FIELDS = 1 << 14, 256  # bytes and fields of a message that is taken apart by hand
+_RAW = 7 << 3 | 2  # the field raw_input_contents
+_OPEN = ("ServerLive", "ServerReady")  # without a token
 # Which of InferTensorContents' lists holds a datatype that is not given as raw bytes.
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -70,7 +81,7 @@ def code_of(error: BaseException) -> grpc.StatusCode:
     kinds = (
         (ModelNotFoundError, grpc.StatusCode.NOT_FOUND),
         (ServerBusyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-        (ClosedError, grpc.StatusCode.UNAVAILABLE),
+        ((ClosedError, DeviceError), grpc.StatusCode.UNAVAILABLE),  # another server may do it
         (RequestTimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),
         (InputError, grpc.StatusCode.INVALID_ARGUMENT),
     )
@@ -81,8 +92,8 @@ def server(
     repository: Repository,
     address: str,
     memory: SharedMemory,
+    bodies: Bodies,
     *,
-    max_body: int,
     token: str | None = None,
     tls: tuple[bytes, bytes] | None = None,
 ) -> tuple[grpc.aio.Server, int]:
@@ -90,18 +101,22 @@ def server(
 
     Args:
         address: host and port; port 0 takes a free one.
-        max_body: bytes of a message at most.
+        memory, bodies: those of HTTP.
         token: what the metadata ``authorization`` must hold after ``Bearer``; None for nothing.
         tls: private key and certificate chain in PEM.
+
+    Raises InputError where it cannot listen there.
     """
     made = grpc.aio.server(
+        interceptors=[] if token is None else [_TokenCheck(token)],
+        maximum_concurrent_rpcs=_MOST_CALLS,
         options=[
-            ("grpc.max_receive_message_length", max_body),
+            ("grpc.max_receive_message_length", bodies.most),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # two servers on one port would share the clients between them
-        ]
+        ],
     )
-    service = _Service(repository, memory, token)
+    service = _Service(repository, memory, bodies)
     handlers = {}
     for method in _descriptors().file[0].service[0].method:
         request = getattr(messages(), method.input_type.rpartition(".")[2])
@@ -113,68 +128,154 @@ def server(
             response_serializer=response.SerializeToString,
         )
     made.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
-    if tls is None:
-        return made, made.add_insecure_port(address)
-    return made, made.add_secure_port(address, grpc.ssl_server_credentials([tls]))
+    try:
+        if tls is None:
+            return made, made.add_insecure_port(address)
+        return made, made.add_secure_port(address, grpc.ssl_server_credentials([tls]))
+    except RuntimeError as error:
+        raise InputError(f"gRPC cannot listen on {address}: {error}. Choose another --grpc-port, or -1.") from error
 
 
-def _reader(kind: Any) -> Callable[[bytes], Any]:
-    """A message of this kind; the error for bytes that are none, which gRPC itself would call the server's fault."""
+@dataclass(frozen=True)
+class _Received:
+    """A message, or why the bytes are none; what gRPC itself would call the server's fault."""
 
-    def read(data: bytes) -> Any:
+    message: Any
+    size: int
+    raw: Sequence[bytes | memoryview] = ()  # of an inference request: raw_input_contents, where they came
+
+
+def _reader(kind: Any) -> Callable[[bytes], _Received]:
+    def read(data: bytes) -> _Received:
         try:
-            return kind.FromString(data)
+            if kind.DESCRIPTOR.name != "ModelInferRequest":
+                return _Received(kind.FromString(data), len(data))
+            rest, raw = split(data)
+            message = kind.FromString(rest)
+            return _Received(message, len(data), raw or message.raw_input_contents)
         except DecodeError as error:
-            return error
+            return _Received(error, len(data))
 
     return read
 
 
+def split(data: bytes) -> tuple[bytes, list[memoryview]]:
+    """A ModelInferRequest without its raw_input_contents, and these as they lie: parsing would copy them twice.
+
+    A message that is small, damaged or of many fields is left whole.
+    """
+    if len(data) < _SMALL:
+        return data, []
+    view = memoryview(data)
+    raw: list[memoryview] = []
+    rest: list[memoryview] = []
+    at = 0
+    try:
+        for _ in range(_MOST_FIELDS):
+            if at == len(data):
+                return b"".join(rest), raw
+            begin = at
+            tag, at = _varint(data, at)
+            if tag & 7 != 2:
+                break  # a request has no other top-level fields
+            length, at = _varint(data, at)
+            if at + length > len(data):
+                break
+            if tag == _RAW:
+                raw.append(view[at : at + length])
+            else:
+                rest.append(view[begin : at + length])
+            at += length
+    except IndexError:  # it ends within a number
+        pass
+    return data, []
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128 or shift > 63:
+            return value, at
+        shift += 7
+
+
+class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls without the token before their messages are read."""
+
+    def __init__(self, token: str) -> None:
+        self._wanted = f"Bearer {token}".encode()
+
+    async def intercept_service(self, continuation: Any, call: Any) -> Any:
+        method = call.method.rpartition("/")[2]
+        given = dict(call.invocation_metadata).get("authorization", "")
+        if method in _OPEN or hmac.compare_digest(str(given).encode(), self._wanted):
+            return await continuation(call)
+
+        async def refuse(requests: Any, context: Any) -> None:
+            start, identity = time.perf_counter(), _identity(context, None)
+            log_request(method, "UNAUTHENTICATED", start, identity)
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed")
+
+        return grpc.stream_stream_rpc_method_handler(refuse)  # of a stream nothing is read unless it is asked for
+
+
+def _identity(context: Any, request: Any) -> str:
+    given = dict(context.invocation_metadata()).get("x-request-id", "")
+    return identity_of(str(given) or getattr(request, "id", ""))
+
+
 class _Service:
-    def __init__(self, repository: Repository, memory: SharedMemory, token: str | None) -> None:
+    def __init__(self, repository: Repository, memory: SharedMemory, bodies: Bodies) -> None:
         self._repository = repository
         self._memory = memory
-        self._token = token
+        self._bodies = bodies
 
     def handler(self, name: str) -> Any:
         if name == "ModelStreamInfer":
             return self._stream
         method: Callable[[Any, Any], Awaitable[Any]] = getattr(self, f"_{name}")
 
-        async def guarded(request: Any, context: Any) -> Any:
-            await self._check(name, context)
+        async def guarded(received: _Received, context: Any) -> Any:
+            request = received.message
+            start, identity = time.perf_counter(), _identity(context, request)
+            context.set_trailing_metadata((("x-request-id", identity),))
+            code, problem = grpc.StatusCode.OK, ""
             try:
-                if isinstance(request, DecodeError):
-                    raise InputError(f"the message is no {name} request: {request}")
-                return await method(request, context)
+                with self._bodies.hold() as body:
+                    body.grow(received.size)
+                    if isinstance(request, DecodeError):
+                        raise InputError(f"the message is no {name} request: {request}")
+                    return await method(received if name == "ModelInfer" else request, context)
             except TrtrunError as error:
-                _LOG.info("%s %s: %s", name, code_of(error).name, error)
-                await context.abort(code_of(error), str(error))
+                code, problem = code_of(error), str(error)
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
             except Exception as error:  # a bug must not end the call without a word
-                _LOG.exception("%s failed", name)
-                await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+                log_bug(identity)
+                code, problem = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
+            finally:
+                model = getattr(request, "model_name", "")
+                log_request(f"{name} {model}".rstrip(), code.name, start, identity, problem)
+            return await context.abort(code, problem)
 
         return guarded
 
-    async def _check(self, name: str, context: Any) -> None:
-        if self._token is None or name in ("ServerLive", "ServerReady"):
-            return
-        given = dict(context.invocation_metadata()).get("authorization", "")
-        if not hmac.compare_digest(str(given).encode(), f"Bearer {self._token}".encode()):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed")
-
     async def _ServerLive(self, request: Any, context: Any) -> Any:
-        return messages().ServerLiveResponse(live=True)
+        return messages().ServerLiveResponse(live=self._repository.failure is None)
 
     async def _ServerReady(self, request: Any, context: Any) -> Any:
         return messages().ServerReadyResponse(ready=self._repository.ready)
 
     async def _ModelReady(self, request: Any, context: Any) -> Any:
         try:
-            self._repository.get(request.name, request.version)
+            model = self._repository.get(request.name, request.version)
         except ModelNotFoundError:
             return messages().ModelReadyResponse(ready=False)
-        return messages().ModelReadyResponse(ready=True)
+        return messages().ModelReadyResponse(ready=model.batcher.failure is None)
 
     async def _ServerMetadata(self, request: Any, context: Any) -> Any:
         return messages().ServerMetadataResponse(name="trtrun", version=__version__, extensions=EXTENSIONS)
@@ -191,29 +292,63 @@ class _Service:
             models = [self._repository.get(request.name, request.version)]
         stats = [self._repository.summary(model) for model in models]
         for one in stats:
-            del one["recent"], one["waiting"]  # not of the protocol
+            del one["recent"], one["waiting"], one["refused"]  # not of the protocol
         return messages().ModelStatisticsResponse(model_stats=stats)
 
-    async def _ModelInfer(self, request: Any, context: Any) -> Any:
-        return await self._infer(request, context.time_remaining())
+    async def _ModelInfer(self, received: _Received, context: Any) -> Any:
+        return await self._infer(received, context.time_remaining())
 
-    async def _stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        await self._check("ModelStreamInfer", context)
-        async for request in requests:
-            answer = messages().ModelStreamInferResponse()
+    async def _stream(self, requests: AsyncIterator[_Received], context: Any) -> AsyncIterator[Any]:
+        """The answers in the order of the requests, which run at the same time."""
+        # No more are read when it is full.
+        under_way: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(_IN_STREAM)
+
+        async def read() -> None:
             try:
+                async for received in requests:
+                    await under_way.put(asyncio.create_task(self._streamed(received)))
+            finally:
+                await under_way.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (task := await under_way.get()) is not None:
+                yield await task
+            await reader
+        finally:
+            reader.cancel()
+            while not under_way.empty():
+                left = under_way.get_nowait()
+                if left is not None:
+                    left.cancel()
+
+    async def _streamed(self, received: _Received) -> Any:
+        request = received.message
+        start, identity = time.perf_counter(), identity_of(getattr(request, "id", ""))
+        answer, code = messages().ModelStreamInferResponse(), grpc.StatusCode.OK
+        try:
+            with self._bodies.hold() as body:
+                body.grow(received.size)
                 if isinstance(request, DecodeError):
                     raise InputError(f"the message is no ModelInfer request: {request}")
-                answer.infer_response.CopyFrom(await self._infer(request, None))
-            except TrtrunError as error:
-                answer.error_message = str(error)
-            except Exception as error:  # a bug must not end the stream of the requests behind
-                _LOG.exception("ModelStreamInfer failed")
-                answer.error_message = f"{type(error).__name__}: {error}"
-            yield answer
+                answer.infer_response.CopyFrom(await self._infer(received, None))
+        except TrtrunError as error:
+            code, answer.error_message = code_of(error), str(error)
+        except Exception as error:  # a bug must not end the stream of the requests behind
+            log_bug(identity)
+            code, answer.error_message = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
+        if answer.error_message:
+            answer.infer_response.id = getattr(request, "id", "")
+        model = getattr(request, "model_name", "")
+        log_request(f"ModelStreamInfer {model}".rstrip(), code.name, start, identity, answer.error_message)
+        return answer
 
-    async def _infer(self, request: Any, remaining: float | None) -> Any:
-        parsed = self._parse(request)
+    async def _infer(self, received: _Received, remaining: float | None) -> Any:
+        request = received.message
+        if not received.raw and received.size > _LARGE:  # numbers one by one
+            parsed = await aside(lambda: self._parse(received))
+        else:
+            parsed = self._parse(received)
         timeout = min((t for t in (parsed.timeout, remaining) if t is not None), default=None)
         model, future = self._repository.submit(
             request.model_name,
@@ -224,11 +359,14 @@ class _Service:
             outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
         )
         results = await asyncio.wrap_future(future)
-        return self._render(model.name, model.version, parsed, results)
+        if sum(array.nbytes for array in results.values()) < _LARGE:
+            return self._render(model.name, model.version, parsed, results)
+        return await aside(lambda: self._render(model.name, model.version, parsed, results))
 
-    def _parse(self, request: Any) -> InferRequest:
+    def _parse(self, received: _Received) -> InferRequest:
+        request = received.message
         parameters = _parameters(request.parameters)
-        raw = iter(request.raw_input_contents)
+        raw = iter(received.raw)
         inputs: dict[str, Any] = {}
         for tensor in request.inputs:
             if tensor.name in inputs:
@@ -237,7 +375,7 @@ class _Service:
             region = protocol.region_of(_parameters(tensor.parameters))
             if region is not None:
                 inputs[tensor.name] = protocol.from_bytes(tensor.name, self._memory(region), dtype, shape)
-            elif request.raw_input_contents:
+            elif received.raw:
                 data = next(raw, None)
                 if data is None:
                     raise InputError(f"raw_input_contents holds nothing for input {tensor.name!r}.")
@@ -279,7 +417,7 @@ class _Service:
         return response
 
     async def _RepositoryIndex(self, request: Any, context: Any) -> Any:
-        rows = await asyncio.to_thread(self._repository.index)
+        rows = await aside(self._repository.index)
         return messages().RepositoryIndexResponse(
             models=[row for row in rows if not request.ready or row["state"] == "READY"]
         )
@@ -287,11 +425,11 @@ class _Service:
     async def _RepositoryModelLoad(self, request: Any, context: Any) -> Any:
         if request.parameters:
             raise InputError("models are loaded from the repository as they are; parameters are not taken.")
-        await asyncio.to_thread(self._repository.load, request.model_name)
+        await in_thread(lambda: self._repository.load(request.model_name))
         return messages().RepositoryModelLoadResponse()
 
     async def _RepositoryModelUnload(self, request: Any, context: Any) -> Any:
-        await asyncio.to_thread(self._repository.unload, request.model_name)
+        await in_thread(lambda: self._repository.unload(request.model_name))
         return messages().RepositoryModelUnloadResponse()
 
     async def _SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:
@@ -307,7 +445,9 @@ class _Service:
         return response
 
     async def _SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
-        self._memory.register(request.name, request.key, request.byte_size, request.offset)
+        name, key, nbytes, offset = request.name, request.key, request.byte_size, request.offset
+        client = peer_of(context.peer())
+        await aside(lambda: self._memory.register(name, key, nbytes, offset, client=client))
         return messages().SystemSharedMemoryRegisterResponse()
 
     async def _SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
@@ -322,9 +462,8 @@ class _Service:
         return response
 
     async def _CudaSharedMemoryRegister(self, request: Any, context: Any) -> Any:
-        await asyncio.to_thread(
-            self._memory.register_cuda, request.name, request.raw_handle, request.device_id, request.byte_size
-        )
+        name, handle, device_id, nbytes = request.name, request.raw_handle, request.device_id, request.byte_size
+        await in_thread(lambda: self._memory.register_cuda(name, handle, device_id, nbytes))
         return messages().CudaSharedMemoryRegisterResponse()
 
     async def _CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:

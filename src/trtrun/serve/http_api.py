@@ -8,16 +8,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
-import json
-import logging
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -29,30 +26,36 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import __version__
 from ..errors import (
     ClosedError,
+    DeviceError,
     InputError,
     MediaTypeError,
     MissingPackageError,
     ModelNotFoundError,
+    RequestStalledError,
     RequestTimeoutError,
     RequestTooLargeError,
     ServerBusyError,
     TrtrunError,
 )
-from . import protocol
+from . import json_text, protocol
+from .aside import aside, in_thread
+from .bodies import Bodies, Body, packed
+from .logs import identity_of, log_bug, log_request
 from .metrics import exposition
 from .pictures import Pictures, form_of
 from .repository import EXTENSIONS, Model, Repository, configuration, describe
 from .shared_memory import CudaRegion, SharedMemory, SystemRegion
 
-_LOG = logging.getLogger("trtrun.serve")
 _PATIENCE = (64 << 20, 5.0)  # bytes and seconds of a body that nobody wants, read all the same
 # The page loads nothing from anywhere else, and talks to this server only.
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 )
+_LARGE = 1 << 18  # bytes of tensors, or of JSON, that are read or written beside the event loop
 HEADER_LENGTH = "inference-header-content-length"
 
 Handler = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,13 @@ class HttpOptions:
 
     Attributes:
         max_body: bytes of a request at most.
+        max_bodies: bytes at most of all requests that are under way.
         max_pixels: of a picture at most; each takes three bytes once it is decoded.
         token: a secret that requests must carry as ``Authorization: Bearer TOKEN``; None for none. Health is open.
     """
 
     max_body: int = 256 << 20
+    max_bodies: int = 2 << 30
     max_pixels: int = 1 << 26
     token: str | None = None
 
@@ -74,12 +79,14 @@ def status_of(error: BaseException) -> int:
     """The HTTP status that says what kind of error it was."""
     if isinstance(error, ModelNotFoundError):
         return 404
-    if isinstance(error, (ServerBusyError, ClosedError)):
+    if isinstance(error, (ServerBusyError, ClosedError, DeviceError)):  # another server may do it
         return 503
     if isinstance(error, RequestTimeoutError):
         return 504
     if isinstance(error, RequestTooLargeError):
         return 413
+    if isinstance(error, RequestStalledError):
+        return 408
     if isinstance(error, MediaTypeError):
         return 415
     if isinstance(error, MissingPackageError):
@@ -87,10 +94,15 @@ def status_of(error: BaseException) -> int:
     return 400 if isinstance(error, InputError) else 500
 
 
-def application(repository: Repository, options: HttpOptions | None = None, memory: SharedMemory | None = None) -> Any:
-    """The ASGI application over a repository."""
+def application(
+    repository: Repository,
+    options: HttpOptions | None = None,
+    memory: SharedMemory | None = None,
+    bodies: Bodies | None = None,
+) -> Any:
+    """The ASGI application over a repository. ``bodies`` and ``memory`` are those of gRPC, where it is served too."""
     options, memory = options or HttpOptions(), memory or SharedMemory()
-    api = _Api(repository, options, memory)
+    api = _Api(repository, options, memory, bodies or Bodies(options.max_body, options.max_bodies))
     model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 
     def route(path: str, method: str, handler: Handler) -> Route:
@@ -99,7 +111,8 @@ def application(repository: Repository, options: HttpOptions | None = None, memo
     routes = [
         Route("/v2/health/live", api.live, methods=["GET"]),
         Route("/v2/health/ready", api.ready, methods=["GET"]),
-        Route("/", api.page, methods=["GET"]),  # holds no secret, and asks for the token itself
+        Route("/", _page("page.html"), methods=["GET"]),  # hold no secret, and ask for the token themselves
+        Route("/docs", _page("docs.html"), methods=["GET"]),
         route("/openapi.json", "GET", api.openapi),
         route("/metrics", "GET", api.metrics),
         route("/v2", "GET", api.server),
@@ -139,8 +152,9 @@ def application(repository: Repository, options: HttpOptions | None = None, memo
 
 
 class _Api:
-    def __init__(self, repository: Repository, options: HttpOptions, memory: SharedMemory) -> None:
+    def __init__(self, repository: Repository, options: HttpOptions, memory: SharedMemory, bodies: Bodies) -> None:
         self._repository = repository
+        self._bodies = bodies
         self._options = options
         self._memory = memory
         self._pictures = Pictures(options.max_pixels)
@@ -150,7 +164,7 @@ class _Api:
 
         async def guard(request: Request) -> Response:
             start = time.perf_counter()
-            identity = request.headers.get("x-request-id", "")[:100] or uuid.uuid4().hex
+            identity = identity_of(request.headers.get("x-request-id", ""))
             problem = ""
             try:
                 if _is_foreign(request):
@@ -167,22 +181,11 @@ class _Api:
                 if response.status_code == 503:
                     response.headers["Retry-After"] = "1"
             except Exception as error:  # a bug must not end the connection without a word
-                _LOG.exception("request %s failed", identity)
+                log_bug(identity)
                 problem = f"{type(error).__name__}: {error}"
                 response = _error(500, problem)
             response.headers["X-Request-Id"] = identity
-            milliseconds = 1e3 * (time.perf_counter() - start)
-            level = logging.WARNING if response.status_code >= 500 else logging.INFO
-            _LOG.log(
-                level,
-                "%s %s %d %.1f ms %s",
-                request.method,
-                request.url.path,
-                response.status_code,
-                milliseconds,
-                problem,
-                extra={"request_id": identity, "status": response.status_code, "milliseconds": round(milliseconds, 3)},
-            )
+            log_request(f"{request.method} {request.url.path}", response.status_code, start, identity, problem)
             return response
 
         return guard
@@ -193,20 +196,20 @@ class _Api:
         given = request.headers.get("authorization", "")
         return hmac.compare_digest(given.encode(), f"Bearer {self._options.token}".encode())
 
-    async def _body(self, request: Request) -> bytes | bytearray:
-        body = bytearray()
-        async for chunk in request.stream():
-            if len(body) + len(chunk) > self._options.max_body:
-                raise RequestTooLargeError(f"the body is larger than {self._options.max_body} bytes.")
-            body += chunk
-        return body
+    async def _read(self, body: Body, request: Request) -> bytearray:
+        coding = request.headers.get("content-encoding", "")
+        length = request.headers.get("content-length", "")
+        if not coding and length.isdecimal() and int(length) > self._options.max_body:
+            raise RequestTooLargeError(f"the body is larger than {self._options.max_body} bytes.")
+        return await body.read(request.stream(), coding)
 
     async def _json(self, request: Request) -> Mapping[str, Any]:
-        body = await self._body(request)
-        try:
-            value = json.loads(body) if body else {}
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"the request is not JSON: {error}") from error
+        with self._bodies.hold() as body:
+            data = await self._read(body, request)
+            try:
+                value = await _beside(len(data), lambda: json_text.loads(data) if data else {})
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"the request is not JSON: {error}") from error
         if not isinstance(value, dict):
             raise InputError("the request must be a JSON object.")
         return value
@@ -217,6 +220,9 @@ class _Api:
     # Health and metadata
 
     async def live(self, request: Request) -> Response:
+        failure = self._repository.failure
+        if failure is not None:  # only a new process can use the GPU again
+            return JSONResponse({"live": False, "error": str(failure)}, 503)
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
@@ -230,7 +236,9 @@ class _Api:
         return JSONResponse(describe(self._model(request)))
 
     async def model_ready(self, request: Request) -> Response:
-        self._model(request)
+        failure = self._model(request).batcher.failure
+        if failure is not None:
+            raise failure
         return JSONResponse({"ready": True})
 
     async def config(self, request: Request) -> Response:
@@ -246,7 +254,7 @@ class _Api:
         )
 
     async def metrics(self, request: Request) -> Response:
-        text, kind = exposition(self._repository)
+        text, kind = await aside(lambda: exposition(self._repository, self._bodies))
         return Response(text, media_type=kind)
 
     # Inference
@@ -255,21 +263,32 @@ class _Api:
         self._model(request)  # an unknown one is refused before its body is read
         length = request.headers.get(HEADER_LENGTH)
         header_length = None if length is None else _number(length, HEADER_LENGTH)
-        body = await self._body(request)
-        parsed = protocol.parse(memoryview(body), header_length, self._memory)
-        model, future = self._repository.submit(
-            request.path_params["model"],
-            request.path_params.get("version", ""),
-            parsed.inputs,
-            priority=parsed.priority,
-            timeout=parsed.timeout,
-            outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
+        with self._bodies.hold() as body:
+            data = await self._read(body, request)
+            view = memoryview(data)
+            parsed = await _beside(
+                len(data) if header_length is None else header_length,
+                lambda: protocol.parse(view, header_length, self._memory),
+            )
+            model, future = self._repository.submit(
+                request.path_params["model"],
+                request.path_params.get("version", ""),
+                parsed.inputs,
+                priority=parsed.priority,
+                timeout=parsed.timeout,
+                outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
+            )
+            results = await asyncio.wrap_future(future)
+        pieces, header = await _beside(
+            sum(array.nbytes for array in results.values()),
+            lambda: protocol.render(model.name, model.version, parsed, results, self._memory),
         )
-        results = await asyncio.wrap_future(future)
-        pieces, header = protocol.render(model.name, model.version, parsed, results, self._memory)
-        if header is None:
-            return Response(bytes(pieces[0]), media_type="application/json")
-        return Response(b"".join(pieces), media_type="application/octet-stream", headers={HEADER_LENGTH: str(header)})
+        headers = {} if header is None else {HEADER_LENGTH: str(header)}
+        content, coding = await packed(b"".join(pieces), request.headers.get("accept-encoding", ""))
+        if coding:
+            headers["Content-Encoding"] = coding
+        kind = "application/json" if header is None else "application/octet-stream"
+        return Response(content, media_type=kind, headers=headers)
 
     async def predict(self, request: Request) -> Response:
         self._model(request)
@@ -280,20 +299,21 @@ class _Api:
         timeout, annotated = _number(query.get("timeout", "0"), "timeout"), query.get("annotated", "false")
         if annotated not in ("0", "1", "false", "true"):
             raise InputError(f"annotated must be true or false, got {annotated!r:.50}.")
-        body = await self._body(request)
         form = form_of(request.headers.get("accept", ""), annotated in ("1", "true"))
         priority = _number(query.get("priority", "0"), "priority")
-        while True:
-            model = self._model(request)
-            try:
-                content, media_type = await self._pictures.predict(
-                    model, body, form, priority=priority, timeout=timeout / 1e6 if timeout else None
-                )
-                break
-            except ClosedError:
-                if self._model(request) is model:
-                    raise
-                # The model was replaced meanwhile; the new one may want its pictures otherwise.
+        with self._bodies.hold() as body:
+            data = await self._read(body, request)
+            while True:
+                model = self._model(request)
+                try:
+                    content, media_type = await self._pictures.predict(
+                        model, data, form, priority=priority, timeout=timeout / 1e6 if timeout else None
+                    )
+                    break
+                except ClosedError:
+                    if self._model(request) is model:
+                        raise
+                    # The model was replaced meanwhile; the new one may want its pictures otherwise.
         return Response(content, media_type=media_type)
 
     # Repository and shared memory
@@ -302,18 +322,18 @@ class _Api:
         only_ready = (await self._json(request)).get("ready", False)
         if not isinstance(only_ready, bool):
             raise InputError(f"ready must be true or false, got {only_ready!r:.50}.")
-        rows = await asyncio.to_thread(self._repository.index)
+        rows = await aside(self._repository.index)
         return JSONResponse([row for row in rows if not only_ready or row["state"] == "READY"])
 
     async def load(self, request: Request) -> Response:
         if (await self._json(request)).get("parameters"):
             raise InputError("models are loaded from the repository as they are; parameters are not taken.")
-        await asyncio.to_thread(self._repository.load, request.path_params["model"])
+        await in_thread(lambda: self._repository.load(request.path_params["model"]))
         return JSONResponse({})
 
     async def unload(self, request: Request) -> Response:
         await self._json(request)
-        await asyncio.to_thread(self._repository.unload, request.path_params["model"])
+        await in_thread(lambda: self._repository.unload(request.path_params["model"]))
         return JSONResponse({})
 
     async def shm_status(self, request: Request) -> Response:
@@ -326,7 +346,11 @@ class _Api:
         if not isinstance(key, str):
             raise InputError("registering shared memory takes key, byte_size and offset.")
         nbytes, offset = protocol.integer(nbytes, "byte_size"), protocol.integer(offset, "offset")
-        self._memory.register(request.path_params["region"], key, nbytes, offset)
+        region, client = (
+            request.path_params["region"],
+            None if request.client is None else (request.client.host, request.client.port),
+        )
+        await aside(lambda: self._memory.register(region, key, nbytes, offset, client=client))
         return JSONResponse({})
 
     async def shm_unregister(self, request: Request) -> Response:
@@ -349,18 +373,13 @@ class _Api:
             raise InputError(f"raw_handle is not base64: {error}.") from error
         device_id = protocol.integer(wanted.get("device_id", 0), "device_id")
         nbytes = protocol.integer(wanted.get("byte_size"), "byte_size")
-        await asyncio.to_thread(self._memory.register_cuda, request.path_params["region"], raw, device_id, nbytes)
+        region = request.path_params["region"]
+        await in_thread(lambda: self._memory.register_cuda(region, raw, device_id, nbytes))
         return JSONResponse({})
 
     async def cuda_unregister(self, request: Request) -> Response:
         self._memory.unregister(CudaRegion, request.path_params.get("region"))
         return JSONResponse({})
-
-    # For people
-
-    async def page(self, request: Request) -> Response:
-        text = (files(__package__) / "page.html").read_text(encoding="utf-8")
-        return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
 
     async def openapi(self, request: Request) -> Response:
         return PlainTextResponse(
@@ -368,9 +387,21 @@ class _Api:
         )
 
 
+def _page(name: str) -> Handler:
+    """A page for people."""
+
+    async def show(request: Request) -> Response:
+        text = (files(__package__) / name).read_text(encoding="utf-8")
+        return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
+
+    return show
+
+
 async def _no_route(request: Request, error: Any) -> Response:
     response = _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
-    response.headers.update(error.headers or {})
+    identity = identity_of(request.headers.get("x-request-id", ""))
+    response.headers.update({**(error.headers or {}), "X-Request-Id": identity})
+    log_request(f"{request.method} {request.url.path}", error.status_code, time.perf_counter(), identity)
     return response
 
 
@@ -412,6 +443,11 @@ class _Drained:
             await send(message)
 
         await self._app(scope, received, sending)
+
+
+async def _beside(size: int, work: Callable[[], T]) -> T:
+    """What ``work`` gives: beside the event loop where it reads or writes many bytes."""
+    return work() if size < _LARGE else await aside(work)
 
 
 def _number(text: str, what: str) -> int:

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import DtypeError, InputError, InputNameError, ShapeError
+from . import json_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -55,7 +56,8 @@ class InferRequest:
     """An inference request.
 
     Attributes:
-        inputs: arrays by name; on the GPU where CUDA shared memory holds them.
+        inputs: arrays by name; on the GPU where CUDA shared memory holds them, yet to be read where system shared
+            memory does.
         outputs: those that the client wants, in its order; None for all.
         binary: give outputs that are not named as binary data.
         priority: as Triton has it: 1 is served first, 2 after it, and so on; 0, unless given, is last.
@@ -71,24 +73,24 @@ class InferRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-class DeviceBytes(Protocol):
-    """Bytes of a shared memory region on a GPU."""
+class RegionBytes(Protocol):
+    """Bytes of a shared memory region, on the host or on a GPU."""
 
     @property
     def nbytes(self) -> int: ...
 
     def array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
-        """All of it as an array on the GPU."""
+        """All of it as an array on the GPU, or as a tensor that is read from the host's memory later."""
 
     def write(self, array: Any) -> None:
         """Copy an array of the GPU's or NumPy's to its beginning."""
 
 
-# Reads, or gives for writing, the bytes of a shared memory region.
-Memory = Callable[[Region], "memoryview | DeviceBytes"]
+# Gives the bytes of a shared memory region, to read and to write.
+Memory = Callable[[Region], RegionBytes]
 
 
-def no_memory(region: Region) -> memoryview:
+def no_memory(region: Region) -> RegionBytes:
     raise InputError(f"there is no shared memory region {region.name!r}: register it first.")
 
 
@@ -123,7 +125,7 @@ def parse(body: bytes | memoryview, header_length: int | None = None, memory: Me
     if not 0 <= length <= len(view):
         raise InputError(f"Inference-Header-Content-Length is {length}, and the body has {len(view)} bytes.")
     try:
-        header = json.loads(bytes(view[:length]))
+        header = json_text.loads(view[:length])
     except (ValueError, RecursionError) as error:
         raise InputError(f"the request is not JSON: {error}") from error
     header = _mapping(header, "the request")
@@ -165,7 +167,7 @@ def render(
 
     Raises InputNameError for an output that does not exist, and what writing to shared memory raises.
     """
-    tensors: list[dict[str, Any]] = []
+    tensors: list[bytes] = []
     pieces: list[bytes | memoryview] = []
     for output, array in wanted(request, results):
         tensor: dict[str, Any] = {
@@ -179,13 +181,12 @@ def render(
         elif output.binary:
             tensor["parameters"] = {"binary_data_size": array.nbytes}
             pieces.append(bytes_of(array))
-        else:
-            tensor["data"] = _to_json(on_host(array))
-        tensors.append(tensor)
-    response: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": tensors}
-    if request.id:
-        response["id"] = request.id
-    header = json.dumps(response).encode()
+        text = json.dumps(tensor).encode()
+        if output.region is None and not output.binary:
+            text = b'%b, "data": %b}' % (text[:-1], _to_json(on_host(array)))
+        tensors.append(text)
+    about = {"model_name": model, "model_version": version, **({"id": request.id} if request.id else {})}
+    header = b'%b, "outputs": [%b]}' % (json.dumps(about).encode()[:-1], b", ".join(tensors))
     return [header, *pieces], len(header) if pieces else None
 
 
@@ -209,7 +210,7 @@ def bytes_of(array: Any) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def from_bytes(name: str, data: bytes | memoryview | DeviceBytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+def from_bytes(name: str, data: bytes | memoryview | RegionBytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
     """A read-only array over these bytes. Raises ShapeError where they are not as many as the shape needs."""
     needed, given = dtype.itemsize * math.prod(shape), len(data) if isinstance(data, bytes) else data.nbytes
     if given != needed:
@@ -229,11 +230,7 @@ def write(array: Any, region: Region, memory: Memory) -> None:
         raise ShapeError(
             f"an output has {array.nbytes} bytes, and {region.nbytes} are set aside for it in {region.name!r}."
         )
-    target = memory(region)
-    if isinstance(target, memoryview):
-        target[: array.nbytes] = bytes_of(array)
-    else:
-        target.write(array)
+    memory(region).write(array)
 
 
 def region_parameters(region: Region, nbytes: int) -> dict[str, Any]:
@@ -282,29 +279,33 @@ def _read(name: str, tensor: Mapping[str, Any], binary: memoryview, memory: Memo
 
 
 def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    try:
-        given = np.asarray(data)
+    def convert(piece: Any) -> Array:
+        given = np.asarray(piece)
         if given.size and given.dtype.kind not in "biuf":
-            raise ValueError(f"its data is not all numbers: {data!s:.60}")
+            raise ValueError(f"its data is not all numbers: {piece!s:.60}")
         with np.errstate(all="ignore"):
             array = given.astype(dtype)
-        exact = dtype.kind in "fV" or bool(np.array_equal(array, given))
+        if dtype.kind not in "fV" and not np.array_equal(array, given):
+            raise DtypeError(f"input {name!r} holds numbers that {datatype(dtype)} does not.")
+        return array
+
+    try:
+        array = json_text.to_array(data, convert)
+    except DtypeError:
+        raise
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DtypeError(f"input {name!r} cannot be read as {datatype(dtype)}: {error}") from error
-    if not exact:
-        raise DtypeError(f"input {name!r} holds numbers that {datatype(dtype)} does not.")
     if array.size != math.prod(shape):
         raise ShapeError(f"input {name!r} of shape {list(shape)} needs {math.prod(shape)} numbers, got {array.size}.")
     return array.reshape(shape)
 
 
-def _to_json(array: Array) -> list[Any]:
+def _to_json(array: Array) -> bytes:
     if array.dtype.kind == "V":  # ml_dtypes
         array = array.astype(np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError("an output holds NaN or infinities, which JSON cannot say. Ask for it as binary data.")
-    flat: list[Any] = array.reshape(-1).tolist()
-    return flat
+    return json_text.numbers(array.reshape(-1))
 
 
 def _requested(output: Mapping[str, Any], all_binary: bool) -> RequestedOutput:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,10 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ClosedError, InputError, ModelFileError, ModelNotFoundError, TrtrunError
+from ..errors import (
+    ClosedError,
+    DeviceError,
+    InputError,
+    ModelFileError,
+    ModelNotFoundError,
+    ServerBusyError,
+    TrtrunError,
+)
 from ..runner import Runner
 from ..vision.task import VisionTask, task
-from .batcher import Batcher, BatchOptions, Outcome
+from .batcher import Batcher, BatchOptions, Outcome, fits
 
 _LOG = logging.getLogger("trtrun.serve")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -37,29 +46,57 @@ SUFFIXES = (".engine", ".plan", ".trt", ".onnx", ".bundle")
 Load = Callable[[Path], Runner]
 
 
+# Upper bounds of the histogram of latencies, in seconds.
+BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
 @dataclass
 class Statistics:
-    """What one model has done since it was loaded first; times in seconds."""
+    """What one model has done since it was loaded first; times in seconds.
+
+    Attributes:
+        requests: that were taken and have ended, well or not.
+        refused: that were turned away because more came than can be done.
+        rows: of the requests that succeeded; Triton calls them inferences.
+        queued, computed: of the requests that succeeded.
+        failed: time that requests took that failed in the end.
+        batches: rows -> batches of so many that ran, and the time that they took.
+        histogram: requests that succeeded within each of ``BOUNDS``, and beyond the last.
+    """
 
     requests: int = 0
     failures: int = 0
-    executions: int = 0
+    refused: int = 0
+    rows: int = 0
     queued: float = 0.0
     computed: float = 0.0
-    batches: dict[int, int] = field(default_factory=dict)  # rows -> requests that ran in a batch of so many
+    failed: float = 0.0
+    batches: dict[int, tuple[int, float]] = field(default_factory=dict)
+    histogram: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
     latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=2048))  # when, seconds
     last: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, outcome: Outcome) -> None:
+        seconds = outcome.queued + outcome.computed
         with self._lock:
+            if isinstance(outcome.error, ServerBusyError):
+                self.refused += 1
+                return
             self.requests += 1
-            self.failures += outcome.error is not None
+            self.last = time.time()
+            if outcome.error is not None:
+                self.failures += 1
+                self.failed += seconds
+                return
+            self.rows += outcome.rows
             self.queued += outcome.queued
             self.computed += outcome.computed
-            self.batches[outcome.batch] = self.batches.get(outcome.batch, 0) + 1
-            self.last = time.time()
-            self.latencies.append((self.last, outcome.queued + outcome.computed))
+            self.histogram[bisect.bisect_left(BOUNDS, seconds)] += 1
+            self.latencies.append((self.last, seconds))
+            if outcome.first:
+                count, spent = self.batches.get(outcome.batch, (0, 0.0))
+                self.batches[outcome.batch] = count + 1, spent + outcome.computed
 
     def recent(self, seconds: float = 10.0) -> dict[str, float]:
         """Requests per second and latency percentiles (seconds) of the last moments."""
@@ -73,22 +110,30 @@ class Statistics:
 
 
 class Model:
-    """A loaded version of a model: its runner and its batcher."""
+    """A loaded version of a model: its runner and its batcher.
 
-    def __init__(self, name: str, version: str, path: Path, stamp: Any, runner: Runner, batcher: Batcher) -> None:
+    Args:
+        stamp: what changes when its file is replaced.
+        head: see :func:`trtrun.vision.task.task`.
+    """
+
+    def __init__(
+        self, name: str, version: str, path: Path, stamp: Any, runner: Runner, batcher: Batcher, head: str | None
+    ) -> None:
         self.name = name
         self.version = version
         self.path = path
         self.runner = runner
         self.batcher = batcher
         self.stamp = stamp
+        self._head = head
         self._task: VisionTask | InputError | None = None
 
     def task(self) -> VisionTask:
         """What reads pictures with this model. Raises InputError, with the reason, where it is no vision model."""
         if self._task is None:
             try:
-                self._task = task(self.runner, gpu=False)  # batches of all callers form behind it
+                self._task = task(self.runner, head=self._head, gpu=False)  # batches of all callers form behind it
             except InputError as error:
                 self._task = InputError(f"model {self.name!r} takes tensors, not pictures: {error.message}")
         if isinstance(self._task, InputError):
@@ -108,6 +153,7 @@ class _Entry:
     path: Path | None = None  # of a model that was named on the command line
     model: Model | None = None
     reason: str = ""
+    unloaded: bool = False  # because somebody asked for it
     statistics: Statistics = field(default_factory=Statistics)
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while it is loaded or unloaded
 
@@ -121,6 +167,8 @@ class Repository:
         folder: a model repository as Triton has it, ``folder/NAME/VERSION/model.{engine,plan,onnx,…}``, of which the
             highest version is served; or plain files ``folder/NAME.{engine,plan,onnx,…}``.
         options: how requests are batched.
+        heads: how the outputs of models of vision are read, by name, where they do not say it themselves.
+        devices: the GPUs that ``load`` uses, for the metrics.
     """
 
     def __init__(
@@ -130,13 +178,19 @@ class Repository:
         *,
         folder: Path | None = None,
         options: BatchOptions | None = None,
+        heads: Mapping[str, str] | None = None,
+        devices: Sequence[int] = (),
     ) -> None:
         self._load = load
         self._folder = None if folder is None else folder.resolve()
         self._options = options or BatchOptions()
+        self._heads = dict(heads or {})
+        self.devices = tuple(devices)
+        self.on_failure: Callable[[DeviceError], None] = lambda error: None  # called when a GPU has failed for good
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._begun = False
         for name, path in (files or {}).items():
             check_name(name)
             self._entries[name] = _Entry(path)
@@ -161,6 +215,7 @@ class Repository:
             except TrtrunError as error:
                 _LOG.error("%s was not loaded: %s", name, error, extra={"model": name})
                 errors.append(error)
+        self._begun = not errors
         return errors
 
     def load(self, name: str) -> Model:
@@ -182,7 +237,7 @@ class Repository:
                 if entry.model is None:
                     entry.reason = str(error)
                 raise
-            old, entry.model, entry.reason = entry.model, model, ""
+            old, entry.model, entry.reason, entry.unloaded = entry.model, model, "", False
             _LOG.info(
                 "%s version %s is ready after %.2f s: %s",
                 name,
@@ -199,11 +254,11 @@ class Repository:
         stamp = _stamp(path)  # first: a file that is replaced while it is read has changed
         runner = self._load(path)
         try:
-            batcher = Batcher(runner, self._options, statistics.note)
+            batcher = Batcher(runner, self._options, lambda outcome: self._note(statistics, outcome))
         except BaseException:
             runner.close()
             raise
-        model = Model(name, version, path, stamp, runner, batcher)
+        model = Model(name, version, path, stamp, runner, batcher, self._heads.get(name))
         try:
             self._warm_up(model)
         except BaseException:
@@ -211,22 +266,38 @@ class Repository:
             raise
         return model
 
+    def _note(self, statistics: Statistics, outcome: Outcome) -> None:
+        statistics.note(outcome)
+        if isinstance(outcome.error, DeviceError) and (failure := self.failure) is not None:
+            self.on_failure(failure)
+
     @staticmethod
     def _warm_up(model: Model) -> None:
-        """Run a request of zeros on every instance, so that kernels are compiled before the first client comes."""
-        inputs = {}
+        """Run requests of zeros on every instance, one of each size of a batch, so that kernels are compiled and graphs
+        captured before the first client comes."""
+        inputs: dict[str, Any] = {}
         for name, spec in model.runner.inputs.items():
             if spec.location == "host" or (spec.is_dynamic and not spec.profiles and -1 in spec.shape[1:]):
                 return  # nobody knows values or shapes that would do
             shape = spec.profiles[0].opt if spec.profiles else tuple(max(size, 1) for size in spec.shape)
             inputs[name] = np.zeros(shape, spec.dtype)
+        shapes = {name: one.shape[1:] for name, one in inputs.items()}
+        for size in (size for size in model.batcher.sizes if fits(model.runner, shapes, size)):
+            some = {name: np.zeros((size, *one.shape[1:]), one.dtype) for name, one in inputs.items()}
+            model.batcher.warm_up(some)
         model.batcher.warm_up(inputs)
 
     def reload_changed(self) -> None:
-        """Load anew what is loaded and has changed on disk; what fails is logged, and the old one stays."""
-        for name, entry in list(self._entries.items()):
-            found, model = self._newest(name), entry.model
-            if model is None or found is None or (found[1] == model.path and _stamp(found[1]) == model.stamp):
+        """Load what is new or has changed on disk; what fails is logged, and the old one stays.
+
+        What was unloaded stays so. What is no longer there is served until it is unloaded.
+        """
+        for name in self.names():
+            entry, found = self._entries.get(name, _Entry()), self._newest(name)
+            model = entry.model
+            if found is None or entry.unloaded:
+                continue
+            if model is not None and found[1] == model.path and _stamp(found[1]) == model.stamp:
                 continue
             try:
                 self.load(name)
@@ -239,7 +310,7 @@ class Repository:
         with entry.lock:
             if entry.model is None:
                 raise ModelNotFoundError(f"model {name!r} is not loaded.")
-            model, entry.model, entry.reason = entry.model, None, "unloaded"
+            model, entry.model, entry.reason, entry.unloaded = entry.model, None, "unloaded", True
             model.close()
 
     def get(self, name: str, version: str = "") -> Model:
@@ -279,20 +350,26 @@ class Repository:
             return {"count": count, "ns": int(1e9 * seconds)}
 
         good = found.requests - found.failures
+        executions = sum(count for count, _ in found.batches.values())
         return {
             "name": model.name,
             "version": model.version,
             "last_inference": int(1e3 * found.last),
-            "inference_count": good,
-            "execution_count": round(sum(count / max(rows, 1) for rows, count in found.batches.items())),
+            "inference_count": found.rows,
+            "execution_count": executions,
             "inference_stats": {
                 "success": duration(good, found.queued + found.computed),
-                "fail": duration(found.failures, 0.0),
+                "fail": duration(found.failures, found.failed),
                 "queue": duration(good, found.queued),
                 "compute_infer": duration(good, found.computed),
             },
+            "batch_stats": [
+                {"batch_size": rows, "compute_infer": duration(count, seconds)}
+                for rows, (count, seconds) in sorted(found.batches.items())
+            ],
             "recent": found.recent(),
             "waiting": model.batcher.waiting,
+            "refused": found.refused,
         }
 
     def index(self) -> list[dict[str, str]]:
@@ -307,8 +384,18 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Every model that was asked for is loaded."""
-        return not self._closed and all(entry.model is not None for entry in list(self._entries.values()))
+        """The models that were asked for at the start have all run, and no GPU has failed since.
+
+        One that is unloaded later, or cannot be loaded, does not keep the others from being served: each model says of
+        itself whether it is ready.
+        """
+        return self._begun and not self._closed and self.failure is None
+
+    @property
+    def failure(self) -> DeviceError | None:
+        """What a GPU failed with, for good: CUDA does no further work in this process then."""
+        failures = (model.batcher.failure for model, _ in self.loaded())
+        return next((failure for failure in failures if failure is not None), None)
 
     def loaded(self) -> Iterable[tuple[Model, Statistics]]:
         return [(entry.model, entry.statistics) for entry in list(self._entries.values()) if entry.model is not None]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import errno
 import logging
 import signal
+import socket
 import threading
-import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from ..errors import TrtrunError
+from ..errors import InputError, TrtrunError
 from . import grpc_api
+from .bodies import Bodies
 from .http_api import HttpOptions, application
 from .repository import Repository
 from .shared_memory import SharedMemory
 
 _LOG = logging.getLogger("trtrun.serve")
+_CLOSING = 10.0  # seconds for what runs on the GPU when nobody waits for it any more
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class ServerOptions:
     Attributes:
         grpc_port: of the protocol over gRPC; None for none.
         tls_certificate, tls_key: PEM files; without them the connection is not encrypted.
-        drain: seconds that running requests are given after SIGTERM.
+        drain: seconds that running requests are given after SIGTERM, over HTTP and gRPC together.
+        shared_memory: see :class:`~trtrun.serve.shared_memory.SharedMemory`.
     """
 
     host: str = "127.0.0.1"
@@ -40,88 +45,135 @@ class ServerOptions:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     drain: float = 30.0
+    shared_memory: str | None = None
+
+
+class _Server(uvicorn.Server):
+    """HTTP, and what ends together with it: none must take requests while another has only the old ones left."""
+
+    beside: Callable[[], Awaitable[Any]] | None = None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        beside = [] if self.beside is None else [self.beside()]
+        await asyncio.gather(super().shutdown(sockets), *beside)
 
 
 def serve(repository: Repository, options: ServerOptions | None = None) -> list[TrtrunError]:
-    """Serve a repository until SIGTERM or SIGINT; what could not be loaded at the start is returned.
+    """Serve a repository until SIGTERM or SIGINT; what kept it from serving on is returned.
 
-    It listens at once and is ready when every model has run once; it ends at once where one cannot be loaded. SIGHUP
-    loads anew what has changed on disk. On SIGTERM it refuses new connections, answers the requests it has, and ends.
+    It listens at once and is ready when every model has run once; it ends at once where one cannot be loaded, and when
+    a GPU fails, which only a new process can use again. SIGHUP loads what is new or has changed on disk. On SIGTERM it
+    refuses new requests, answers those it has, and ends.
+
+    Raises InputError where it cannot listen.
     """
     options = options or ServerOptions()
-    memory = SharedMemory()
+    try:
+        return _serve(repository, options)
+    finally:
+        # What hangs on a GPU must not keep the process.
+        closing = threading.Thread(target=repository.close, name="trtrun-close", daemon=True)
+        closing.start()
+        closing.join(_CLOSING)
+        _LOG.info("stopped" if not closing.is_alive() else "stopped, with requests that do not end")
+
+
+def _serve(repository: Repository, options: ServerOptions) -> list[TrtrunError]:
+    memory = SharedMemory(options.shared_memory)
+    bodies = Bodies(options.http.max_body, options.http.max_bodies)
+    sockets = _listen(options.host, options.port)
     config = uvicorn.Config(
-        application(repository, options.http, memory),
-        host=options.host,
-        port=options.port,
+        application(repository, options.http, memory, bodies),
         log_config=None,
         access_log=False,  # every request has its line already, with its id
+        proxy_headers=False,  # who a client is decides about shared memory
         ssl_certfile=options.tls_certificate,
         ssl_keyfile=options.tls_key,
         timeout_graceful_shutdown=max(1, round(options.drain)),
         lifespan="off",
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
     errors: list[TrtrunError] = []
 
-    def load() -> None:
-        errors.extend(repository.load_all())
+    def end(failed: list[TrtrunError]) -> None:
+        errors.extend(failed)
         if errors:
             server.should_exit = True
+
+    def failed(error: TrtrunError) -> None:
+        if not errors:
+            _LOG.critical("the GPU has failed, and this process with it: %s", error)
+            end([error])
 
     async def run() -> None:
         if hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(
                 signal.SIGHUP, lambda: threading.Thread(target=repository.reload_changed, daemon=True).start()
             )
-        over_grpc = None
+        scheme = "https" if options.tls_key else "http"
+        said = ", ".join(f"{scheme}://{address_of(*one.getsockname()[:2])}" for one in sockets)
         if options.grpc_port is not None:
-            over_grpc, _ = grpc_api.server(
+            over_grpc, port = grpc_api.server(
                 repository,
-                f"{options.host}:{options.grpc_port}",
+                address_of(options.host, options.grpc_port),
                 memory,
-                max_body=options.http.max_body,
+                bodies,
                 token=options.http.token,
                 tls=_tls(options),
             )
             await over_grpc.start()
-        threading.Thread(target=load, name="trtrun-load", daemon=True).start()
-        await server.serve()
-        if over_grpc is not None:
-            await over_grpc.stop(options.drain)
+            server.beside = lambda: over_grpc.stop(options.drain)
+            said += f", gRPC on {address_of(options.host, port)}"
+        _LOG.info("listening on %s", said)
+        threading.Thread(target=lambda: end(repository.load_all()), name="trtrun-load", daemon=True).start()
+        await server.serve(sockets)
 
+    repository.on_failure = failed
     # When it has drained, uvicorn hands the signal on to whoever handled it before; the end of this function does that.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        asyncio.run(run())
-    except KeyboardInterrupt:
-        pass
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(run())
     finally:
         signal.signal(signal.SIGTERM, before)
-        repository.close()
-        _LOG.info("stopped")
+        for one in sockets:
+            one.close()
     return errors
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets for all addresses of a host, bound to one port. Raises InputError where there are none."""
+    found: list[socket.socket] = []
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
+            one = socket.socket(family, kind, protocol)
+            try:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                one.bind((address[0], found[0].getsockname()[1] if found else port, *address[2:]))
+            except OSError as error:
+                one.close()
+                if error.errno == errno.EADDRNOTAVAIL and address != addresses[-1][4]:
+                    continue  # "localhost" may name an address of IPv6 that the machine does not have
+                raise
+            found.append(one)
+    except OSError as error:
+        for one in found:
+            one.close()
+        raise InputError(
+            f"cannot listen on {address_of(host, port)}: {error.strerror or error}. Choose another --host or --port."
+        ) from error
+    return found
+
+
+def address_of(host: str, port: int) -> str:
+    """Host and port as one text, IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _tls(options: ServerOptions) -> tuple[bytes, bytes] | None:
     if options.tls_key is None or options.tls_certificate is None:
         return None
     return options.tls_key.read_bytes(), options.tls_certificate.read_bytes()
-
-
-class JsonFormatter(logging.Formatter):
-    """Log records as one JSON object a line, with the request's id and what else a record carries."""
-
-    _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        entry |= {key: value for key, value in vars(record).items() if key not in self._KNOWN}
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)

@@ -1,22 +1,101 @@
-"""Shared memory that clients on the same machine have registered: tensors are read and written in place.
+"""Shared memory that clients on the same machine have registered: tensors are read from it and written to it.
 
-System shared memory lies on the host; CUDA shared memory is device memory that a client exported.
+System shared memory lies on the host; CUDA shared memory is device memory that a client exported. System shared memory
+is read and written as a file, never mapped: whoever created an object may make it shorter at any time, and a mapping
+would end the server then (SIGBUS).
 """
 
 from __future__ import annotations
 
-import mmap
+import math
 import os
 import re
+import stat
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..errors import DeviceError, InputError
-from .protocol import DeviceBytes, Region, RequestedOutput
+import numpy as np
+
+from ..errors import DeviceError, DtypeError, InputError
+from .peer import Peer, user_of
+from .protocol import Region, RegionBytes, RequestedOutput, bytes_of
 
 _FOLDER = "/dev/shm"  # where POSIX shared memory lies on Linux
 _KEY = re.compile(r"/?[A-Za-z0-9_.-]{1,200}")
+_MOST = 4096  # regions: each holds a file open
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class SharedObject:
+    """An open shared memory object; closed when the last region and request that use it are gone."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        try:
+            self._file = os.open(os.path.join(_FOLDER, key.lstrip("/")), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise InputError(f"shared memory {key!r} cannot be opened: {error.strerror}.") from error
+        weakref.finalize(self, os.close, self._file)
+        self.status = os.fstat(self._file)
+
+    def read(self, target: memoryview, offset: int) -> None:
+        """Fill ``target``. Raises InputError where the object has become too short."""
+        while len(target):
+            count = os.preadv(self._file, [target], offset)
+            if not count:
+                raise InputError(f"shared memory {self.key!r} has become shorter than what was registered of it.")
+            target, offset = target[count:], offset + count
+
+    def write(self, source: memoryview, offset: int) -> None:
+        """The reverse. Raises InputError where the object has become too short, or the machine has no memory for it."""
+        if os.fstat(self._file).st_size < offset + len(source):
+            raise InputError(f"shared memory {self.key!r} has become shorter than what was registered of it.")
+        try:
+            while len(source):
+                count = os.pwrite(self._file, source, offset)
+                source, offset = source[count:], offset + count
+        except OSError as error:
+            raise InputError(f"shared memory {self.key!r} cannot be written: {error.strerror}.") from error
+
+
+@dataclass(frozen=True)
+class SharedTensor:
+    """An input that lies in system shared memory, and is read when its batch is put together."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    memory: SharedObject
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
+
+    def read_into(self, target: Array) -> None:
+        """Copy it to an array of its dtype and shape. Raises InputError for memory that has become too short, and
+        DtypeError for booleans other than 0 and 1."""
+        flat = target.reshape(-1).view(np.uint8)
+        self.memory.read(flat.data, self.offset)
+        if self.dtype == np.bool_ and flat.size and flat.max() > 1:
+            raise DtypeError("a BOOL input in shared memory holds bytes other than 0 and 1.")
+
+
+@dataclass(frozen=True)
+class SharedBytes:
+    """A part of a system shared memory region."""
+
+    memory: SharedObject
+    offset: int
+    nbytes: int
+
+    def array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> SharedTensor:
+        return SharedTensor(dtype, shape, self.memory, self.offset)
+
+    def write(self, array: Any) -> None:
+        self.memory.write(bytes_of(array), self.offset)
 
 
 @dataclass(frozen=True)
@@ -27,7 +106,7 @@ class SystemRegion:
     key: str
     offset: int
     nbytes: int
-    memory: mmap.mmap
+    memory: SharedObject
 
 
 @dataclass(frozen=True)
@@ -44,33 +123,39 @@ Kind = TypeVar("Kind", SystemRegion, CudaRegion)
 
 
 class SharedMemory:
-    """The regions by name, of both kinds together. Safe from any thread."""
+    """The regions by name, of both kinds together. Safe from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: clients may register every object whose name begins so, wherever they are and whoever owns it. None:
+            a client on this machine may register what belongs to its own user, and nobody else anything.
+    """
+
+    def __init__(self, prefix: str | None = None) -> None:
+        self._prefix = prefix
         self._lock = threading.Lock()
         self._regions: dict[str, SystemRegion | CudaRegion] = {}
 
-    def register(self, name: str, key: str, nbytes: int, offset: int = 0) -> None:
-        """Map a client's shared memory object. Raises InputError where it cannot be, or the name is taken."""
+    def register(self, name: str, key: str, nbytes: int, offset: int = 0, *, client: Peer | None = None) -> None:
+        """Open a client's shared memory object.
+
+        Raises InputError where it cannot be opened or is not the client's, or the name is taken.
+        """
         if not _KEY.fullmatch(key) or key.strip("/") in (".", ".."):
             raise InputError(f"{key!r:.100} is no name of a shared memory object.")
+        if self._prefix is not None and not key.lstrip("/").startswith(self._prefix):
+            raise InputError(f"shared memory {key!r} may not be used here: names must begin with {self._prefix!r}.")
         with self._lock:
             self._check_free(name)
-            try:
-                file = os.open(os.path.join(_FOLDER, key.lstrip("/")), os.O_RDWR | os.O_NOFOLLOW)
-            except OSError as error:
-                raise InputError(f"shared memory {key!r} cannot be opened: {error.strerror}.") from error
-            try:
-                size = os.fstat(file).st_size
-                if nbytes < 1 or offset < 0 or offset + nbytes > size:
-                    raise InputError(f"shared memory {key!r} has {size} bytes, not {nbytes} from {offset} on.")
-                memory = mmap.mmap(file, offset + nbytes)
-            except (OSError, ValueError) as error:
-                if isinstance(error, InputError):
-                    raise
-                raise InputError(f"shared memory {key!r} cannot be mapped: {error}.") from error
-            finally:
-                os.close(file)
+            memory = SharedObject(key)
+            if self._prefix is None and (user := user_of(client)) != memory.status.st_uid:
+                who = "a client on another machine" if user is None else f"user {user}"
+                raise InputError(
+                    f"shared memory {key!r} does not belong to {who}, who asks for it. What belongs to others is "
+                    "registered only by a server that allows its name: trtrun serve --shared-memory PREFIX."
+                )
+            size = memory.status.st_size
+            if not stat.S_ISREG(memory.status.st_mode) or nbytes < 1 or offset < 0 or offset + nbytes > size:
+                raise InputError(f"shared memory {key!r} has {size} bytes, not {nbytes} from {offset} on.")
             self._regions[name] = SystemRegion(name, key, offset, nbytes, memory)
 
     def register_cuda(self, name: str, handle: bytes, device_id: int, nbytes: int) -> None:
@@ -91,6 +176,8 @@ class SharedMemory:
     def _check_free(self, name: str) -> None:
         if name in self._regions:
             raise InputError(f"a shared memory region {name!r:.100} is registered already. Unregister it first.")
+        if len(self._regions) >= _MOST:
+            raise InputError(f"{_MOST} shared memory regions are registered, and no more are taken. Unregister some.")
 
     def unregister(self, kind: type[Kind], name: str | None = None) -> None:
         """Forget a region, or all of this kind. One that is in use goes when its last request is done."""
@@ -111,7 +198,7 @@ class SharedMemory:
         names = {output.region.name for output in outputs or () if output.region is not None}
         return any(isinstance(self._regions.get(name), CudaRegion) for name in names)
 
-    def __call__(self, region: Region) -> memoryview | DeviceBytes:
+    def __call__(self, region: Region) -> RegionBytes:
         """A part of a registered region. Raises InputError where it is not all inside."""
         with self._lock:
             registered = self._regions.get(region.name)
@@ -123,7 +210,6 @@ class SharedMemory:
                 f"{region.offset} on."
             )
         if isinstance(registered, CudaRegion):
-            part: DeviceBytes = registered.memory.part(region.offset, region.nbytes)
+            part: RegionBytes = registered.memory.part(region.offset, region.nbytes)
             return part
-        start = registered.offset + region.offset
-        return memoryview(registered.memory)[start : start + region.nbytes]
+        return SharedBytes(registered.memory, registered.offset + region.offset, region.nbytes)

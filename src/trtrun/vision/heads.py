@@ -229,7 +229,7 @@ def recognise(
         runner: whose outputs are looked at, and whose metadata, where an exporter left any.
         size: (width, height) of the input, which says how many cells a grid has.
         task: one of ``TASKS``; None takes the metadata's, or what the outputs leave possible.
-        head: one of ``HEADS``; None tries them all.
+        head: one of ``HEADS``; None takes the metadata's, or tries them all.
         names, keypoint_shape: instead of the metadata's.
 
     Raises InputError when no head fits, or several do: it lists them, and what to name.
@@ -238,6 +238,7 @@ def recognise(
         if given is not None and given not in known:
             raise InputError(f"there is no {what} {given!r}. Known: {', '.join(known)}.")
     told = read_metadata(runner.metadata)
+    head = head or told.head
     if task and told.task and task != told.task:
         raise InputError(
             f"the task {task!r} was asked for, but the exporter says that this model is for {told.task!r}."
@@ -268,7 +269,7 @@ def recognise(
     if len(fitting) > 1:
         raise InputError(
             f"the outputs ({outputs}) can be read in several ways{asked}: {'; '.join(map(str, fitting))}. "
-            "Name the one that is meant: task=…, head=… or names=…."
+            "Name the one that is meant: task=…, head=… or names=…, or the same in the model's metadata."
         )
     return fitting[0]
 
@@ -278,6 +279,7 @@ class Told:
     """What the exporter's metadata says of a head; None and empty where it says nothing."""
 
     task: str | None = None
+    head: str | None = None
     names: Names = field(default_factory=dict)
     size: Size | None = None
     keypoint_shape: tuple[int, int] | None = None
@@ -287,7 +289,8 @@ class Told:
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> Told:
-    """Ultralytics' keys (task, names, imgsz, kpt_shape, end2end), PaddleOCR's list of labels, a bundle's preprocess.
+    """Ultralytics' keys (task, names, imgsz, kpt_shape, end2end), PaddleOCR's list of labels, a bundle's preprocess and
+    head.
 
     In ONNX files the values are Python literals as text, in front of engines they are JSON.
     """
@@ -306,6 +309,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Told:
     task = values.get("task")
     return Told(
         task=task if task in TASKS else None,
+        head=head if (head := values.get("head")) in tuple(HEADS) else None,
         names={int(key): str(value) for key, value in names.items()},
         size=(int(size[1]), int(size[0])) if pair else None,  # type: ignore[index]  # pair says that it can be
         keypoint_shape=(int(shape[0]), int(shape[1])) if isinstance(shape, (list, tuple)) and len(shape) == 2 else None,

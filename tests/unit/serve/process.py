@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -16,18 +17,31 @@ from pathlib import Path
 class Server:
     """``trtrun serve`` in a process of its own."""
 
-    def __init__(self, *arguments: str, log: Path, gpu: bool = False, wait: bool = True) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        log: Path,
+        gpu: bool = False,
+        wait: bool = True,
+        as_json: bool = True,
+        host: str = "",
+        instead: list[str] | None = None,
+    ) -> None:
         with socket.socket() as free, socket.socket() as other:
             free.bind(("127.0.0.1", 0))
             other.bind(("127.0.0.1", 0))
             self.port, self.grpc_port = free.getsockname()[1], other.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"{host or '127.0.0.1'}:{self.port}"
         self.log = log
         command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", str(self.port)]
-        command += ["--grpc-port", str(self.grpc_port), "--json-logs"]
+        command += ["--grpc-port", str(self.grpc_port)]
+        command += [*(["--json-logs"] if as_json else []), *(["--host", host.strip("[]")] if host else [])]
+        if instead is not None:  # of the command, and with both ports
+            command = [*instead, str(self.port), str(self.grpc_port)]
         with log.open("w") as errors:
             hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
             self.process = subprocess.Popen(command, stderr=errors, env={**os.environ, **hidden})
+        atexit.register(self.process.kill)  # a test that fails leaves none behind
         for _ in range(300 if wait else 0):
             if self.process.poll() is not None or self.get("/v2/health/ready")[0] == 200:
                 break

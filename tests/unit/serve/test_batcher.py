@@ -21,9 +21,10 @@ from trtrun.errors import (
     ServerBusyError,
     ShapeError,
 )
+from trtrun.multi_gpu import MultiGpuRunner
 from trtrun.onnx_runtime import OnnxRuntimeSession
-from trtrun.serve.batcher import Batcher, BatchOptions, Outcome
-from trtrun.tensor_spec import TensorSpec, TensorSpecs
+from trtrun.serve.batcher import Batcher, BatchOptions, Outcome, _sizes, fits
+from trtrun.tensor_spec import ShapeRange, TensorSpec, TensorSpecs
 
 
 class Rows(FakeRunner):
@@ -35,6 +36,7 @@ class Rows(FakeRunner):
         super().__init__(latency)
         self.runs = runs if runs is not None else []
         self.gate = gate
+        self.broken = threading.Event()
 
     @property
     def inputs(self) -> TensorSpecs:
@@ -51,12 +53,16 @@ class Rows(FakeRunner):
         self.runs.append(len(inputs["x"]))
         if (inputs["x"][:, 0] == -1).any():
             raise ExecutionError("bad row")
+        if self.broken.is_set():
+            raise DeviceError("broken")
         if (inputs["x"][:, 0] == -2).any():
             raise DeviceError("sticky")
         return {"y": 2 * inputs["x"]}
 
     def clone(self) -> Rows:
-        return Rows(self.latency, self.runs, self.gate)
+        clone = Rows(self.latency, self.runs, self.gate)
+        clone.broken = self.broken
+        return clone
 
 
 def rows(*firsts: float) -> dict[str, np.ndarray]:
@@ -117,6 +123,179 @@ def test_a_gpu_that_fails_is_not_asked_again_for_every_row(gate: threading.Event
     assert sum(isinstance(error, DeviceError) for error in errors) >= 3
     assert len(runner.runs) <= 2
     batcher.close()
+
+
+def test_a_gpu_has_failed_when_it_does_not_run_what_it_ran_before() -> None:
+    runner = Rows()
+    batcher = Batcher(runner, BatchOptions(8, instances=1))
+    batcher.warm_up(rows(1))
+    with pytest.raises(DeviceError, match="sticky"):
+        batcher.submit(rows(-2)).result(5)
+    assert batcher.failure is None  # it was the request's fault
+    assert batcher.submit(rows(1)).result(5)["y"][0, 0] == 2
+    runner.broken.set()
+    with pytest.raises(DeviceError, match="broken"):
+        batcher.submit(rows(1)).result(5)
+    with pytest.raises(DeviceError, match="broken"):
+        batcher.submit(rows(1))  # at once
+    assert batcher.failure is not None
+    batcher.close()
+
+
+class Staged(Rows):
+    """A GPU whose requests lie in its own staging buffer; ``failing`` as soon as it is set."""
+
+    def __init__(self, runs: list[int], failing: threading.Event, gate: threading.Event) -> None:
+        super().__init__(0.0, runs, gate)
+        self.failing = failing
+        self.staging = self
+        self.buffer = np.full((8, 4), np.nan, np.float32)
+
+    def view(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return self.buffer[: shape[0]]
+
+    def run(self, inputs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+        if self.failing.is_set():
+            raise DeviceError("sticky")
+        assert not np.isnan(inputs["x"]).any()  # nothing that no request has given
+        if len(inputs["x"]) > 3:
+            assert inputs["x"].base is not None  # a view, not a copy of its own
+        return super().run(inputs, **options)
+
+    def clone(self) -> Staged:
+        return Staged(self.runs, self.failing, self.gate)  # type: ignore[arg-type]
+
+
+def test_several_gpus_have_their_staging_and_hand_a_batch_on_when_one_fails(gate: threading.Event) -> None:
+    failing = [threading.Event(), threading.Event()]
+    runs: list[list[int]] = [[], []]
+    gpus = MultiGpuRunner([Staged(runs[index], failing[index], gate) for index in range(2)])
+    batcher = Batcher(gpus, BatchOptions(4, instances=1))
+    assert all(clone.staging is not None for clone in batcher._clones)  # type: ignore[attr-defined]
+    gate.set()
+    for value in range(3):
+        batcher.submit(rows(value)).result(5)
+    failing[0].set()
+    gate.clear()
+    futures = [batcher.submit(rows(value)) for value in range(12)]
+    gate.set()
+    for value, future in enumerate(futures):
+        assert future.result(5)["y"][0, 0] == 2 * value
+    assert batcher.failure is None
+    failing[1].set()
+    with pytest.raises(DeviceError):
+        batcher.submit(rows(1)).result(5)
+    with pytest.raises(DeviceError):
+        batcher.submit(rows(1))
+    batcher.close()
+    assert max(runs[1]) == 4
+
+
+def test_batches_on_a_gpu_have_few_sizes(gate: threading.Event) -> None:
+    runs: list[int] = []
+    batcher = Batcher(Staged(runs, threading.Event(), gate), BatchOptions(8, instances=1))
+    assert batcher.sizes == (1, 2, 4, 8)
+    first = batcher.submit(rows(0))
+    waiting(batcher, 0)
+    futures = [batcher.submit(rows(value, value + 100)) for value in range(3)]
+    gate.set()
+    for value, future in enumerate(futures):
+        np.testing.assert_array_equal(future.result(5)["y"], 2 * rows(value, value + 100)["x"])
+    first.result(5)
+    batcher.submit(rows(1, 2, 3)).result(5)  # a client's own batch stays as it is
+    batcher.close()
+    assert runs == [1, 8, 3]
+    assert Batcher(Rows(), BatchOptions(8)).sizes == ()
+
+
+def test_the_sizes_that_an_engine_was_specialized_for() -> None:
+    def sizes(most: int, *profiles: tuple[int, int]) -> tuple[int, ...]:
+        class Engine(Staged):
+            @property
+            def inputs(self) -> TensorSpecs:
+                ranges = tuple(ShapeRange((low, 4), (high, 4), (high, 4)) for low, high in profiles)
+                return TensorSpecs([TensorSpec("x", np.dtype(np.float32), (-1, 4), profiles=ranges)])
+
+        return _sizes(Engine([], threading.Event(), threading.Event()), most)
+
+    assert sizes(32, (1, 32), (1, 1), (8, 8), (32, 32)) == (1, 8, 32)
+    assert sizes(16, (1, 32), (1, 1), (8, 8), (32, 32)) == (1, 8, 16)
+    assert sizes(24, (1, 24)) == (1, 2, 4, 8, 16, 24)
+    assert sizes(8, (4, 8)) == (1, 2, 4, 8)  # of which those are left out that do not fit
+    assert fits(OnnxRuntimeSession(models.affine()), {"x": (12,)}, 5)
+    assert not fits(OnnxRuntimeSession(models.affine()), {"x": (13,)}, 5)
+
+
+def test_batches_are_not_filled_beyond_what_the_profiles_of_their_shape_take(gate: threading.Event) -> None:
+    class Engine(Staged):
+        """At most 3 rows of these, whatever other shapes may have."""
+
+        @property
+        def inputs(self) -> TensorSpecs:
+            ranges = (ShapeRange((1, 4), (3, 4), (3, 4)), ShapeRange((1, 9), (8, 9), (8, 9)))
+            return TensorSpecs([TensorSpec("x", np.dtype(np.float32), (-1, -1), profiles=ranges)])
+
+        def clone(self) -> Engine:
+            return Engine(self.runs, self.failing, self.gate)  # type: ignore[arg-type]
+
+    runs: list[int] = []
+    batcher = Batcher(Engine(runs, threading.Event(), gate), BatchOptions(instances=1))
+    assert batcher.sizes == (1, 2, 4, 8)
+    first = batcher.submit(rows(0))
+    waiting(batcher, 0)
+    futures = [batcher.submit(rows(value)) for value in range(3)]
+    gate.set()
+    for value, future in enumerate([first, *futures]):
+        assert future.result(5)["y"][0, 0] == 2 * max(value - 1, 0)
+    batcher.close()
+    assert runs == [1, 3]
+
+
+def test_a_lone_request_does_not_keep_full_batches_of_other_shapes_waiting() -> None:
+    class AnyWidth(Rows):
+        @property
+        def inputs(self) -> TensorSpecs:
+            return TensorSpecs([TensorSpec("x", np.dtype(np.float32), (-1, -1))])
+
+        def clone(self) -> Rows:
+            return AnyWidth(self.latency, self.runs)
+
+    def request(width: int) -> dict[str, np.ndarray]:
+        return {"x": np.zeros((1, width), np.float32)}
+
+    batcher = Batcher(AnyWidth(), BatchOptions(4, max_queue_delay=1.0, instances=1))
+    start = time.perf_counter()
+    alone = batcher.submit(request(3))
+    for future in [batcher.submit(request(5)) for _ in range(4)]:
+        future.result(5)
+    assert time.perf_counter() - start < 0.5
+    assert not alone.done()
+    alone.result(5)
+    assert 0.9 < time.perf_counter() - start < 3
+    batcher.close()
+
+
+def test_outcomes_count_rows_and_batches(gate: threading.Event) -> None:
+    outcomes: list[Outcome] = []
+    batcher = Batcher(Rows(gate=gate), BatchOptions(8, queue_size=3, instances=1), outcomes.append)
+    first = batcher.submit(rows(0))
+    waiting(batcher, 0)
+    futures = [first, *(batcher.submit(rows(1, 2)) for _ in range(3))]
+    with pytest.raises(ServerBusyError):
+        batcher.submit(rows(1))
+    gate.set()
+    for future in futures:
+        future.result(5)
+    batcher.close()
+    refused, *ran = outcomes
+    assert isinstance(refused.error, ServerBusyError)
+    assert refused.batch == 0
+    assert [(one.rows, one.batch, one.first) for one in ran] == [
+        (1, 1, True),
+        (2, 6, True),
+        (2, 6, False),
+        (2, 6, False),
+    ]
 
 
 def test_the_delay_fills_batches_and_no_longer_than_it_says() -> None:

@@ -10,8 +10,10 @@ import yaml
 from typer.main import get_command
 
 from trtrun.cli import app
+from trtrun.serve import server
 from trtrun.serve.http_api import application
 from trtrun.serve.repository import Repository
+from trtrun.serve.server import ServerOptions
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 
@@ -51,5 +53,34 @@ def test_probes_ask_what_the_server_answers() -> None:
         for kind, probe in container.items()
         if kind.endswith("Probe")
     ]
-    assert len(probes) == 4
+    assert len(probes) == 5
     assert set(probes) <= served
+
+
+def test_the_image_gets_what_the_package_is_built_of_and_nothing_else() -> None:
+    root = DEPLOY.parent
+    copied = [
+        word
+        for line in re.findall(r"^COPY (.*) \S+$", (DEPLOY / "Dockerfile").read_text(), re.M)
+        for word in line.split()
+    ]
+    assert all((root / name).exists() for name in copied)
+    project = (root / "pyproject.toml").read_text()
+    (readme,) = re.findall(r'^readme = "(.*)"$', project, re.M)
+    (licenses,) = re.findall(r'^license-files = \["(.*)"\]$', project, re.M)
+    assert set(copied) == {"pyproject.toml", readme, licenses, "src"}
+
+
+def test_ports_and_users() -> None:
+    runtime, deployment = (
+        next(d for d in documents() if d["kind"] == kind) for kind in ("ServingRuntime", "Deployment")
+    )
+    args = runtime["spec"]["containers"][0]["args"]
+    assert args[args.index("--port") + 1] == "8080"  # KServe's own
+    assert args[args.index("--grpc-port") + 1] == "9000"
+    pod = deployment["spec"]["template"]["spec"]
+    user = pod["containers"][0]["securityContext"]["runAsUser"]
+    assert pod["securityContext"]["fsGroup"] == user
+    assert pod["terminationGracePeriodSeconds"] > ServerOptions().drain + server._CLOSING
+    (stop,) = re.findall(r"^TimeoutStopSec=(\d+)$", (DEPLOY / "trtrun.service").read_text(), re.M)
+    assert int(stop) > ServerOptions().drain + server._CLOSING

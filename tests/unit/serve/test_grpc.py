@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
 from tests import models
 from tests.unit.serve.process import Server
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.serve import grpc_api
 from trtrun.serve.grpc_api import messages
 
 RNG = np.random.default_rng()
@@ -35,7 +40,7 @@ def client(server: Server) -> Iterator[triton.InferenceServerClient]:
         yield client
 
 
-def given(x: np.ndarray) -> triton.InferInput:
+def tensor_of(x: np.ndarray) -> triton.InferInput:
     tensor = triton.InferInput("x", list(x.shape), "FP32")
     tensor.set_data_from_numpy(x)
     return tensor
@@ -58,14 +63,14 @@ def test_inference_and_streams(client: triton.InferenceServerClient) -> None:
     answers: list[tuple[object, object]] = []
     xs = [RNG.standard_normal((rows, 12)).astype(np.float32) for rows in (1, 3, 12)]
     for x in xs:
-        result = client.infer("affine", [given(x)], request_id="5")
+        result = client.infer("affine", [tensor_of(x)], request_id="5")
         for name, array in reference.run({"x": x}).items():
             np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
         assert result.get_response().id == "5"
     client.start_stream(lambda result, error: answers.append((result, error)))
     for x in xs:
-        client.async_stream_infer("affine", [given(x)])
-    client.async_stream_infer("affine", [given(np.zeros((1, 13), np.float32))])
+        client.async_stream_infer("affine", [tensor_of(x)])
+    client.async_stream_infer("affine", [tensor_of(np.zeros((1, 13), np.float32))])
     client.stop_stream()
     assert len(answers) == 4
     for x, (result, error) in zip(xs, answers, strict=False):
@@ -75,6 +80,81 @@ def test_inference_and_streams(client: triton.InferenceServerClient) -> None:
     assert "dimension 1 must be 12" in str(answers[3][1])
     stats = client.get_inference_statistics("affine", as_json=True)["model_stats"][0]
     assert int(stats["inference_count"]) >= 6
+
+
+def test_a_streams_requests_run_together_and_are_answered_in_order(tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    options = ["--max-batch-size", "8", "--max-queue-delay", "300", "--instances", "1"]
+    server = Server(str(tmp_path / "affine.onnx"), *options, log=tmp_path / "log")
+    answers: list[tuple[object, object]] = []
+    reference = OnnxRuntimeSession(models.affine())
+    xs = [RNG.standard_normal((1, 12)).astype(np.float32) for _ in range(20)]
+    with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        start = time.perf_counter()
+        client.start_stream(lambda result, error: answers.append((result, error)))
+        for index, x in enumerate(xs):
+            client.async_stream_infer("affine", [tensor_of(x)], request_id=str(index))
+        client.async_stream_infer("nothing", [tensor_of(xs[0])], request_id="bad")
+        client.async_stream_infer("affine", [tensor_of(xs[0])], request_id="last")
+        client.stop_stream()
+        took = time.perf_counter() - start
+        stats = client.get_inference_statistics("affine", as_json=True)["model_stats"][0]
+    assert [result.get_response().id for result, error in answers if error is None] == [*map(str, range(20)), "last"]
+    assert "not served" in str(answers[20][1])
+    for x, (result, _) in zip(xs, answers, strict=False):
+        for name, array in reference.run({"x": x}).items():
+            np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
+    assert took < 3  # one by one each would wait for others to fill its batch, 6 s
+    assert int(stats["inference_count"]) == 21
+    assert int(stats["execution_count"]) <= 5
+    assert stats["batch_stats"][-1]["batch_size"] == "8"
+    assert server.stop() == 0
+
+
+def test_without_the_token_no_message_is_read(tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    (tmp_path / "token").write_text("secret")
+    options = ["--token-file", str(tmp_path / "token"), "--max-body", "64"]
+    server = Server(str(tmp_path / "affine.onnx"), *options, log=tmp_path / "log")
+
+    def memory() -> int:
+        (line,) = [x for x in Path(f"/proc/{server.process.pid}/status").read_text().splitlines() if "VmHWM" in x]
+        return int(line.split()[1]) << 10
+
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError):
+            infer(b"", timeout=20)
+        before = memory()
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as caught:
+                infer(bytes(60 << 20), timeout=20)
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert memory() - before < 30 << 20
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(bytes(60 << 20), timeout=20, metadata=(("authorization", "Bearer secret"),))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT  # read, and no message
+        assert memory() - before > 60 << 20
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compression(algorithm: str, client: triton.InferenceServerClient) -> None:
+    x = RNG.standard_normal((50, 12)).astype(np.float32)
+    result = client.infer("affine", [tensor_of(x)], compression_algorithm=algorithm)
+    for name, array in OnnxRuntimeSession(models.affine()).run({"x": x}).items():
+        np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
+
+
+def test_a_small_message_that_unpacks_to_a_large_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    server = Server(str(tmp_path / "affine.onnx"), "--max-body", "1", log=tmp_path / "log")
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", compression=grpc.Compression.Gzip) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(bytes(50 << 20), timeout=20)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert server.stop() == 0
 
 
 def test_contents_by_type(server: Server) -> None:
@@ -104,7 +184,7 @@ def test_contents_by_type(server: Server) -> None:
 def test_errors_have_their_codes(client: triton.InferenceServerClient) -> None:
     for model, shape, code in (("nothing", (1, 12), "NOT_FOUND"), ("affine", (1, 13), "INVALID_ARGUMENT")):
         with pytest.raises(InferenceServerException) as caught:
-            client.infer(model, [given(np.zeros(shape, np.float32))])
+            client.infer(model, [tensor_of(np.zeros(shape, np.float32))])
         assert code in caught.value.status()
     with pytest.raises(InferenceServerException, match=r"not loaded|no model"):
         client.unload_model("nothing")
@@ -134,3 +214,33 @@ def test_configuration(client: triton.InferenceServerClient) -> None:
     assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
     with pytest.raises(InferenceServerException, match="not served"):
         client.get_model_config("affine", "9")
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    raw=st.lists(st.binary(max_size=300), max_size=5),
+    identity=st.text(max_size=300),
+    cut=st.none() | st.integers(0, 2000),
+)
+def test_messages_are_taken_apart_as_protobuf_does(raw: list[bytes], identity: str, cut: int | None) -> None:
+    kind = messages().ModelInferRequest
+    message = kind(model_name="affine", id=identity, raw_input_contents=raw)
+    message.inputs.add(name="x", datatype="FP32", shape=[2, 12])
+    message.parameters["priority"].int64_param = 1
+    data = message.SerializeToString()[:cut]
+    before, grpc_api._SMALL = grpc_api._SMALL, 0
+    try:
+        rest, found = grpc_api.split(data)
+    finally:
+        grpc_api._SMALL = before
+    try:
+        wanted = kind.FromString(data)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            kind.FromString(rest)
+        return
+    parsed = kind.FromString(rest)
+    parsed.raw_input_contents.extend([bytes(one) for one in found])
+    assert parsed == wanted
+    if cut is None:
+        assert list(map(bytes, found)) == raw

@@ -164,3 +164,17 @@ def test_the_page_asks_for_the_token(browser: Any, tmp_path: Path) -> None:
     assert not page.is_visible("#login")
     page.close()
     assert server.stop() == 0
+
+
+def test_the_interface_is_shown(server: Server, browser: Any) -> None:
+    page = browser.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"http://{server.address}/docs")
+    infer = page.locator("details", has_text="/v2/models/{model}/infer").first
+    infer.locator("summary").click()
+    assert "Content-Encoding" in infer.inner_text()
+    assert '"inputs"' in infer.inner_text()
+    assert page.locator("details").count() > 25
+    assert not problems
+    page.close()

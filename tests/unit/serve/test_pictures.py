@@ -8,6 +8,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from trtrun import demo
 from trtrun.errors import InputError, RequestTooLargeError
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.serve.pictures import _answer, check_size, form_of
+from trtrun.serve.repository import Repository
 from trtrun.vision import Classification, detector
 
 FACE = (174, 70, 265, 190)  # by eye, where Eileen Collins' is
@@ -45,6 +47,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server("--repository", str(folder), *limits, log=folder / "log")
     yield server
     assert server.stop() == 0
+
+
+def test_the_head_that_the_server_is_told(tmp_path: Path) -> None:
+    (tmp_path / "one.onnx").write_bytes(centerface())
+    (tmp_path / "two.onnx").write_bytes(centerface())
+    repository = Repository(OnnxRuntimeSession, folder=tmp_path, heads={"one": "centerface", "two": "yolox"})
+    assert repository.load_all() == []
+    assert repository.get("one").task().head.name == "centerface"
+    with pytest.raises(InputError, match="'yolox'"):
+        repository.get("two").task()
+    repository.close()
 
 
 def post(server: Server, path: str, body: bytes, **headers: str) -> tuple[int, str, bytes]:

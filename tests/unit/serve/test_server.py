@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import http.client
+import io
 import json
+import logging
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpc_client
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from tests import models
+from tests.fakes import FakeRunner
 from tests.unit.serve.process import Server
+from trtrun.errors import DeviceError
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.serve import logs
+from trtrun.serve.http_api import application
+from trtrun.serve.logs import TextFormatter, identity_of
+from trtrun.serve.repository import Repository
 
 RNG = np.random.default_rng()
 
@@ -132,12 +145,21 @@ def test_statistics_and_metrics(client: triton.InferenceServerClient, server: Se
     assert stats["inference_stats"]["success"]["ns"] > 0
     text = server.get("/metrics")[1].decode()
     assert 'trtrun_requests_total{model="affine",version="3"}' in text
-    assert "trtrun_batched_requests_total" in text
+    assert "trtrun_batches_total" in text
     assert b"<svg" in server.get("/")[1]
+    assert b"openapi.json" in server.get("/docs")[1]
     assert json.loads(server.get("/openapi.json")[1])["openapi"].startswith("3.")
-    line = json.loads(server.log.read_text().splitlines()[-1])
-    assert line["request_id"]
+    server.get("/v2/models/affine", **{"X-Request-Id": "who-asks"})
+    lines: list[dict[str, Any]] = []
+    for _ in range(100):  # they are written a moment later
+        lines = [json.loads(line) for line in server.log.read_text().splitlines() if "who-asks" in line]
+        if lines:
+            break
+        time.sleep(0.05)
+    (line,) = lines
+    assert line["request_id"] == "who-asks"
     assert line["status"] == 200
+    assert line["milliseconds"] > 0
 
 
 def test_reloading_loses_no_request(client: triton.InferenceServerClient, server: Server) -> None:
@@ -244,6 +266,241 @@ def test_back_pressure_and_timeouts(tmp_path: Path) -> None:
     assert server.stop() == 0
 
 
+def test_both_protocols_stop_together_and_within_the_time(tmp_path: Path) -> None:
+    """After SIGTERM neither takes new requests, while both answer what they have."""
+    model = tmp_path / "affine.onnx"
+    model.write_bytes(models.affine())
+    options = ["--max-batch-size", "64", "--max-queue-delay", "2000", "--instances", "1"]
+    server = Server(str(model), *options, log=tmp_path / "log")
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 12], "data": [0.0] * 12}
+    connection = http.client.HTTPConnection(server.address)
+    connection.request("POST", "/v2/models/affine/infer", json.dumps({"inputs": [x]}))
+    with grpc_client.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        assert client.is_server_live()
+        time.sleep(0.3)  # it waits for others to fill its batch
+        start = time.perf_counter()
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(InferenceServerException):
+            client.is_server_live()
+        with pytest.raises(ConnectionRefusedError):
+            http.client.HTTPConnection(server.address).connect()
+        answer = connection.getresponse()
+        assert answer.status == 200
+        answer.read()
+    connection.close()
+    assert server.process.wait(20) == 0
+    assert time.perf_counter() - start < 6
+
+
+def test_what_is_unloaded_or_cannot_be_loaded_leaves_the_rest_ready(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.onnx").write_bytes(models.affine())
+    server = Server("--repository", str(tmp_path), log=tmp_path / "log")
+    with triton.InferenceServerClient(server.address) as client:
+        assert client.is_server_ready()
+        client.unload_model("two")
+        assert client.is_server_ready()
+        assert not client.is_model_ready("two")
+        (tmp_path / "bad.onnx").write_bytes(b"no model")
+        with pytest.raises(InferenceServerException):
+            client.load_model("bad")
+        assert client.is_server_ready()
+        assert client.is_model_ready("one")
+        assert not client.is_model_ready("bad")
+    assert server.stop() == 0
+
+
+def test_a_hangup_loads_what_is_new_and_not_what_was_unloaded(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.onnx").write_bytes(models.affine())
+    server = Server("--repository", str(tmp_path), log=tmp_path / "log")
+    with triton.InferenceServerClient(server.address) as client:
+        client.unload_model("two")
+        (tmp_path / "three" / "7").mkdir(parents=True)
+        (tmp_path / "three" / "7" / "model.onnx").write_bytes(models.several())
+        server.process.send_signal(signal.SIGHUP)
+        for _ in range(100):
+            if client.is_model_ready("three"):
+                break
+            time.sleep(0.1)
+        assert client.is_model_ready("three", "7")
+        assert not client.is_model_ready("two")
+    assert server.stop() == 0
+
+
+_FAILING = """
+import sys
+from pathlib import Path
+import numpy as np
+from tests.fakes import FakeRunner
+from trtrun.errors import DeviceError
+from trtrun.serve.batcher import BatchOptions
+from trtrun.serve.logs import log_to_stderr
+from trtrun.serve.repository import Repository
+from trtrun.serve.server import ServerOptions, serve
+
+class Gpu(FakeRunner):
+    failed = False
+
+    def run(self, inputs, **_):
+        Gpu.failed = Gpu.failed or bool((np.asarray(inputs["x"]) == 13).any())
+        if Gpu.failed:
+            raise DeviceError("an illegal memory access")
+        return super().run(inputs)
+
+    def clone(self):
+        return Gpu()
+
+log_to_stderr(as_json=False)
+repository = Repository(lambda path: Gpu(), {"gpu": Path("x")}, options=BatchOptions(8))
+sys.exit(3 if serve(repository, ServerOptions(port=int(sys.argv[1]), grpc_port=int(sys.argv[2]))) else 0)
+"""
+
+
+def test_a_gpu_that_fails_ends_the_server(tmp_path: Path) -> None:
+    """Nothing in the process can use it again, so whoever watches the process must start another."""
+    server = Server(log=tmp_path / "log", instead=[sys.executable, "-c", _FAILING])
+    with grpc_client.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        given = grpc_client.InferInput("x", [2], "FP32")
+        given.set_data_from_numpy(np.float32([1, 2]))
+        assert list(client.infer("gpu", [given]).as_numpy("y")) == [2, 4]
+        given.set_data_from_numpy(np.float32([1, 13]))
+        with pytest.raises(InferenceServerException, match="illegal") as caught:
+            client.infer("gpu", [given])
+        assert "UNAVAILABLE" in caught.value.status()
+    assert server.process.wait(20) == 3
+    assert "the GPU has failed" in server.log.read_text()
+
+
+def test_a_gpu_that_has_failed_is_neither_ready_nor_live() -> None:
+    broken = threading.Event()
+
+    class Gpu(FakeRunner):
+        def run(self, inputs: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+            if broken.is_set():
+                raise DeviceError("gone")
+            return super().run(inputs)
+
+        def clone(self) -> Gpu:
+            return Gpu()
+
+    repository = Repository(lambda path: Gpu(), {"gpu": Path("x")})
+    asked = application(repository)
+    assert asyncio.run(status_of_get(asked, "/v2/health/ready")) == 503  # it has not begun
+    assert repository.load_all() == []
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/gpu/ready"):
+        assert asyncio.run(status_of_get(asked, path)) == 200
+    broken.set()
+    _, future = repository.submit("gpu", "", {"x": np.float32([1])})
+    with pytest.raises(DeviceError):
+        future.result(5)
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/gpu/ready"):
+        assert asyncio.run(status_of_get(asked, path)) == 503
+    repository.close()
+
+
+async def status_of_get(app: Any, path: str) -> int:
+    found: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            found.append(message["status"])
+
+    await app({"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}, receive, send)
+    return found[0]
+
+
+def test_lines_that_nobody_takes_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_WAITING", 10)
+    open_again = threading.Event()
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            open_again.wait(10)
+            return super().write(text)
+
+    stream = Full()
+    writer = logs.Writer(stream)
+    writer.setFormatter(TextFormatter())
+    for index in range(5):
+        writer.emit(logging.makeLogRecord({"msg": f"early {index}"}))
+    time.sleep(0.3)  # it writes these, and is held up
+    start = time.perf_counter()
+    for index in range(100):
+        writer.emit(logging.makeLogRecord({"msg": f"late {index}"}))
+    assert time.perf_counter() - start < 1  # requests are not held up by it
+    open_again.set()
+    writer.close()
+    text = stream.getvalue()
+    assert "late 9\n" in text
+    assert "late 10\n" not in text
+    assert "90 lines of the log were dropped" in text
+
+
+def test_addresses(tmp_path: Path) -> None:
+    model = tmp_path / "affine.onnx"
+    model.write_bytes(models.affine())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments in (["--port", port, "--grpc-port", "-1"], ["--port", "0", "--grpc-port", port]):
+            command = [sys.executable, "-m", "trtrun", "serve", str(model), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 1
+            assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+            assert "Traceback" not in done.stderr
+    assert "cannot listen on nowhere.invalid" in Server.refused(str(model), "--host", "nowhere.invalid")
+    server = Server(str(model), log=tmp_path / "log", host="[::1]")
+    assert server.get("/v2/health/ready")[0] == 200
+    with grpc_client.InferenceServerClient(f"[::1]:{server.grpc_port}") as client:
+        assert client.is_server_ready()
+    assert server.stop() == 0
+
+
+def test_lines_of_text_name_the_request(tmp_path: Path) -> None:
+    model = tmp_path / "affine.onnx"
+    model.write_bytes(models.affine())
+    server = Server(str(model), log=tmp_path / "log", as_json=False)
+    server.get("/v2/models/affine%0Aforged", **{"X-Request-Id": "mine-17"})
+    with grpc_client.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        client.get_model_metadata("affine", headers={"x-request-id": "over-grpc"})
+    assert server.stop() == 0
+    lines = server.log.read_text().splitlines()
+    assert sum("GET /v2/models/affineforged 404" in line and line.endswith("[mine-17]") for line in lines) == 1
+    assert sum("ModelMetadata OK" in line and line.endswith("[over-grpc]") for line in lines) == 1
+    forged = logging.makeLogRecord({"msg": "one\ntwo", "request_id": identity_of("a\nb \x1b[3")})
+    assert TextFormatter().format(forged).endswith("one\\ntwo [ab[3]")
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [False, True])
+def test_compressed_bodies(algorithm: str, binary: bool, client: triton.InferenceServerClient) -> None:
+    x = RNG.standard_normal((100, 12)).astype(np.float32)
+    given = triton.InferInput("x", list(x.shape), "FP32")
+    given.set_data_from_numpy(x, binary_data=binary)
+    reference = OnnxRuntimeSession(models.affine())
+    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in reference.outputs]
+    how = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
+    result = client.infer("affine", [given], outputs=wanted, **how)
+    for name, array in reference.run({"x": x}).items():
+        np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-5)
+
+
+def test_compressed_bodies_have_the_same_limits(server: Server) -> None:
+    path = "/v2/models/affine/infer"
+    for body, coding, status in (
+        (gzip.compress(bytes(8 << 20)), "gzip", 413),
+        (b"no gzip", "gzip", 400),
+        (b"{}", "br", 415),
+    ):
+        assert server.get(path, body, **{"Content-Encoding": coding})[0] == status
+
+
 def test_tokens(tmp_path: Path) -> None:
     model, token = tmp_path / "affine.onnx", tmp_path / "token"
     model.write_bytes(models.affine())
@@ -262,6 +519,7 @@ def test_tokens(tmp_path: Path) -> None:
         (["--repository", "/nowhere"], "no folder"),
         (["no.onnx"], "no.onnx"),
         (["a b=x"], "no name"),
+        (["x.onnx", "--head", "x=yolo0"], "write MODEL=HEAD, with one of"),
     ],
 )
 def test_what_cannot_be_served(arguments: list[str], said: str, tmp_path: Path) -> None:

@@ -382,6 +382,10 @@ def test_ambiguity_lists_the_candidates() -> None:
         vision.detector(runner)
     for candidate in ("yolov6 for detect", "yolox for detect", "yolov8 for detect", "head="):
         assert candidate in str(error.value)
+    assert vision.detector(runner, head="yolox").head.name == "yolox"
+    told = Outputs({"o": np.zeros((1, GRID, 6 + CLASSES), np.float32)}, {"head": "yolox"})
+    assert vision.detector(told).head.name == "yolox"
+    assert vision.detector(told, head="yolov6").head.name == "yolov6"
     with pytest.raises(trtrun.InputError, match="yolov8 for detect with 5 classes; yolov8 for obb with 4 classes"):
         vision.task(Outputs({"o": np.zeros((1, 9, GRID), np.float32)}))
     with pytest.raises(trtrun.InputError, match="yolov10 for detect; rtdetr for detect with 2"):

@@ -1,0 +1,149 @@
+"""The bodies of requests that the server holds: bounded one by one, and all together."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterable
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from ..errors import InputError, MediaTypeError, RequestStalledError, RequestTooLargeError, ServerBusyError
+from .aside import aside
+
+_CODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_LARGE = 1 << 16  # bytes whose compression is not worth a thread's while
+_STEP = 1 << 20
+_IDLE = 20.0  # seconds without a byte, after which a client does not hold its part of the memory any longer
+
+
+class Bodies:
+    """Counts the bytes of all bodies together. Used from the event loop only.
+
+    Args:
+        most: bytes of one body, unpacked.
+        most_together: bytes of all that are held.
+    """
+
+    def __init__(self, most: int, most_together: int) -> None:
+        self.most = most
+        self.most_together = max(most, most_together)
+        self.held = 0
+        self.refused = 0
+
+    def hold(self) -> Body:
+        """A body that has no bytes yet: ``with bodies.hold() as body``."""
+        return Body(self)
+
+
+@dataclass
+class Body:
+    """One body; its bytes count until the ``with`` block ends."""
+
+    _bodies: Bodies
+    size: int = 0
+    data: bytearray = field(default_factory=bytearray)
+
+    def __enter__(self) -> Body:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bodies.held -= self.size
+        self.size = 0
+
+    def grow(self, count: int) -> None:
+        """Count so many bytes more. Raises RequestTooLargeError, and ServerBusyError where there is no room now."""
+        if self.size + count > self._bodies.most:
+            raise RequestTooLargeError(f"the body is larger than {self._bodies.most} bytes.")
+        if self._bodies.held + count > self._bodies.most_together:
+            self._bodies.refused += 1
+            raise ServerBusyError(
+                f"the requests that are here hold {self._bodies.held} bytes, and {self._bodies.most_together} are "
+                "taken together. Come back later."
+            )
+        self.size += count
+        self._bodies.held += count
+
+    async def read(self, chunks: AsyncIterable[bytes], coding: str = "") -> bytearray:
+        """Read it, and unpack what its ``Content-Encoding`` says.
+
+        Raises MediaTypeError for others, InputError for what cannot be unpacked, RequestStalledError when nothing
+        comes for a while, and what :meth:`grow` does.
+        """
+        coding = coding.strip().lower()
+        if coding not in ("", "identity", *_CODINGS):
+            raise MediaTypeError(f"a body in the coding {coding!r:.60} is not taken; send gzip, deflate or neither.")
+        with _Patience() as patience:
+            if coding in _CODINGS:
+                await self._unpack(chunks, zlib.decompressobj(_CODINGS[coding]), patience)
+                return self.data
+            async for chunk in chunks:
+                patience.renew()
+                self.grow(len(chunk))
+                self.data += chunk
+        return self.data
+
+    async def _unpack(self, chunks: AsyncIterable[bytes], unpacker: Any, patience: _Patience) -> None:
+        async for chunk in chunks:
+            patience.renew()
+            rest, full = chunk, True
+            while rest or full:  # in steps: a small body may unpack to any size
+                step = partial(unpacker.decompress, rest, _STEP)
+                try:
+                    piece: bytes = step() if len(rest) < _LARGE else await aside(step)
+                except zlib.error as error:
+                    raise InputError(f"the body cannot be unpacked: {error}.") from error
+                self.grow(len(piece))
+                self.data += piece
+                rest, full = unpacker.unconsumed_tail, len(piece) == _STEP
+        if not unpacker.eof or unpacker.unused_data:
+            raise InputError("the body cannot be unpacked: it ends too early, or more follows its end.")
+
+
+class _Patience:
+    """Ends the task that reads a body when nothing came for a while: cheaper than a timeout of every chunk."""
+
+    def __enter__(self) -> _Patience:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._ended = False
+        self.renew()
+        self._timer = self._loop.call_later(_IDLE, self._look)
+        return self
+
+    def renew(self) -> None:
+        self._last = self._loop.time()
+
+    def _look(self) -> None:
+        left = self._last + _IDLE - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        elif self._task is not None:
+            self._ended = True
+            self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._ended and kind is asyncio.CancelledError:
+            uncancel = getattr(self._task, "uncancel", None)  # from Python 3.11 on
+            if uncancel is not None:
+                uncancel()
+            raise RequestStalledError(f"nothing of the body has come for {_IDLE:.0f} s.") from None
+
+
+async def packed(data: bytes, accepted: str) -> tuple[bytes, str]:
+    """A response in the first of gzip and deflate that ``Accept-Encoding`` names, and its name; empty for neither."""
+    names = [part.strip().lower() for part in accepted.split(",")]  # with q= something else is preferred, or nothing
+    coding = next((name for name in names if name in _CODINGS), "")
+    if not coding:
+        return data, ""
+
+    def pack() -> bytes:
+        packer = zlib.compressobj(1, wbits=_CODINGS[coding])
+        return packer.compress(data) + packer.flush()
+
+    return (pack() if len(data) < _LARGE else await aside(pack)), coding

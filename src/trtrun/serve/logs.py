@@ -1,0 +1,144 @@
+"""What the server says: a line for every request, with its id."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import re
+import sys
+import threading
+import time
+import uuid
+from contextlib import suppress
+from typing import Any, TextIO
+
+_LOG = logging.getLogger("trtrun.serve")
+_WAITING = 10_000  # records that have not been written
+_GATHER = 0.05  # seconds in which others join the first: waking a thread for each costs more than the line
+
+
+def identity_of(given: str) -> str:
+    """A request's id: what the client calls it, of what can be printed, or a new one."""
+    return re.sub(r"[^\x21-\x7e]", "", given[:100]) or uuid.uuid4().hex
+
+
+def log_request(what: str, status: int | str, start: float, identity: str, problem: str = "", **about: Any) -> None:
+    """The line of one request.
+
+    Args:
+        what: method and path.
+        status: of HTTP or gRPC; a server's own fault is a warning.
+        start: when it began, of ``time.perf_counter``.
+        identity: the id that the client gave, or was given.
+        problem: why it failed.
+        about: more for the log in JSON.
+    """
+    bad = status >= 500 if isinstance(status, int) else status in ("INTERNAL", "UNAVAILABLE", "UNKNOWN")
+    level = logging.WARNING if bad else logging.INFO
+    if not _LOG.isEnabledFor(level):
+        return
+    milliseconds = round(1e3 * (time.perf_counter() - start), 3)
+    values = (what, status, milliseconds, f" {problem}" if problem else "")
+    # Made by hand: Logger.log looks for its caller first, which takes longer than all the rest.
+    record = logging.LogRecord(_LOG.name, level, "", 0, "%s %s %.1f ms%s", values, None)
+    record.__dict__.update(request_id=identity, status=status, milliseconds=milliseconds, **about)
+    _LOG.handle(record)
+
+
+def log_bug(identity: str) -> None:
+    """The traceback of an exception that should not have been."""
+    _LOG.exception("request failed", extra={"request_id": identity})
+
+
+def _time_of(record: logging.LogRecord) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+
+class TextFormatter(logging.Formatter):
+    """Log records as lines: time, level, message, and the request's id behind it. Rich takes half a millisecond."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        identity = getattr(record, "request_id", "")
+        message = record.getMessage().replace("\n", "\\n").replace("\r", "\\r")  # a client may write some of it
+        line = f"{_time_of(record)} {record.levelname.lower():7} {message}"
+        line += f" [{identity}]" if identity else ""
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """Log records as one JSON object a line, with the request's id and what else a record carries."""
+
+    _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": _time_of(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry |= {key: value for key, value in vars(record).items() if key not in self._KNOWN}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+class Writer(logging.Handler):
+    """Formats and writes records in a thread of its own, some at a time, so that no request waits for its line.
+
+    What comes faster than it can be written is dropped, and how much is said.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._queue: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        self._dropped = 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="trtrun-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._queue.qsize() < _WAITING:
+            self._queue.put(record)
+        else:
+            self._dropped += 1
+
+    def _write(self) -> None:
+        record = self._queue.get()
+        while record is not None:
+            self._closing.wait(_GATHER)
+            lines = []
+            while record is not None:
+                lines.append(f"{self.format(record)}\n")
+                if self._queue.empty() or len(lines) == 1000:
+                    break
+                record = self._queue.get()
+            if self._dropped:
+                lost, self._dropped = self._dropped, 0
+                text = f"{lost} lines of the log were dropped: they came faster than they could be written"
+                lines.append(self.format(logging.LogRecord(_LOG.name, logging.WARNING, "", 0, text, (), None)) + "\n")
+            with suppress(OSError, ValueError):  # nobody reads any more
+                self._stream.write("".join(lines))
+                self._stream.flush()
+            if record is not None:
+                record = self._queue.get()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(2)
+        super().close()
+
+
+def log_to_stderr(*, as_json: bool) -> None:
+    """Log every request to stderr, and what else trtrun says from warnings on."""
+    handler = Writer(sys.stderr)
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    # A message that has been printed with its error is not printed again.
+    for old in logging.getLogger().handlers:
+        for one in old.filters:
+            handler.addFilter(one)
+    logging.getLogger().handlers[:] = [handler]
+    _LOG.setLevel(logging.INFO)

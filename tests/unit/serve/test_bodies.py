@@ -1,0 +1,105 @@
+"""What is held of requests' bodies is bounded, packed ones too."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+import trtrun.serve.bodies
+from trtrun.errors import InputError, MediaTypeError, RequestStalledError, RequestTooLargeError, ServerBusyError
+from trtrun.serve.bodies import Bodies, packed
+
+
+async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), size):
+        yield data[at : at + size]
+
+
+def read(bodies: Bodies, data: bytes, coding: str = "") -> bytes:
+    async def run() -> bytes:
+        with bodies.hold() as body:
+            result = bytes(await body.read(chunks(data), coding))
+            assert bodies.held == len(result)
+        return result
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "gzip", "deflate", "GZip "])
+def test_codings(coding: str) -> None:
+    data = bytes(range(256)) * 20_000
+    pack = {"gzip": gzip.compress, "deflate": zlib.compress}.get(coding.strip().lower(), bytes)
+    bodies = Bodies(1 << 24, 1 << 24)
+    assert read(bodies, pack(data), coding) == data
+    assert bodies.held == 0
+
+
+def test_what_is_refused() -> None:
+    bodies = Bodies(1 << 20, 3 << 20)
+    for data in (bytes((1 << 20) + 1), bytes(1 << 26)):
+        with pytest.raises(RequestTooLargeError):
+            read(bodies, data)
+        with pytest.raises(RequestTooLargeError):
+            read(bodies, gzip.compress(data), "gzip")
+    whole = gzip.compress(b"some text")
+    for damaged in (whole[:-3], whole + b"more", b"none at all"):
+        with pytest.raises(InputError, match="unpacked"):
+            read(bodies, damaged, "gzip")
+    with pytest.raises(MediaTypeError, match="br"):
+        read(bodies, b"", "br")
+    assert bodies.held == 0
+
+
+def test_a_body_that_stops_coming_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trtrun.serve.bodies, "_IDLE", 0.2)
+    bodies = Bodies(1 << 20, 1 << 20)
+
+    async def slow(pauses: int, seconds: float) -> AsyncIterator[bytes]:
+        yield b"some"
+        for _ in range(pauses):
+            await asyncio.sleep(seconds)
+            yield b"more"
+
+    async def run(pauses: int, seconds: float) -> int:
+        with bodies.hold() as body:
+            return len(await body.read(slow(pauses, seconds)))
+
+    assert asyncio.run(run(5, 0.1)) == 24  # slowly, and steadily
+    with pytest.raises(RequestStalledError):
+        asyncio.run(run(1, 5.0))
+    assert bodies.held == 0
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(run(1, 5.0))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+
+
+def test_all_together() -> None:
+    bodies = Bodies(100, 250)
+    with bodies.hold() as first, bodies.hold() as second, bodies.hold() as third:
+        first.grow(100)
+        second.grow(100)
+        with pytest.raises(ServerBusyError, match="200 bytes"):
+            third.grow(51)
+        third.grow(50)
+    assert (bodies.held, bodies.refused) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [("", ""), ("br", ""), ("gzip", "gzip"), ("br, Deflate, gzip", "deflate"), ("gzip;q=0", "")],
+)
+def test_answers(accepted: str, coding: str) -> None:
+    data = b"0123456789" * 20_000
+    result, name = asyncio.run(packed(data, accepted))
+    unpack = {"": bytes, "gzip": gzip.decompress, "deflate": zlib.decompress}[coding]
+    assert (unpack(result), name) == (data, coding)
