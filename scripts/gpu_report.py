@@ -1,6 +1,7 @@
 """The committed report of the GPU suite: written after a run on a GPU, checked anywhere.
 
-python scripts/gpu_report.py write JUNIT.xml    store tests/gpu/report.json from pytest's --junitxml file
+python scripts/gpu_report.py write JUNIT.xml …  store tests/gpu/report.json from pytest's --junitxml files: parts of the
+                                                suite may run side by side on several GPUs
 python scripts/gpu_report.py check              exit 1 when the source has changed since, or a test failed
 """
 
@@ -73,8 +74,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(junit: Path) -> int:
-    tests = tests_of(junit)
+def write(*junit: Path) -> int:
+    tests = {name: outcome for file in junit for name, outcome in tests_of(file).items()}
     counts = {kind: sum(outcome == kind for outcome in tests.values()) for kind in sorted(set(tests.values()))}
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -109,8 +110,8 @@ def check(report: Path = REPORT, root: Path = ROOT) -> int:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    if len(arguments) == 2 and arguments[0] == "write":
-        sys.exit(write(Path(arguments[1])))
+    if len(arguments) > 1 and arguments[0] == "write":
+        sys.exit(write(*map(Path, arguments[1:])))
     if arguments == ["check"]:
         sys.exit(check())
     sys.exit(__doc__)
