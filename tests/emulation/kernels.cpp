@@ -15,7 +15,10 @@ void run_select_f16(const Head* head, const Candidates* candidates, unsigned int
     launch({blocks, batch, 1}, {256, 1, 1}, [=] { select_f16(*head, *candidates); });
 }
 void run_suppress(const Candidates* candidates, int rows, const Kept* kept, unsigned int batch) {
-    launch({batch, 1, 1}, {THREADS, 1, 1}, [=] { suppress(*candidates, rows, *kept); });
+    launch({batch, 1, 1}, {THREADS, 1, 1}, [=] {
+        if (candidates->angles) suppress_oriented(*candidates, rows, *kept);
+        else suppress(*candidates, rows, *kept);
+    });
 }
 void run_prepare(const Picture* pictures, const Target* target, int itemsize, const unsigned int* grid,
                  const unsigned int* block) {

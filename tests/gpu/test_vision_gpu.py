@@ -70,11 +70,12 @@ def test_a_task_finds_the_same_on_the_gpu(runner: Session) -> None:
     same(ours(given), expected)
 
 
-def test_masks_and_keypoints_are_the_same_on_the_gpu() -> None:
+def test_masks_keypoints_and_oriented_boxes_are_the_same_on_the_gpu() -> None:
     shapes = parse_shapes([f"images=1x3x{SIZE}x{SIZE}:4x3x{SIZE}x{SIZE}:8x3x{SIZE}x{SIZE}"])
     kinds: list[tuple[str, bytes, dict[str, Any]]] = [
         ("segment", models.small_yolo(extras=8, prototypes=True), {}),
         ("pose", models.small_yolo(classes=1, extras=15), {"keypoint_shape": (5, 3)}),
+        ("obb", models.small_yolo(extras=1), {}),
     ]
     for name, model, options in kinds:
         with Engine(build_plan(model, BuildOptions(profiles=shapes))) as engine, Session(engine) as session:
@@ -89,6 +90,8 @@ def test_masks_and_keypoints_are_the_same_on_the_gpu() -> None:
                     if name == "segment":
                         assert one.masks.shape == other.masks.shape
                         assert (one.masks != other.masks).sum() <= 0.02 * other.masks.sum() + 5
+                    elif name == "obb":
+                        np.testing.assert_allclose(one.corners, other.corners, rtol=1e-3, atol=1e-1)
                     else:
                         np.testing.assert_allclose(one.keypoints, other.keypoints, rtol=1e-3, atol=1e-1)
                         np.testing.assert_allclose(one.keypoint_scores, other.keypoint_scores, atol=1e-3)

@@ -15,7 +15,7 @@ from trtrun.cuda.stream import create_stream
 from trtrun.vision import gpu
 from trtrun.vision.geometry import Geometry
 from trtrun.vision.heads import Head
-from trtrun.vision.postprocess import yolo_anchor_free, yolo_objectness
+from trtrun.vision.postprocess import oriented_boxes, yolo_anchor_free, yolo_objectness
 from trtrun.vision.postprocess.candidates import Candidates, Selection, keep
 from trtrun.vision.postprocess.nms import non_maximum_suppression
 from trtrun.vision.preprocess import Preprocess, import_cv2, prepare_reference
@@ -197,6 +197,26 @@ def test_anchor_free(machine: Machine, dtype: str, rows: int, power: float) -> N
     head, selection = Head("yolov8", "detect", ROLES, 5), Selection(iou_threshold=0.5)
     found = yolo_anchor_free.candidates({"predictions": values.astype(np.float32)}, classes=5, selection=selection)
     check(find(machine, values, head, selection, (640, 640)), [keep(one, selection) for one in found])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("threshold", [0.2, 0.6])
+def test_oriented_boxes(machine: Machine, dtype: str, threshold: float) -> None:
+    values = predictions(2, 8400, 4, 3, 1, 8)
+    values[..., -1] = values[..., -1] * 3 - 1.5
+    values[0, 11, -1] = np.nan
+    values[0, 20:40, 2:4] = [[0, 30]]  # without area
+    values = np.ascontiguousarray(values.transpose(0, 2, 1).astype(dtype))
+    head, selection = Head("yolov8", "obb", ROLES, 3), Selection(iou_threshold=threshold, max_detections=1000)
+    found = yolo_anchor_free.candidates(
+        {"predictions": values.astype(np.float32)}, classes=3, selection=selection, oriented=True
+    )
+    expected = [oriented_boxes.keep(one, selection) for one in found]
+    for ours, theirs in zip(find(machine, values, head, selection, (640, 640)), expected, strict=True):
+        print(f"kept {len(ours.scores)}, expected {len(theirs.scores)}")
+        np.testing.assert_array_equal(ours.scores, theirs.scores)
+        np.testing.assert_array_equal(np.concatenate([ours.boxes, ours.extra], axis=1), theirs.boxes)
+        np.testing.assert_array_equal(ours.class_ids, theirs.class_ids)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -37,6 +37,7 @@ _THREADS = 256
 _SUPPRESS_THREADS = 1024  # as in postprocess.cu
 _LIMIT = 1024
 _KINDS = {"yolov8": 0, "yolov5": 1, "yolov6": 1, "yolox": 2}
+_ORIENTED = 3
 _MANY_THREADS = 4 << 20  # bytes of a request from which several threads copy: one moves about 10 GB/s
 _PART = 256 << 10  # bytes from which a part is sent while the next is copied,
 _PARTS = 8  # and how many parts there are at most
@@ -85,7 +86,7 @@ class _Head(ctypes.Structure):
 
 
 class _Candidates(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_uint64) for name in ("scores", "boxes", "classes"))
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("scores", "boxes", "classes", "angles"))
 
 
 class _Kept(ctypes.Structure):
@@ -216,9 +217,9 @@ class VisionStages:
 
     A request is {"pictures": BGR pictures uint8 [H, W, 3], "geometries": where each lies in the input}. Those in memory
     of :meth:`empty` must stay as they are until the results are there; others may be changed at once. With a head the
-    results are ``counts`` int32 [B], ``boxes`` float32 [B, M, 4] (x1, y1, x2, y2 in pixels of the input), ``scores``
-    float32 [B, M], ``class_ids`` int32 [B, M] and ``extra`` float32 [B, M, E], of which each picture's first are
-    valid, best first.
+    results are ``counts`` int32 [B], ``boxes`` float32 [B, M, 4] (x1, y1, x2, y2 in pixels of the input; of oriented
+    ones centre and size), ``scores`` float32 [B, M], ``class_ids`` int32 [B, M] and ``extra`` float32 [B, M, E] (of
+    oriented ones the angle), of which each picture's first are valid, best first.
     """
 
     def __init__(
@@ -243,7 +244,11 @@ class VisionStages:
 
     def kept(self, results: Mapping[str, Array], index: int) -> Candidates:
         """What was kept on one picture."""
-        return candidates_of(results, index)
+        found = candidates_of(results, index)
+        if self.head is not None and self.head.task == "obb":  # the angle is the first of what the head says beside
+            boxes = np.concatenate([found.boxes, found.extra[:, :1]], axis=1)
+            return Candidates(boxes, found.scores, found.class_ids, found.extra[:, 1:])
+        return found
 
     def empty(self, height: int, width: int) -> Picture:
         """An uninitialised picture in page-locked memory. To be called after :meth:`open`."""
@@ -402,7 +407,7 @@ def constant(device: Device, values: Array) -> DeviceMemory:
 
 def why_not(head: Head, selection: Selection, outputs: TensorSpecs) -> str | None:
     """Why this head's objects are not found on the GPU; None when they are."""
-    if head.name not in _KINDS or head.task == "obb":
+    if head.name not in _KINDS:
         return f"{head} has no kernel"
     if selection.multi_label:
         return "several labels for one box are chosen on the CPU"
@@ -415,6 +420,8 @@ def why_not(head: Head, selection: Selection, outputs: TensorSpecs) -> str | Non
 class Suppression:
     """Non-maximum suppression of candidates in memory on the GPU: float scores (0: none), boxes and int32 classes.
 
+    With angles besides, boxes are oriented and compared by probabilistic IoU.
+
     What is kept is written to page-locked memory by the kernel itself: nothing else crosses PCIe.
 
     Attributes:
@@ -424,7 +431,7 @@ class Suppression:
     """
 
     def __init__(
-        self, device: Device, memory: Memory, candidates: tuple[int, int, int], shape: tuple[int, int], extras: int,
+        self, device: Device, memory: Memory, candidates: tuple[int, ...], shape: tuple[int, int], extras: int,
         selection: Selection,
     ) -> None:  # fmt: skip
         batch, rows = shape
@@ -451,8 +458,9 @@ class Suppression:
         )  # fmt: skip
         self.candidates = _Candidates(*candidates)
         block = (_SUPPRESS_THREADS, 1, 1)
+        name = "suppress_oriented" if self.candidates.angles else "suppress"
         self.step = Launch(
-            device, "postprocess", "suppress", (batch, 1, 1), block, self.candidates, ctypes.c_int32(rows), self.kept
+            device, "postprocess", name, (batch, 1, 1), block, self.candidates, ctypes.c_int32(rows), self.kept
         )
 
     def read(self) -> dict[str, Array]:
@@ -473,12 +481,13 @@ class KeptObjects:
         self, device: Device, memory: Memory, head: Head, selection: Selection, how: Preprocess, address: int,
         shape: Shape, dtype: str,
     ) -> None:  # fmt: skip
-        kind = _KINDS[head.name]
+        oriented = head.task == "obb"
+        kind = _ORIENTED if oriented else _KINDS[head.name]
         batch, first, second = shape
         # One prediction after another, or one of their numbers after another.
-        transposed = kind == 0 and first <= second
+        transposed = head.name == "yolov8" and first <= second
         rows, numbers = (second, first) if transposed else (first, second)
-        extras = numbers - head.classes - (4 if kind == 0 else 5)
+        extras = numbers - head.classes - (4 if head.name == "yolov8" else 5)
         width, height = how.size
         cells = sum((width // stride) * (height // stride) for stride in STRIDES)
         levels = len(STRIDES) + (rows != cells)
@@ -487,8 +496,8 @@ class KeptObjects:
             address, *strides, rows, head.classes, extras, kind, width, height, levels, selection.score_threshold
         )
         total = batch * rows
-        found = memory.on_gpu(_SCRATCH, total * 24)
-        places = found + 16 * total, found, found + 20 * total
+        found = memory.on_gpu(_SCRATCH, total * 28)
+        places = found + 16 * total, found, found + 20 * total, found + 24 * total if oriented else 0
         suppression = self.suppression = Suppression(device, memory, places, (batch, rows), extras, selection)
         suffix = {"float16": "f16", "float32": "f32"}[dtype]
         block = (_THREADS, 1, 1)

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from trtrun.vision import gpu
+from trtrun.vision.postprocess import oriented_boxes, yolo_anchor_free
+from trtrun.vision.postprocess.candidates import Selection
 from trtrun.vision.postprocess.nms import non_maximum_suppression
 from trtrun.vision.preprocess import Preprocess, prepare_reference
 
@@ -31,7 +33,15 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def suppress(
-    kernels: ctypes.CDLL, boxes: Any, scores: Any, classes: Any, *, most: int, agnostic: bool, threshold: float
+    kernels: ctypes.CDLL,
+    boxes: Any,
+    scores: Any,
+    classes: Any,
+    angles: Any = None,
+    *,
+    most: int,
+    agnostic: bool,
+    threshold: float,
 ) -> list[Any]:
     """The rows that are kept of each picture, after all else that is written was compared with the candidates."""
     batch, rows = scores.shape
@@ -41,7 +51,7 @@ def suppress(
     kept_scores, kept_classes = np.empty((batch, most), np.float32), np.empty((batch, most), np.int32)
     scratch = np.empty((batch, 2, rows, 2), np.uint32)
     of = lambda array: array.ctypes.data  # noqa: E731
-    candidates = gpu._Candidates(of(scores), of(boxes), of(classes))
+    candidates = gpu._Candidates(of(scores), of(boxes), of(classes), 0 if angles is None else of(angles))
     target = gpu._Kept(
         of(counts), of(kept_boxes), of(kept_scores), of(kept_classes), of(kept), 0, of(scratch),
         most, agnostic, threshold,
@@ -101,6 +111,40 @@ def test_boxes_in_one_place_and_boxes_without_area(kernels: ctypes.CDLL) -> None
     found = suppress(kernels, boxes, scores, classes, most=300, agnostic=False, threshold=0.5)
     assert found[0].tolist() == [199]
     assert found[1].tolist() == list(range(199, -1, -1))  # what has no area overlaps nothing
+
+
+@pytest.mark.parametrize(("rows", "threshold"), [(700, 0.3), (2500, 0.5), (1500, 0.9)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_oriented_boxes(kernels: ctypes.CDLL, dtype: str, rows: int, threshold: float) -> None:
+    """From a head's output: boxes in clusters, thin ones and some without area, and numbers that are none."""
+    rng = np.random.default_rng(rows)
+    classes, count = 3, 40
+    objects = np.concatenate([rng.random((count, 2)) * 600, rng.random((count, 2)) ** 3 * 120 + 2], axis=1)
+    boxes = objects[rng.integers(0, count, rows)] + rng.standard_normal((rows, 4)) * 2
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], 0)
+    angles = rng.integers(-3, 4, rows) * 0.5 + rng.standard_normal(rows) * 0.05
+    values = np.concatenate([boxes, rng.random((rows, classes)), angles[:, None]], axis=1).T.astype(dtype)
+    values[4, 7] = values[2, 9] = values[-1, 11] = np.nan
+    values = np.ascontiguousarray(values[None])
+    head = gpu._Head(
+        values.ctypes.data, values.size, 1, rows, rows, classes, 1, gpu._ORIENTED, 640, 640, 3, 0.4
+    )  # fmt: skip
+    found = np.zeros((1, rows), np.float32), np.zeros((1, rows, 4), np.float32), np.zeros((1, rows), np.int32)
+    turned = np.zeros((1, rows), np.float32)
+    candidates = gpu._Candidates(*(array.ctypes.data for array in (*found, turned)))
+    getattr(kernels, f"run_select_{'f16' if dtype == 'float16' else 'f32'}")(
+        ctypes.byref(head), ctypes.byref(candidates), 1
+    )
+    scores, places, class_ids = found
+    (kept,) = suppress(kernels, places, scores, class_ids, turned, most=1024, agnostic=False, threshold=threshold)
+    selection = Selection(score_threshold=0.4, iou_threshold=threshold, max_detections=1024)
+    computable = {"predictions": values.astype(np.float32)}
+    (expected,) = yolo_anchor_free.candidates(computable, classes=classes, selection=selection, oriented=True)
+    expected = oriented_boxes.keep(expected, selection)
+    assert len(expected.scores) > 20
+    np.testing.assert_array_equal(np.concatenate([places[0], turned[0, :, None]], axis=1)[kept], expected.boxes)
+    np.testing.assert_array_equal(scores[0, kept], expected.scores)
+    np.testing.assert_array_equal(class_ids[0, kept], expected.class_ids)
 
 
 @pytest.mark.parametrize("most", [1024, 300, 7])
