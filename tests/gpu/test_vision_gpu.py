@@ -17,8 +17,9 @@ from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
 from trtrun.cuda.memory import PinnedPool
 from trtrun.engine import Engine
-from trtrun.errors import InputError
+from trtrun.errors import InputError, MissingPackageError
 from trtrun.session import Session
+from trtrun.vision import NV12, decoding
 from trtrun.vision.results import Detections
 
 SIZE = 128
@@ -117,6 +118,48 @@ def test_pictures_in_page_locked_memory(runner: Session) -> None:
         same([ours(whole[5:-5, 7:-7])], vision.detector(runner, selection=SELECTION, gpu=False)([part]))
     found = list(ours.stream(iter(locked), batch=4, depth=3))
     same([item.result for item in found if isinstance(item.result, Detections)], expected)
+
+
+def test_nv12(runner: Session) -> None:
+    ours = vision.detector(runner, selection=SELECTION)
+    theirs = vision.detector(runner, selection=SELECTION, gpu=False)
+    rng = np.random.default_rng(0)
+    frames = [NV12(rng.integers(0, 256, (h * 3 // 2, w), np.uint8)) for h, w in ((1080, 1920), (64, 98), (2, 2))]
+    frames += [NV12(np.tile(np.arange(640, dtype=np.uint8), (540, 1)))]
+    locked = ours.empty(360, 320).reshape(-1)[: 360 * 3 // 2 * 640].reshape(-1, 640)
+    assert PinnedPool.lent(locked)
+    locked[...] = frames[-1].planes
+    frames.append(NV12(locked))
+    mixed = [*frames, pictures()[0]]
+    expected = theirs(mixed)
+    for _ in range(3):
+        same(ours(mixed), expected)
+    same([ours(frames[0])], expected[:1])
+
+
+def test_files_decoded_on_the_gpu(runner: Session, tmp_path: Path) -> None:
+    """Where nvImageCodec, PyNvVideoCodec and the driver's libraries for video are there."""
+    try:
+        decoding.require("GPU")
+    except MissingPackageError as error:
+        pytest.skip(str(error)[:300])
+    smooth = cv2.GaussianBlur(pictures()[0], (31, 31), 9)
+    cv2.imwrite(str(tmp_path / "a.jpg"), smooth)
+    (item,) = vision.read(tmp_path / "a.jpg", decode="GPU")
+    assert isinstance(item.picture, np.ndarray), item.error
+    assert np.abs(item.picture.astype(int) - cv2.imread(str(tmp_path / "a.jpg"))).max() <= 6
+    clip = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"vp09"), 25, (640, 360))
+    for shift in range(20):
+        writer.write(np.roll(smooth[:360, :640], shift, axis=1))
+    writer.release()
+    found = list(vision.read(clip, decode="GPU"))
+    expected = list(vision.read(clip))
+    assert len(found) == len(expected) == 20, found[-1].error
+    for ours, theirs in zip(found, expected, strict=True):
+        assert isinstance(ours.picture, NV12)
+        assert isinstance(theirs.picture, np.ndarray)
+        assert np.abs(ours.picture.to_bgr().astype(int) - theirs.picture).mean() <= 4
 
 
 def test_page_locked_pictures_are_used_again(runner: Session) -> None:

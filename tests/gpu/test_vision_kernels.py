@@ -140,7 +140,7 @@ def test_nv12(machine: Machine, size: tuple[int, int]) -> None:
     how = Preprocess((640, 640))
     geometry = Geometry.letterbox(size, how.size)
     pixels = machine.put(planes)
-    picture = gpu.describe(geometry, pixels, width, 114, kind=gpu.NV12, chroma=pixels + width * height)
+    picture = gpu.describe(geometry, pixels, width, 114, kind=gpu.IN_NV12, chroma=pixels + width * height)
     batch = machine.poisoned(4 * 3 * 640 * 640)
     table = gpu.constant(machine.device, how.table())
     descriptors = machine.put(np.frombuffer(bytes(picture), np.uint8))

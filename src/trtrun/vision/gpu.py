@@ -27,11 +27,11 @@ from .geometry import Geometry
 from .heads import Head
 from .postprocess.candidates import Candidates, Selection
 from .postprocess.yolo_objectness import STRIDES
-from .preprocess import Picture, Preprocess
+from .preprocess import NV12, Picture, Preprocess
 
 Array = np.ndarray[Any, Any]
 
-BGR, RGB, NV12 = 1, 2, 3  # as in preprocess.cu; 0 is no picture
+IN_BGR, IN_RGB, IN_NV12 = 1, 2, 3  # as in preprocess.cu; 0 is no picture
 _COLUMNS, _ROWS = 64, 16  # of the input that one block of threads prepares; as in preprocess.cu
 _THREADS = 256
 _SUPPRESS_THREADS = 1024  # as in postprocess.cu
@@ -116,7 +116,7 @@ def preparation(device: Device, pictures: int, batch: int, table: int, how: Prep
 
 
 def describe(
-    geometry: Geometry, pixels: int, pitch: int, padding: int, *, kind: int = BGR, packed: int = 0, chroma: int = 0
+    geometry: Geometry, pixels: int, pitch: int, padding: int, *, kind: int = IN_BGR, packed: int = 0, chroma: int = 0
 ) -> PictureStruct:
     """The descriptor of a picture whose first row is at an address on the GPU; NV12's chroma has the same pitch."""
     (width, height), (resized_width, resized_height) = geometry.source, geometry.resized
@@ -124,6 +124,14 @@ def describe(
     scale = 1 / (resized_width / width), 1 / (resized_height / height)
     place = width, height, *geometry.offset, resized_width, resized_height
     return PictureStruct(pixels, chroma, *scale, pitch, pitch, *place, kind, packed, padding)
+
+
+def _describe_whole(geometry: Geometry, pixels: int, array: Array, padding: int) -> PictureStruct:
+    """The descriptor of a C-contiguous picture [H, W, 3], or of NV12's planes, at an address on the GPU."""
+    width = array.shape[1]
+    if array.ndim == 2:
+        return describe(geometry, pixels, width, padding, kind=IN_NV12, chroma=pixels + geometry.source[1] * width)
+    return describe(geometry, pixels, 3 * width, padding)
 
 
 @functools.lru_cache(maxsize=64)
@@ -215,7 +223,7 @@ class VisionStages:
         selection: which of them are kept.
         dtype: of the head's output, float32 or float16.
 
-    A request is {"pictures": BGR pictures uint8 [H, W, 3], "geometries": where each lies in the input}. Those in memory
+    A request is {"pictures": BGR uint8 [H, W, 3] or NV12, "geometries": where each lies in the input}. Those in memory
     of :meth:`empty` must stay as they are until the results are there; others may be changed at once. With a head the
     results are ``counts`` int32 [B], ``boxes`` float32 [B, M, 4] (x1, y1, x2, y2 in pixels of the input; of oriented
     ones centre and size), ``scores`` float32 [B, M], ``class_ids`` int32 [B, M] and ``extra`` float32 [B, M, E] (of
@@ -272,16 +280,18 @@ class OpenVisionStages:
     def fill(
         self, request: Mapping[str, Any], stream: int, *, helpers: bool
     ) -> tuple[tuple[Shape, ...], tuple[Copy, ...]]:
-        pictures: Sequence[Picture] = request["pictures"]
+        pictures: Sequence[Picture | NV12] = request["pictures"]
         geometries: Sequence[Geometry] = request["geometries"]
         self._batch = count = max(self._stages.least, len(pictures))
         header = _up(count * _DESCRIPTOR, 256)
         jobs: list[tuple[Picture, Passage | None, bool]] = []
         straight = 0
         for picture, geometry in zip(pictures, geometries, strict=True):
-            passage = self._passage(geometry) if picture.flags.c_contiguous else None
-            locked = passage is not None and PinnedPool.lent(picture)
-            jobs.append((picture, passage, locked))
+            planes = isinstance(picture, NV12)
+            array = picture.planes if isinstance(picture, NV12) else picture
+            passage = self._passage(geometry) if array.flags.c_contiguous and not planes else None
+            locked = (planes or passage is not None) and PinnedPool.lent(array)
+            jobs.append((array, passage, locked))
             straight += passage.nbytes if locked and passage is not None and passage.rows is not None else _STRAIGHT + 1
         if straight <= _STRAIGHT:
             address, host = self._reserve(header, header)
@@ -340,18 +350,18 @@ class OpenVisionStages:
         parts: list[_Part] = []
         for index, (start, (picture, passage, locked)) in enumerate(zip(starts, jobs, strict=True)):
             target = address + start
-            if passage is None:
-                described = describe(geometries[index], target, picture.shape[1] * 3, how.padding)
+            if passage is None and not locked:
+                described = _describe_whole(geometries[index], target, picture, how.padding)
                 view = host[start : start + picture.nbytes].reshape(picture.shape)
                 parts.append(_Part(start, picture.nbytes, functools.partial(np.copyto, view, picture)))
-            elif not locked:
+            elif passage is not None and not locked:
                 described = passage.describe(target, passage.needed)
                 parts += passage.parts(start, host[start : start + passage.nbytes], picture, several)
-            elif passage.step:
+            elif passage is not None and passage.step:
                 described = passage.describe(target, passage.needed)
                 passage.copy.enqueue(target, picture.ctypes.data + passage.start * passage.pitch, stream)
             else:
-                described = passage.describe(target, 0)
+                described = _describe_whole(geometries[index], target, picture, how.padding)
                 copy_async(target, picture.ctypes.data, picture.nbytes, stream)
             descriptors[index] = described
 

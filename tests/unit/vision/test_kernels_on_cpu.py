@@ -192,7 +192,7 @@ def test_nv12_becomes_what_opencv_makes_of_it(kernels: ctypes.CDLL) -> None:
     planes = nv12(picture)
     geometry = how.geometry((130, 70))
     pixels = planes.ctypes.data
-    described = gpu.describe(geometry, pixels, 130, how.padding, kind=gpu.NV12, chroma=pixels + 70 * 130)
+    described = gpu.describe(geometry, pixels, 130, how.padding, kind=gpu.IN_NV12, chroma=pixels + 70 * 130)
     table, batch = how.table(), np.empty(how.shape(1), how.dtype)
     target, grid, block = gpu.target(batch.ctypes.data, table.ctypes.data, how, 1)
     size = ctypes.c_uint32 * 3
