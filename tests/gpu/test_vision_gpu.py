@@ -113,6 +113,8 @@ def test_pictures_in_page_locked_memory(runner: Session) -> None:
         same(ours(mixed), expected)
         for picture, one in zip(locked, expected, strict=True):
             same([ours(picture)], [one])
+        large = [0, 5, 7]  # read by the kernel itself, all of them
+        same(ours([locked[i] for i in large]), [expected[i] for i in large])
         # A part of such a picture is no contiguous one: it goes by way of the staging memory.
         whole, part = locked[0], given[0][5:-5, 7:-7]
         same([ours(whole[5:-5, 7:-7])], vision.detector(runner, selection=SELECTION, gpu=False)([part]))
