@@ -221,8 +221,8 @@ def suppression(rows: int, batch: int) -> Record:
         kept_count = float(results["counts"].mean())
         buffers.close()
     what = (
-        f"torchvision.ops.batched_nms, its result on the GPU ({best.__name__}) / ours, boxes, scores and classes on the "
-        f"host, {kept_count:.0f} kept"
+        f"torchvision.ops.batched_nms, its result on the GPU ({best.__name__}) / ours, written to the host, "
+        f"{kept_count:.0f} kept"
     )
     return compare_times(f"vision.nms.{rows}.b{batch}.vs_torchvision", what, times["ours"], times["best"])
 

@@ -25,11 +25,13 @@ from ..runner import Memory, Step
 from ..tensor_spec import Shape, TensorSpecs
 from .geometry import Geometry
 from .heads import Head
+from .postprocess import centerface
 from .postprocess.candidates import Candidates, Selection
 from .postprocess.yolo_objectness import STRIDES
 from .preprocess import NV12, Picture, Preprocess
 
 Array = np.ndarray[Any, Any]
+Places = Mapping[str, tuple[int, Shape]]  # of outputs on the GPU, by role: address and shape
 
 IN_BGR, IN_RGB, IN_NV12 = 1, 2, 3  # as in preprocess.cu; 0 is no picture
 _COLUMNS, _ROWS = 64, 16  # of the input that one block of threads prepares; as in preprocess.cu
@@ -80,7 +82,17 @@ class _Head(ctypes.Structure):
     _fields_ = (
         ("values", ctypes.c_uint64),
         *((name, ctypes.c_int64) for name in ("picture", "row", "column")),
-        *((name, ctypes.c_int32) for name in ("rows", "classes", "extras", "kind", "width", "height", "levels")),
+        *((name, ctypes.c_int32) for name in ("rows", "classes", "extras", "first")),
+        *((name, ctypes.c_int32) for name in ("kind", "width", "height", "levels")),
+        ("threshold", ctypes.c_float),
+    )
+
+
+class _Faces(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in ("heat", "scale", "offset")),
+        ("cells", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
         ("threshold", ctypes.c_float),
     )
 
@@ -242,7 +254,7 @@ class VisionStages:
         self.how, self.least, self.head, self.selection = how, least, head, selection or Selection()
         self.dtype = dtype
         self.inputs = frozenset([image])
-        self.outputs = frozenset() if head is None else frozenset([head.roles["predictions"]])
+        self.outputs = frozenset() if head is None else frozenset(head.roles[role] for role in roles_read(head))
         self._pools: dict[int, PinnedPool] = {}
 
     def open(self, device: int, memory: Memory) -> OpenVisionStages:
@@ -394,12 +406,14 @@ class OpenVisionStages:
         before: list[Step] = [preparation(self._device, pictures, batch, self._table.address, stages.how, shape[0])]
         if stages.head is None:
             return before, []
-        name = stages.head.roles["predictions"]
-        if name not in outputs:
-            raise InputError(f"the shape of output {name!r} is known only after running. Turn postprocessing off.")
-        address, shape = outputs[name]
+        by_role: dict[str, tuple[int, Shape]] = {}
+        for role in roles_read(stages.head):
+            name = stages.head.roles[role]
+            if name not in outputs:
+                raise InputError(f"the shape of output {name!r} is known only after running. Turn postprocessing off.")
+            by_role[role] = outputs[name]
         kept = self._kept[shape[0]] = KeptObjects(
-            self._device, memory, stages.head, stages.selection, stages.how, address, shape, stages.dtype
+            self._device, memory, stages.head, stages.selection, stages.how, by_role, stages.dtype
         )
         return before, kept.steps
 
@@ -415,16 +429,23 @@ def constant(device: Device, values: Array) -> DeviceMemory:
     return memory
 
 
+def roles_read(head: Head) -> tuple[str, ...]:
+    """The outputs that the kernels read."""
+    return tuple(centerface.ROLES) if head.name == "centerface" else ("predictions",)
+
+
 def why_not(head: Head, selection: Selection, outputs: TensorSpecs) -> str | None:
     """Why this head's objects are not found on the GPU; None when they are."""
-    if head.name not in _KINDS:
+    if head.name not in (*_KINDS, "centerface"):
         return f"{head} has no kernel"
     if selection.multi_label:
         return "several labels for one box are chosen on the CPU"
     if selection.max_detections > _LIMIT:
         return f"the GPU keeps at most {_LIMIT} objects of a picture"
-    spec = outputs[head.roles["predictions"]]
-    return None if spec.dtype.name in ("float32", "float16") else f"{spec} is not of float32 or float16"
+    specs = [outputs[head.roles[role]] for role in roles_read(head)]
+    if len({spec.dtype for spec in specs}) > 1 or specs[0].dtype.name not in ("float32", "float16"):
+        return f"{', '.join(map(str, specs))} are not all of float32 or all of float16"
+    return None
 
 
 class Suppression:
@@ -488,38 +509,54 @@ class KeptObjects:
     """
 
     def __init__(
-        self, device: Device, memory: Memory, head: Head, selection: Selection, how: Preprocess, address: int,
-        shape: Shape, dtype: str,
+        self, device: Device, memory: Memory, head: Head, selection: Selection, how: Preprocess, outputs: Places,
+        dtype: str,
     ) -> None:  # fmt: skip
-        oriented = head.task == "obb"
-        kind = _ORIENTED if oriented else _KINDS[head.name]
-        batch, first, second = shape
-        # One prediction after another, or one of their numbers after another.
-        transposed = head.name == "yolov8" and first <= second
-        rows, numbers = (second, first) if transposed else (first, second)
-        extras = numbers - head.classes - (4 if head.name == "yolov8" else 5)
-        width, height = how.size
-        cells = sum((width // stride) * (height // stride) for stride in STRIDES)
-        levels = len(STRIDES) + (rows != cells)
-        strides = (first * second, 1, second) if transposed else (first * second, second, 1)
-        raw = _Head(
-            address, *strides, rows, head.classes, extras, kind, width, height, levels, selection.score_threshold
-        )
+        name, raw, rest = (_faces if head.name == "centerface" else _dense)(head, selection, how, outputs)
+        batch, rows = next(iter(outputs.values()))[1][0], rest.rows
         total = batch * rows
         found = memory.on_gpu(_SCRATCH, total * 28)
-        places = found + 16 * total, found, found + 20 * total, found + 24 * total if oriented else 0
-        suppression = self.suppression = Suppression(device, memory, places, (batch, rows), extras, selection)
+        places = found + 16 * total, found, found + 20 * total, found + 24 * total if head.task == "obb" else 0
+        suppression = self.suppression = Suppression(device, memory, places, (batch, rows), rest.extras, selection)
         suffix = {"float16": "f16", "float32": "f32"}[dtype]
         block = (_THREADS, 1, 1)
         grid = (-(-rows // _THREADS), batch, 1)
         self.steps: list[Step] = [
-            Launch(device, "postprocess", f"select_{suffix}", grid, block, raw, suppression.candidates),
+            Launch(device, "postprocess", f"{name}_{suffix}", grid, block, raw, suppression.candidates),
             suppression.step,
         ]
-        if extras:
+        if rest.extras:
             self.steps.append(
-                Launch(device, "postprocess", f"gather_{suffix}", (batch, 1, 1), block, raw, suppression.kept)
+                Launch(device, "postprocess", f"gather_{suffix}", (batch, 1, 1), block, rest, suppression.kept)
             )
+
+
+def _dense(head: Head, selection: Selection, how: Preprocess, outputs: Places) -> tuple[str, _Head, _Head]:
+    """The kernel that selects from one output [B, P, Q], what it takes, and what the one takes that gathers."""
+    ((address, shape),) = outputs.values()
+    kind = _ORIENTED if head.task == "obb" else _KINDS[head.name]
+    _, first, second = shape
+    # One prediction after another, or one of their numbers after another.
+    transposed = head.name == "yolov8" and first <= second
+    rows, numbers = (second, first) if transposed else (first, second)
+    before = head.classes + (4 if head.name == "yolov8" else 5)
+    width, height = how.size
+    cells = sum((width // stride) * (height // stride) for stride in STRIDES)
+    levels = len(STRIDES) + (rows != cells)
+    strides = (first * second, 1, second) if transposed else (first * second, second, 1)
+    raw = _Head(
+        address, *strides, rows, head.classes, numbers - before, before, kind, width, height, levels,
+        selection.score_threshold,
+    )  # fmt: skip
+    return "select", raw, raw
+
+
+def _faces(head: Head, selection: Selection, how: Preprocess, outputs: Places) -> tuple[str, _Faces, _Head]:
+    """The same for CenterFace's maps."""
+    (heat, shape), (scale, _), (offset, _), (marks, (_, extras, *_)) = (outputs[role] for role in centerface.ROLES)
+    cells = shape[2] * shape[3]
+    raw = _Faces(heat, scale, offset, cells, shape[3], selection.score_threshold)
+    return "select_faces", raw, _Head(marks, extras * cells, 1, cells, cells, 0, extras)
 
 
 def candidates_of(results: Mapping[str, Array], index: int) -> Candidates:

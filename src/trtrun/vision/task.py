@@ -98,7 +98,7 @@ class VisionTask:
             return None
         reason = gpu.why_not(self.head, self.selection, self.runner.outputs)
         if reason is None:
-            dtype = self.runner.outputs[self.head.roles["predictions"]].dtype.name
+            dtype = self.runner.outputs[self.head.roles[gpu.roles_read(self.head)[0]]].dtype.name
             stages = gpu.VisionStages(self._image.name, self.preprocess, self._least, self.head, self.selection, dtype)
         else:
             stages = gpu.VisionStages(self._image.name, self.preprocess, self._least)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from trtrun.vision import gpu
-from trtrun.vision.postprocess import oriented_boxes, yolo_anchor_free
-from trtrun.vision.postprocess.candidates import Selection
+from trtrun.vision.heads import Head
+from trtrun.vision.postprocess import centerface, oriented_boxes, yolo_anchor_free
+from trtrun.vision.postprocess.candidates import Selection, keep
 from trtrun.vision.postprocess.nms import non_maximum_suppression
 from trtrun.vision.preprocess import Preprocess, prepare_reference
 
@@ -38,6 +39,7 @@ def suppress(
     scores: Any,
     classes: Any,
     angles: Any = None,
+    gathered: Any = None,
     *,
     most: int,
     agnostic: bool,
@@ -57,6 +59,10 @@ def suppress(
         most, agnostic, threshold,
     )  # fmt: skip
     kernels.run_suppress(ctypes.byref(candidates), rows, ctypes.byref(target), batch)
+    if gathered is not None:
+        head, extras = gathered
+        target.extras = extras.ctypes.data
+        kernels.run_gather_f32(ctypes.byref(head), ctypes.byref(target), batch)
     found = []
     for index in range(batch):
         count = counts[index]
@@ -127,7 +133,7 @@ def test_oriented_boxes(kernels: ctypes.CDLL, dtype: str, rows: int, threshold: 
     values[4, 7] = values[2, 9] = values[-1, 11] = np.nan
     values = np.ascontiguousarray(values[None])
     head = gpu._Head(
-        values.ctypes.data, values.size, 1, rows, rows, classes, 1, gpu._ORIENTED, 640, 640, 3, 0.4
+        values.ctypes.data, values.size, 1, rows, rows, classes, 1, 4 + classes, gpu._ORIENTED, 640, 640, 3, 0.4
     )  # fmt: skip
     found = np.zeros((1, rows), np.float32), np.zeros((1, rows, 4), np.float32), np.zeros((1, rows), np.int32)
     turned = np.zeros((1, rows), np.float32)
@@ -145,6 +151,34 @@ def test_oriented_boxes(kernels: ctypes.CDLL, dtype: str, rows: int, threshold: 
     np.testing.assert_array_equal(np.concatenate([places[0], turned[0, :, None]], axis=1)[kept], expected.boxes)
     np.testing.assert_array_equal(scores[0, kept], expected.scores)
     np.testing.assert_array_equal(class_ids[0, kept], expected.class_ids)
+
+
+def test_faces(kernels: ctypes.CDLL) -> None:
+    rng = np.random.default_rng(0)
+    batch, rows, columns, most = 2, 20, 33, 300
+    shapes = {role: (batch, depth, rows, columns) for role, depth in centerface.ROLES.items()}
+    maps = {role: rng.standard_normal(shape).astype(np.float32) for role, shape in shapes.items()}
+    maps["scale"] += 1
+    maps["heat"][0, 0, 3, 4] = maps["scale"][1, 0, 5, 6] = np.nan
+    maps["heat"][1, 0, 5, 6], maps["scale"][1, 1, 7, 8], maps["heat"][1, 0, 7, 8] = 2, np.inf, 2
+    selection = Selection(score_threshold=0.5, iou_threshold=0.3, max_detections=most)
+    outputs: Any = {role: (values.ctypes.data, values.shape) for role, values in maps.items()}
+    head = Head("centerface", "detect", {role: role for role in maps}, 1)
+    name, faces, rest = gpu._faces(head, selection, Preprocess((columns * 4, rows * 4)), outputs)
+    assert name == "select_faces"
+    cells = rows * columns
+    scores, boxes = np.empty((batch, cells), np.float32), np.empty((batch, cells, 4), np.float32)
+    classes = np.empty((batch, cells), np.int32)
+    candidates = gpu._Candidates(scores.ctypes.data, boxes.ctypes.data, classes.ctypes.data)
+    kernels.run_select_faces_f32(ctypes.byref(faces), ctypes.byref(candidates), batch)
+    extras = np.empty((batch, most, rest.extras), np.float32)
+    kept = suppress(kernels, boxes, scores, classes, gathered=(rest, extras), most=most, agnostic=False, threshold=0.3)
+    for index, theirs in enumerate(centerface.candidates(maps, selection=selection)):
+        expected = keep(theirs, selection)
+        assert len(expected.scores) > 20
+        np.testing.assert_array_equal(scores[index, kept[index]], expected.scores)
+        np.testing.assert_allclose(boxes[index, kept[index]], expected.boxes, rtol=1e-5, atol=1e-4)
+        np.testing.assert_array_equal(extras[index, : len(kept[index])], expected.extra)
 
 
 @pytest.mark.parametrize("most", [1024, 300, 7])

@@ -1,6 +1,7 @@
-// From the raw output of a YOLO head to the boxes that are kept, in outputs of a fixed size.
+// From the raw output of a YOLO head or of CenterFace to the boxes that are kept, in outputs of a fixed size.
 //
-//   select      each prediction's best class, its box, and whether it passes the score threshold
+//   select      each prediction's best class, its box, and whether it passes the score threshold; select_faces the
+//               same of CenterFace's cells
 //   suppress    greedy non-maximum suppression, one block per picture: the candidates in order of their anchors,
 //               sorted by score (equal scores keep their order), then in rounds: the best 256 of those left are
 //               compared with each other at once, one warp settles them, and those kept drop what they overlap
@@ -26,7 +27,8 @@ enum { CENTERS, OBJECTNESS, GRID, ORIENTED };
 struct Head {                       // as _Head in vision/gpu.py; strides count elements
     const void* values;             // of the network's output
     long long picture, row, column; // strides: from picture to picture, prediction to prediction, number to number
-    int rows, classes, extras;      // predictions of a picture, and numbers of each beside box, objectness and classes
+    int rows, classes, extras;      // predictions of a picture, and numbers of each beside box, objectness and classes,
+    int first;                      // of which this is the first
     int kind;                       // GRID: objectness, and boxes in cells; ORIENTED: no objectness, an angle behind
                                     // the classes
     int width, height, levels;      // GRID: of the input, and how many strides from 8 up
@@ -143,6 +145,47 @@ extern "C" __global__ void __launch_bounds__(256)
 extern "C" __global__ void __launch_bounds__(256)
     select_f16(const __grid_constant__ Head head, const __grid_constant__ Candidates candidates) {
     select<half_bits>(head, candidates);
+}
+
+struct Faces {  // as _Faces in vision/gpu.py: CenterFace's maps, [B, 1 or 2, rows, columns] of cells
+    const void *heat, *scale, *offset;
+    int cells, columns;
+    float threshold;
+};
+
+template <typename Element>
+__device__ __forceinline__ void select_faces(const Faces& faces, const Candidates& candidates) {
+    const int cell = blockIdx.x * blockDim.x + threadIdx.x;
+    if (cell >= faces.cells) return;
+    const long long place = static_cast<long long>(blockIdx.y) * faces.cells + cell;
+    const long long first = place + static_cast<long long>(blockIdx.y) * faces.cells;  // of two channels
+    const float heat = load(static_cast<const Element*>(faces.heat) + place);
+    candidates.scores[place] = 0.0f;
+    if (!(heat > faces.threshold)) return;
+    const Element *scale = static_cast<const Element*>(faces.scale) + first;
+    const Element *offset = static_cast<const Element*>(faces.offset) + first;
+    const float height = __fmul_rn(expf(load(scale)), 4.0f), width = __fmul_rn(expf(load(scale + faces.cells)), 4.0f);
+    const double y = (cell / faces.columns + static_cast<double>(load(offset)) + 0.5) * 4;
+    const double x = (cell % faces.columns + static_cast<double>(load(offset + faces.cells)) + 0.5) * 4;
+    float4 box;
+    box.x = static_cast<float>(x - __fmul_rn(width, 0.5f));
+    box.y = static_cast<float>(y - __fmul_rn(height, 0.5f));
+    box.z = static_cast<float>(x + __fmul_rn(width, 0.5f));
+    box.w = static_cast<float>(y + __fmul_rn(height, 0.5f));
+    const bool somewhere = is_finite(box.x) && is_finite(box.y) && is_finite(box.z) && is_finite(box.w);
+    candidates.scores[place] = somewhere ? heat : 0.0f;
+    candidates.boxes[place] = box;
+    candidates.classes[place] = 0;
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    select_faces_f32(const __grid_constant__ Faces faces, const __grid_constant__ Candidates candidates) {
+    select_faces<float>(faces, candidates);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    select_faces_f16(const __grid_constant__ Faces faces, const __grid_constant__ Candidates candidates) {
+    select_faces<half_bits>(faces, candidates);
 }
 
 __device__ __forceinline__ float area(const float4& box) {
@@ -507,12 +550,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 template <typename Element>
 __device__ __forceinline__ void gather(const Head& head, const Kept& kept) {
     const int numbers = kept.counts[blockIdx.x] * head.extras;
-    const int first = head.classes + (has_objectness(head) ? 5 : 4);
     const Element* values = static_cast<const Element*>(head.values) + blockIdx.x * head.picture;
     for (int i = threadIdx.x; i < numbers; i += blockDim.x) {
         const long long slot = static_cast<long long>(blockIdx.x) * kept.most + i / head.extras;
         kept.extras[slot * head.extras + i % head.extras] =
-            load(values + kept.rows[slot] * head.row + (first + i % head.extras) * head.column);
+            load(values + kept.rows[slot] * head.row + (head.first + i % head.extras) * head.column);
     }
 }
 
