@@ -23,12 +23,13 @@ _FRAMES = 8  # that are decoded at once
 _local = threading.local()  # a decoder for each thread
 
 
-def require(decode: str) -> None:
-    """Raise MissingPackageError where the packages for this decoding are missing, and InputError for an unknown one."""
+def require(decode: str, *, pictures: bool = True, videos: bool = True) -> None:
+    """Raise MissingPackageError where a package to decode these so is missing, and InputError for an unknown way."""
     if decode not in ("CPU", "GPU"):
         raise InputError(f"decode is 'CPU' or 'GPU', got {decode!r}.")
-    if decode == "GPU":
+    if decode == "GPU" and pictures:
         _pictures()
+    if decode == "GPU" and videos:
         _videos()
 
 

@@ -62,10 +62,16 @@ def read(source: Source | Iterable[Item], *, empty: Allocate | None = None, deco
     become items with an error, and the rest goes on. Raises InputError for a source that does not exist, and
     MissingPackageError where the packages to decode it are missing.
     """
-    require(decode)
     if isinstance(source, Iterator):
+        require(decode, videos=False)
         return _items(source, decode)
-    return _decoded(_entries(source), empty, decode)
+    entries = _entries(source)
+    require(
+        decode,
+        pictures=any(isinstance(entry, Path) for entry in entries),
+        videos=any(isinstance(entry, _Video) and entry.is_file for entry in entries),
+    )
+    return _decoded(entries, empty, decode)
 
 
 def length(source: Source) -> int | None:
@@ -266,7 +272,7 @@ class _Video:
 
         def work() -> None:
             try:
-                for item in self._read_on_gpu() if decode == "GPU" and self._is_file else self._read(empty):
+                for item in self._read_on_gpu() if decode == "GPU" and self.is_file else self._read(empty):
                     put(item)
                     if stop.is_set():
                         return
@@ -292,16 +298,20 @@ class _Video:
             thread.join()
 
     @property
-    def _is_file(self) -> bool:
+    def is_file(self) -> bool:
         return isinstance(self.address, str) and os.path.isfile(self.address)
 
     def _read_on_gpu(self) -> Iterator[Item]:
-        for count, (frame, rate) in enumerate(frames(str(self.address))):
+        count = 0
+        for frame, rate in frames(str(self.address)):
             yield Item(f"{self.name}#{count:06d}", frame, None, rate if 0 < rate < 1000 else None)
+            count += 1
+        if count == 0:
+            yield Item(self.name, None, InputError(f"{self.name!r} ends after 0 frames."))
 
     def _read(self, empty: Allocate | None) -> Iterator[Item]:
         cv2 = import_cv2()
-        if self._is_file and os.path.getsize(self.address) == 0:
+        if self.is_file and os.path.getsize(self.address) == 0:
             yield Item(self.name, None, InputError(f"{self.name!r} is empty: 0 bytes."))
             return
         capture = cv2.VideoCapture(self.address)

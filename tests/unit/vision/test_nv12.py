@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -67,13 +69,20 @@ def test_selection_takes_some_fields() -> None:
             asked.selection = usual.selection  # type: ignore[misc]
 
 
-def test_decoding_on_the_gpu_names_the_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "nvidia.nvimgcodec", None)
-    decoding._pictures.cache_clear()
-    with pytest.raises(trtrun.MissingPackageError, match=r"nvidia\.nvimgcodec.*pip install 'trtrun\[decode\]'"):
-        next(vision.read([np.zeros((4, 4, 3), np.uint8)], decode="GPU"))
+def test_decoding_on_the_gpu_names_the_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, read in (
+        ("nvidia.nvimgcodec", "picture.jpg", decoding._pictures),
+        ("PyNvVideoCodec", "video.mp4", decoding._videos),
+    ):
+        (tmp_path / name).write_bytes(b"anything")
+        monkeypatch.setitem(sys.modules, module, None)
+        read.cache_clear()
+        with pytest.raises(trtrun.MissingPackageError, match=rf"{module} cannot.*pip install 'trtrun\[decode\]'"):
+            vision.read(tmp_path / name, decode="GPU")
+    (item,) = vision.read([np.zeros((4, 4, 3), np.uint8)], decode="GPU")  # nothing to decode
+    assert item.error is None
     with pytest.raises(trtrun.InputError, match="'CPU' or 'GPU'"):
-        next(vision.read([], decode="NPU"))  # type: ignore[arg-type]
+        vision.read([], decode="NPU")  # type: ignore[arg-type]
 
 
 def test_a_jpeg_is_known_by_its_first_bytes() -> None:
