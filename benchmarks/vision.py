@@ -219,7 +219,10 @@ def suppression(rows: int, batch: int) -> Record:
         )
         kept_count = float(results["counts"].mean())
         buffers.close()
-    what = f"torchvision.ops.batched_nms on the GPU ({best.__name__}) / ours, {kept_count:.0f} kept"
+    what = (
+        f"torchvision.ops.batched_nms, its result on the GPU ({best.__name__}) / ours, written to the host, "
+        f"{kept_count:.0f} kept"
+    )
     return compare_times(f"vision.nms.{rows}.b{batch}.vs_torchvision", what, times["ours"], times["best"])
 
 
@@ -293,8 +296,8 @@ def latency() -> Iterator[Record]:
         ):
             yield compare_times(
                 f"vision.latency.1080p.b1{suffix}",
-                f"engine's graph alone + copy of the whole frame from page-locked memory / one picture in {memory} to "
-                "boxes, p50",
+                "engine's graph alone + copy of the whole frame from page-locked memory, one after the other / one "
+                f"picture in {memory} to boxes, p50; ours reads only the rows that count, a third of them",
                 times[kind],
                 floor,
             )
@@ -493,6 +496,7 @@ def where() -> Iterator[Record]:
             locked = staged(task, given)
             for kind, pictures in (("staged", locked), ("pageable", given)):
                 print(f"  batch {batch}, {kind}, µs: " + ", ".join(stage_times(device, task, pictures)), flush=True)
+            print(f"  batch {batch}, staged, timeline, µs: " + ", ".join(timeline(task, locked)), flush=True)
             print(f"  batch {batch}: " + ", ".join(ways(task, staged(task, frames(32)), batch)), flush=True)
             with device:
                 print(f"  batch {batch}, pageable, until copied, µs: " + ", ".join(fillings(task, given)), flush=True)
@@ -512,6 +516,39 @@ def where() -> Iterator[Record]:
                     profile.disable()
                     pstats.Stats(profile).sort_stats("tottime").print_stats(16)
     yield from ()
+
+
+def timeline(task: Any, pictures: list[np.ndarray]) -> Iterator[str]:
+    """When, within one request, each part of it is over: µs since the call, medians."""
+    session = task._staged
+    marks: list[tuple[str, float]] = []
+    watched = [(session._opened, "fill"), (session, "_launch"), (session, "_wait"), (session, "_host_outputs")]
+
+    def mark(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+
+        def marked(*arguments: Any, **options: Any) -> Any:
+            marks.append((f"{name} from", time.perf_counter()))
+            result = call(*arguments, **options)
+            marks.append(("to", time.perf_counter()))
+            return result
+
+        setattr(owner, name, marked)
+
+    for owner, name in watched:
+        mark(owner, name)
+    found: list[list[float]] = []
+    names: list[str] = []
+    for _ in range(80):
+        marks.clear()
+        start = time.perf_counter()
+        task(pictures)
+        marks.append(("end", time.perf_counter()))
+        names = [name for name, _ in marks]
+        found.append([1e6 * (at - start) for _, at in marks])
+    for owner, name in watched:
+        delattr(owner, name)
+    return (f"{name} {at:.0f}" for name, at in zip(names, np.median(found[20:], axis=0), strict=True))
 
 
 def ways(task: Any, pictures: list[np.ndarray], batch: int) -> Iterator[str]:

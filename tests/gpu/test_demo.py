@@ -12,6 +12,7 @@ import numpy as np
 import trtrun
 from trtrun import demo
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.vision import detector
 from trtrun.vision.results import Detections, box_iou
 
 
@@ -26,6 +27,7 @@ def test_the_engine_finds_the_same_faces(tmp_path: Path) -> None:
         reference = demo.detect_all(session)
     with trtrun.load(demo.build_engine(tmp_path)) as session:
         assert "TensorRT" in session.backend
+        assert detector(session, size=demo.SIZE).postprocess_on == "GPU"
         found = demo.detect_all(session)
     assert sum(len(result.faces) for result in reference) == 6
     for ours, theirs in zip(found, reference, strict=True):

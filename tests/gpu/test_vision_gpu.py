@@ -17,8 +17,9 @@ from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
 from trtrun.cuda.memory import PinnedPool
 from trtrun.engine import Engine
-from trtrun.errors import InputError
+from trtrun.errors import InputError, MissingPackageError
 from trtrun.session import Session
+from trtrun.vision import NV12, decoding
 from trtrun.vision.results import Detections
 
 SIZE = 128
@@ -70,11 +71,12 @@ def test_a_task_finds_the_same_on_the_gpu(runner: Session) -> None:
     same(ours(given), expected)
 
 
-def test_masks_and_keypoints_are_the_same_on_the_gpu() -> None:
+def test_masks_keypoints_and_oriented_boxes_are_the_same_on_the_gpu() -> None:
     shapes = parse_shapes([f"images=1x3x{SIZE}x{SIZE}:4x3x{SIZE}x{SIZE}:8x3x{SIZE}x{SIZE}"])
     kinds: list[tuple[str, bytes, dict[str, Any]]] = [
         ("segment", models.small_yolo(extras=8, prototypes=True), {}),
         ("pose", models.small_yolo(classes=1, extras=15), {"keypoint_shape": (5, 3)}),
+        ("obb", models.small_yolo(extras=1), {}),
     ]
     for name, model, options in kinds:
         with Engine(build_plan(model, BuildOptions(profiles=shapes))) as engine, Session(engine) as session:
@@ -89,6 +91,8 @@ def test_masks_and_keypoints_are_the_same_on_the_gpu() -> None:
                     if name == "segment":
                         assert one.masks.shape == other.masks.shape
                         assert (one.masks != other.masks).sum() <= 0.02 * other.masks.sum() + 5
+                    elif name == "obb":
+                        np.testing.assert_allclose(one.corners, other.corners, rtol=1e-3, atol=1e-1)
                     else:
                         np.testing.assert_allclose(one.keypoints, other.keypoints, rtol=1e-3, atol=1e-1)
                         np.testing.assert_allclose(one.keypoint_scores, other.keypoint_scores, atol=1e-3)
@@ -109,11 +113,55 @@ def test_pictures_in_page_locked_memory(runner: Session) -> None:
         same(ours(mixed), expected)
         for picture, one in zip(locked, expected, strict=True):
             same([ours(picture)], [one])
+        large = [0, 5, 7]  # read by the kernel itself, all of them
+        same(ours([locked[i] for i in large]), [expected[i] for i in large])
         # A part of such a picture is no contiguous one: it goes by way of the staging memory.
         whole, part = locked[0], given[0][5:-5, 7:-7]
         same([ours(whole[5:-5, 7:-7])], vision.detector(runner, selection=SELECTION, gpu=False)([part]))
     found = list(ours.stream(iter(locked), batch=4, depth=3))
     same([item.result for item in found if isinstance(item.result, Detections)], expected)
+
+
+def test_nv12(runner: Session) -> None:
+    ours = vision.detector(runner, selection=SELECTION)
+    theirs = vision.detector(runner, selection=SELECTION, gpu=False)
+    rng = np.random.default_rng(0)
+    frames = [NV12(rng.integers(0, 256, (h * 3 // 2, w), np.uint8)) for h, w in ((1080, 1920), (64, 98), (2, 2))]
+    frames += [NV12(np.tile(np.arange(640, dtype=np.uint8), (540, 1)))]
+    locked = ours.empty(360, 320).reshape(-1)[: 360 * 3 // 2 * 640].reshape(-1, 640)
+    assert PinnedPool.lent(locked)
+    locked[...] = frames[-1].planes
+    frames.append(NV12(locked))
+    mixed = [*frames, pictures()[0]]
+    expected = theirs(mixed)
+    for _ in range(3):
+        same(ours(mixed), expected)
+    same([ours(frames[0])], expected[:1])
+
+
+def test_files_decoded_on_the_gpu(runner: Session, tmp_path: Path) -> None:
+    """Where nvImageCodec, PyNvVideoCodec and the driver's libraries for video are there."""
+    try:
+        decoding.require("GPU")
+    except MissingPackageError as error:
+        pytest.skip(str(error)[:300])
+    smooth = cv2.GaussianBlur(pictures()[0], (31, 31), 9)
+    cv2.imwrite(str(tmp_path / "a.jpg"), smooth)
+    (item,) = vision.read(tmp_path / "a.jpg", decode="GPU")
+    assert isinstance(item.picture, np.ndarray), item.error
+    assert np.abs(item.picture.astype(int) - cv2.imread(str(tmp_path / "a.jpg"))).max() <= 6
+    clip = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"vp09"), 25, (640, 360))
+    for shift in range(20):
+        writer.write(np.roll(smooth[:360, :640], shift, axis=1))
+    writer.release()
+    found = list(vision.read(clip, decode="GPU"))
+    expected = list(vision.read(clip))
+    assert len(found) == len(expected) == 20, found[-1].error
+    for ours, theirs in zip(found, expected, strict=True):
+        assert isinstance(ours.picture, NV12)
+        assert isinstance(theirs.picture, np.ndarray)
+        assert np.abs(ours.picture.to_bgr().astype(int) - theirs.picture).mean() <= 4
 
 
 def test_page_locked_pictures_are_used_again(runner: Session) -> None:

@@ -15,7 +15,7 @@ from trtrun.cuda.stream import create_stream
 from trtrun.vision import gpu
 from trtrun.vision.geometry import Geometry
 from trtrun.vision.heads import Head
-from trtrun.vision.postprocess import yolo_anchor_free, yolo_objectness
+from trtrun.vision.postprocess import centerface, oriented_boxes, yolo_anchor_free, yolo_objectness
 from trtrun.vision.postprocess.candidates import Candidates, Selection, keep
 from trtrun.vision.postprocess.nms import non_maximum_suppression
 from trtrun.vision.preprocess import Preprocess, import_cv2, prepare_reference
@@ -140,7 +140,7 @@ def test_nv12(machine: Machine, size: tuple[int, int]) -> None:
     how = Preprocess((640, 640))
     geometry = Geometry.letterbox(size, how.size)
     pixels = machine.put(planes)
-    picture = gpu.describe(geometry, pixels, width, 114, kind=gpu.NV12, chroma=pixels + width * height)
+    picture = gpu.describe(geometry, pixels, width, 114, kind=gpu.IN_NV12, chroma=pixels + width * height)
     batch = machine.poisoned(4 * 3 * 640 * 640)
     table = gpu.constant(machine.device, how.table())
     descriptors = machine.put(np.frombuffer(bytes(picture), np.uint8))
@@ -154,9 +154,8 @@ def find(
     machine: Machine, values: np.ndarray, head: Head, selection: Selection, size: tuple[int, int]
 ) -> list[Candidates]:
     how = Preprocess(size)
-    address = machine.put(values)
-    shape: Any = values.shape
-    found = gpu.KeptObjects(machine.device, machine.buffers, head, selection, how, address, shape, values.dtype.name)
+    outputs: Any = {"predictions": (machine.put(values), values.shape)}
+    found = gpu.KeptObjects(machine.device, machine.buffers, head, selection, how, outputs, values.dtype.name)
     found.suppression.host[...] = POISON
     for step in found.steps:
         step.enqueue(machine.handle)
@@ -197,6 +196,53 @@ def test_anchor_free(machine: Machine, dtype: str, rows: int, power: float) -> N
     head, selection = Head("yolov8", "detect", ROLES, 5), Selection(iou_threshold=0.5)
     found = yolo_anchor_free.candidates({"predictions": values.astype(np.float32)}, classes=5, selection=selection)
     check(find(machine, values, head, selection, (640, 640)), [keep(one, selection) for one in found])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("threshold", [0.2, 0.6])
+def test_oriented_boxes(machine: Machine, dtype: str, threshold: float) -> None:
+    values = predictions(2, 8400, 4, 3, 1, 8)
+    values[..., -1] = values[..., -1] * 3 - 1.5
+    values[0, 11, -1] = np.nan
+    values[0, 20:40, 2:4] = [[0, 30]]  # without area
+    values = np.ascontiguousarray(values.transpose(0, 2, 1).astype(dtype))
+    head, selection = Head("yolov8", "obb", ROLES, 3), Selection(iou_threshold=threshold, max_detections=1000)
+    found = yolo_anchor_free.candidates(
+        {"predictions": values.astype(np.float32)}, classes=3, selection=selection, oriented=True
+    )
+    expected = [oriented_boxes.keep(one, selection) for one in found]
+    for ours, theirs in zip(find(machine, values, head, selection, (640, 640)), expected, strict=True):
+        print(f"kept {len(ours.scores)}, expected {len(theirs.scores)}")
+        np.testing.assert_array_equal(ours.scores, theirs.scores)
+        np.testing.assert_array_equal(np.concatenate([ours.boxes, ours.extra], axis=1), theirs.boxes)
+        np.testing.assert_array_equal(ours.class_ids, theirs.class_ids)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_faces(machine: Machine, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {role: (3, depth, 160, 160) for role, depth in centerface.ROLES.items()}
+    maps = {role: (rng.standard_normal(shape) / 2).astype(dtype) for role, shape in shapes.items()}
+    maps["scale"] += np.array(2, dtype)
+    maps["heat"][0, 0, 3, 4] = maps["scale"][1, 0, 5, 6] = np.nan
+    maps["heat"][1, 0, 5, 6] = 2
+    maps["heat"][2] = 0
+    head = Head("centerface", "detect", {role: role for role in maps}, 1)
+    selection = Selection(score_threshold=1.0, iou_threshold=0.3, max_detections=1000)
+    outputs: Any = {role: (machine.put(values), values.shape) for role, values in maps.items()}
+    found = gpu.KeptObjects(machine.device, machine.buffers, head, selection, Preprocess((640, 640)), outputs, dtype)
+    found.suppression.host[...] = POISON
+    for step in found.steps:
+        step.enqueue(machine.handle)
+    machine.stream.sync()
+    results = found.suppression.read()
+    computable = {role: values.astype(np.float32) for role, values in maps.items()}
+    for index, theirs in enumerate(centerface.candidates(computable, selection=selection)):
+        ours, expected = gpu.candidates_of(results, index), keep(theirs, selection)
+        print(f"picture {index}: kept {len(ours.scores)}, expected {len(expected.scores)}")
+        np.testing.assert_array_equal(ours.scores, expected.scores)
+        np.testing.assert_allclose(ours.boxes, expected.boxes, rtol=1e-5, atol=1e-3)
+        np.testing.assert_array_equal(ours.extra, expected.extra)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

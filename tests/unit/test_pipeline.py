@@ -340,6 +340,15 @@ def test_the_event_loop_goes_on_while_a_first_request_is_launched() -> None:
     assert asyncio.run(main()) < 0.25
 
 
+def test_lists_of_pictures_count_as_what_they_hold() -> None:
+    pictures = [np.zeros((600, 600, 3), np.uint8)] * 2
+    with Pipeline(FakeRunner(), depth=4) as pipeline:
+        pipeline._tune({"pictures": pictures, "geometries": [None, None]})
+        (turns,) = {clone.turns for clone in pipeline._clones}
+        assert turns
+        assert turns.width == 3
+
+
 def test_a_given_depth_takes_turns_with_large_requests() -> None:
     for depth, size, width in ((4, 1 << 18, 3), (4, 16, None), (2, 1 << 18, None)):
         with Pipeline(FakeRunner(), depth=depth) as pipeline:

@@ -27,14 +27,11 @@ def command(
     plugin: Plugins = None,
 ) -> None:
     """Measure mAP on COCO annotations, or top-1 and top-5 on a folder per class."""
-    from dataclasses import replace
-
     from rich.console import Console
 
     from .. import vision
     from ..predictor import load
     from ..vision.evaluation import mean_average_precision, top_k
-    from ..vision.postprocess.candidates import Selection
 
     console = Console(stderr=True)
     names = None if labels is None else dict(enumerate(read_labels(labels)))
@@ -46,9 +43,9 @@ def command(
             with console.status("classifying"):
                 metrics = top_k(work, data, batch=batch, depth=depth)
         else:
-            work = vision.task(runner, task, head=head, size=wanted, names=names)
             # As mAP is defined: every class of a box counts, down to the lowest scores.
-            work.selection = replace(Selection(), score_threshold=0.001, multi_label=True)
+            every = vision.Selection(score_threshold=0.001, multi_label=True)
+            work = vision.task(runner, task, head=head, size=wanted, names=names, selection=every)
             with console.status("detecting"):
                 metrics = mean_average_precision(work, data, images or data.parent, batch=batch, depth=depth)
         backend = runner.backend

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -45,6 +45,9 @@ class Wishes:
         float | None, typer.Option("--iou", min=0, max=1, help="Overlap from which the worse is dropped.")
     ] = None
     batch: Batch = 1
+    decode_on_gpu: Annotated[
+        bool, typer.Option("--decode-on-gpu", help="Decode JPEG and video files with nvImageCodec and PyNvVideoCodec.")
+    ] = False
     labels: Labels = None
     device: Device = 0
     plugin: Plugins = None
@@ -119,7 +122,7 @@ def classify(
     _run("classify", model, wishes, top=top)
 
 
-@_takes_wishes("track", "head", "size", "score", "iou", "batch", "labels")
+@_takes_wishes("track", "head", "size", "score", "iou", "batch", "decode_on_gpu", "labels")
 def ocr(
     wishes: Wishes,
     detector: Annotated[Path, typer.Option("--detector", help="PP-OCR's text detector.")],
@@ -148,12 +151,13 @@ def _run(task: str | None, model: Path, wishes: Wishes, **options: Any) -> None:
     with load(model, device=wishes.device, plugins=wishes.plugin or ()) as runner:
         names = None if wishes.labels is None else dict(enumerate(read_labels(wishes.labels)))
         size = None if wishes.size is None else parse_size(wishes.size)
-        work = vision.task(runner, task, head=wishes.head, size=size, names=names, **options)
-        chosen: dict[str, Any] = {"score_threshold": wishes.score, "iou_threshold": wishes.iou}
-        work.selection = replace(work.selection, **{name: v for name, v in chosen.items() if v is not None})
+        asked = {"score_threshold": wishes.score, "iou_threshold": wishes.iou}
+        selection = {name: value for name, value in asked.items() if value is not None}
+        work = vision.task(runner, task, head=wishes.head, size=size, names=names, selection=selection, **options)
         # On the CPU requests in flight only share its cores.
         depth = 1 if runner.backend.startswith("ONNX Runtime") else None
-        found: Iterable[Found] = work.stream(wishes.source, batch=wishes.batch, depth=depth)
+        decode: Any = "GPU" if wishes.decode_on_gpu else "CPU"
+        found: Iterable[Found] = work.stream(wishes.source, batch=wishes.batch, depth=depth, decode=decode)
         if wishes.track:
             from ..vision.tracking import track
 

@@ -11,13 +11,14 @@ from .draw import draw
 from .geometry import Geometry
 from .heads import HEADS, TASKS, Head
 from .postprocess.candidates import Selection
-from .preprocess import Preprocess
+from .preprocess import NV12, Preprocess
 from .results import Classification, Detections, Matte, SegmentationMap, Text
 from .sources import Item, read
 from .task import Found, Timing, VisionTask, classifier, detector, pose_estimator, segmenter, task
 
 __all__ = [
     "HEADS",
+    "NV12",
     "TASKS",
     "Classification",
     "Detections",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .preprocess import Picture, import_cv2
+from .preprocess import NV12, Picture, as_bgr, import_cv2
 from .results import Classification, Detections, Matte, Result, SegmentationMap, Text, import_supervision
 
 # Hues that stay apart from each other and from photographs, and carry white or black text; as #RRGGBB.
@@ -20,8 +20,9 @@ _CROWD = 15  # from more objects on, small ones go without a label
 _VISIBLE = 0.5  # keypoints that are less sure are not drawn
 
 
-def draw(picture: Picture, result: Result) -> Picture:
+def draw(picture: Picture | NV12, result: Result) -> Picture:
     """A copy of a BGR picture uint8 [H, W, 3] with the result on it; lines and letters follow the picture's size."""
+    picture = as_bgr(picture)
     if isinstance(result, Detections):
         return _draw_detections(picture, result)
     if isinstance(result, Classification):

@@ -25,18 +25,21 @@ from ..runner import Memory, Step
 from ..tensor_spec import Shape, TensorSpecs
 from .geometry import Geometry
 from .heads import Head
+from .postprocess import centerface
 from .postprocess.candidates import Candidates, Selection
 from .postprocess.yolo_objectness import STRIDES
-from .preprocess import Picture, Preprocess
+from .preprocess import NV12, Picture, Preprocess
 
 Array = np.ndarray[Any, Any]
+Places = Mapping[str, tuple[int, Shape]]  # of outputs on the GPU, by role: address and shape
 
-BGR, RGB, NV12 = 1, 2, 3  # as in preprocess.cu; 0 is no picture
+IN_BGR, IN_RGB, IN_NV12 = 1, 2, 3  # as in preprocess.cu; 0 is no picture
 _COLUMNS, _ROWS = 64, 16  # of the input that one block of threads prepares; as in preprocess.cu
 _THREADS = 256
 _SUPPRESS_THREADS = 1024  # as in postprocess.cu
 _LIMIT = 1024
 _KINDS = {"yolov8": 0, "yolov5": 1, "yolov6": 1, "yolox": 2}
+_ORIENTED = 3
 _MANY_THREADS = 4 << 20  # bytes of a request from which several threads copy: one moves about 10 GB/s
 _PART = 256 << 10  # bytes from which a part is sent while the next is copied,
 _PARTS = 8  # and how many parts there are at most
@@ -79,13 +82,23 @@ class _Head(ctypes.Structure):
     _fields_ = (
         ("values", ctypes.c_uint64),
         *((name, ctypes.c_int64) for name in ("picture", "row", "column")),
-        *((name, ctypes.c_int32) for name in ("rows", "classes", "extras", "kind", "width", "height", "levels")),
+        *((name, ctypes.c_int32) for name in ("rows", "classes", "extras", "first")),
+        *((name, ctypes.c_int32) for name in ("kind", "width", "height", "levels")),
+        ("threshold", ctypes.c_float),
+    )
+
+
+class _Faces(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in ("heat", "scale", "offset")),
+        ("cells", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
         ("threshold", ctypes.c_float),
     )
 
 
 class _Candidates(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_uint64) for name in ("scores", "boxes", "classes"))
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("scores", "boxes", "classes", "angles"))
 
 
 class _Kept(ctypes.Structure):
@@ -115,7 +128,7 @@ def preparation(device: Device, pictures: int, batch: int, table: int, how: Prep
 
 
 def describe(
-    geometry: Geometry, pixels: int, pitch: int, padding: int, *, kind: int = BGR, packed: int = 0, chroma: int = 0
+    geometry: Geometry, pixels: int, pitch: int, padding: int, *, kind: int = IN_BGR, packed: int = 0, chroma: int = 0
 ) -> PictureStruct:
     """The descriptor of a picture whose first row is at an address on the GPU; NV12's chroma has the same pitch."""
     (width, height), (resized_width, resized_height) = geometry.source, geometry.resized
@@ -123,6 +136,14 @@ def describe(
     scale = 1 / (resized_width / width), 1 / (resized_height / height)
     place = width, height, *geometry.offset, resized_width, resized_height
     return PictureStruct(pixels, chroma, *scale, pitch, pitch, *place, kind, packed, padding)
+
+
+def _describe_whole(geometry: Geometry, pixels: int, array: Array, padding: int) -> PictureStruct:
+    """The descriptor of a C-contiguous picture [H, W, 3], or of NV12's planes, at an address on the GPU."""
+    width = array.shape[1]
+    if array.ndim == 2:
+        return describe(geometry, pixels, width, padding, kind=IN_NV12, chroma=pixels + geometry.source[1] * width)
+    return describe(geometry, pixels, 3 * width, padding)
 
 
 @functools.lru_cache(maxsize=64)
@@ -214,11 +235,11 @@ class VisionStages:
         selection: which of them are kept.
         dtype: of the head's output, float32 or float16.
 
-    A request is {"pictures": BGR pictures uint8 [H, W, 3], "geometries": where each lies in the input}. Those in memory
+    A request is {"pictures": BGR uint8 [H, W, 3] or NV12, "geometries": where each lies in the input}. Those in memory
     of :meth:`empty` must stay as they are until the results are there; others may be changed at once. With a head the
-    results are ``counts`` int32 [B], ``boxes`` float32 [B, M, 4] (x1, y1, x2, y2 in pixels of the input), ``scores``
-    float32 [B, M], ``class_ids`` int32 [B, M] and ``extra`` float32 [B, M, E], of which each picture's first are
-    valid, best first.
+    results are ``counts`` int32 [B], ``boxes`` float32 [B, M, 4] (x1, y1, x2, y2 in pixels of the input; of oriented
+    ones centre and size), ``scores`` float32 [B, M], ``class_ids`` int32 [B, M] and ``extra`` float32 [B, M, E] (of
+    oriented ones the angle), of which each picture's first are valid, best first.
     """
 
     def __init__(
@@ -233,7 +254,7 @@ class VisionStages:
         self.how, self.least, self.head, self.selection = how, least, head, selection or Selection()
         self.dtype = dtype
         self.inputs = frozenset([image])
-        self.outputs = frozenset() if head is None else frozenset([head.roles["predictions"]])
+        self.outputs = frozenset() if head is None else frozenset(head.roles[role] for role in roles_read(head))
         self._pools: dict[int, PinnedPool] = {}
 
     def open(self, device: int, memory: Memory) -> OpenVisionStages:
@@ -243,7 +264,11 @@ class VisionStages:
 
     def kept(self, results: Mapping[str, Array], index: int) -> Candidates:
         """What was kept on one picture."""
-        return candidates_of(results, index)
+        found = candidates_of(results, index)
+        if self.head is not None and self.head.task == "obb":  # the angle is the first of what the head says beside
+            boxes = np.concatenate([found.boxes, found.extra[:, :1]], axis=1)
+            return Candidates(boxes, found.scores, found.class_ids, found.extra[:, 1:])
+        return found
 
     def empty(self, height: int, width: int) -> Picture:
         """An uninitialised picture in page-locked memory. To be called after :meth:`open`."""
@@ -267,16 +292,18 @@ class OpenVisionStages:
     def fill(
         self, request: Mapping[str, Any], stream: int, *, helpers: bool
     ) -> tuple[tuple[Shape, ...], tuple[Copy, ...]]:
-        pictures: Sequence[Picture] = request["pictures"]
+        pictures: Sequence[Picture | NV12] = request["pictures"]
         geometries: Sequence[Geometry] = request["geometries"]
         self._batch = count = max(self._stages.least, len(pictures))
         header = _up(count * _DESCRIPTOR, 256)
         jobs: list[tuple[Picture, Passage | None, bool]] = []
         straight = 0
         for picture, geometry in zip(pictures, geometries, strict=True):
-            passage = self._passage(geometry) if picture.flags.c_contiguous else None
-            locked = passage is not None and PinnedPool.lent(picture)
-            jobs.append((picture, passage, locked))
+            planes = isinstance(picture, NV12)
+            array = picture.planes if isinstance(picture, NV12) else picture
+            passage = self._passage(geometry) if array.flags.c_contiguous and not planes else None
+            locked = (planes or passage is not None) and PinnedPool.lent(array)
+            jobs.append((array, passage, locked))
             straight += passage.nbytes if locked and passage is not None and passage.rows is not None else _STRAIGHT + 1
         if straight <= _STRAIGHT:
             address, host = self._reserve(header, header)
@@ -335,18 +362,18 @@ class OpenVisionStages:
         parts: list[_Part] = []
         for index, (start, (picture, passage, locked)) in enumerate(zip(starts, jobs, strict=True)):
             target = address + start
-            if passage is None:
-                described = describe(geometries[index], target, picture.shape[1] * 3, how.padding)
+            if passage is None and not locked:
+                described = _describe_whole(geometries[index], target, picture, how.padding)
                 view = host[start : start + picture.nbytes].reshape(picture.shape)
                 parts.append(_Part(start, picture.nbytes, functools.partial(np.copyto, view, picture)))
-            elif not locked:
+            elif passage is not None and not locked:
                 described = passage.describe(target, passage.needed)
                 parts += passage.parts(start, host[start : start + passage.nbytes], picture, several)
-            elif passage.step:
+            elif passage is not None and passage.step:
                 described = passage.describe(target, passage.needed)
                 passage.copy.enqueue(target, picture.ctypes.data + passage.start * passage.pitch, stream)
             else:
-                described = passage.describe(target, 0)
+                described = _describe_whole(geometries[index], target, picture, how.padding)
                 copy_async(target, picture.ctypes.data, picture.nbytes, stream)
             descriptors[index] = described
 
@@ -379,12 +406,14 @@ class OpenVisionStages:
         before: list[Step] = [preparation(self._device, pictures, batch, self._table.address, stages.how, shape[0])]
         if stages.head is None:
             return before, []
-        name = stages.head.roles["predictions"]
-        if name not in outputs:
-            raise InputError(f"the shape of output {name!r} is known only after running. Turn postprocessing off.")
-        address, shape = outputs[name]
+        by_role: dict[str, tuple[int, Shape]] = {}
+        for role in roles_read(stages.head):
+            name = stages.head.roles[role]
+            if name not in outputs:
+                raise InputError(f"the shape of output {name!r} is known only after running. Turn postprocessing off.")
+            by_role[role] = outputs[name]
         kept = self._kept[shape[0]] = KeptObjects(
-            self._device, memory, stages.head, stages.selection, stages.how, address, shape, stages.dtype
+            self._device, memory, stages.head, stages.selection, stages.how, by_role, stages.dtype
         )
         return before, kept.steps
 
@@ -400,20 +429,29 @@ def constant(device: Device, values: Array) -> DeviceMemory:
     return memory
 
 
+def roles_read(head: Head) -> tuple[str, ...]:
+    """The outputs that the kernels read."""
+    return tuple(centerface.ROLES) if head.name == "centerface" else ("predictions",)
+
+
 def why_not(head: Head, selection: Selection, outputs: TensorSpecs) -> str | None:
     """Why this head's objects are not found on the GPU; None when they are."""
-    if head.name not in _KINDS or head.task == "obb":
+    if head.name not in (*_KINDS, "centerface"):
         return f"{head} has no kernel"
     if selection.multi_label:
         return "several labels for one box are chosen on the CPU"
     if selection.max_detections > _LIMIT:
         return f"the GPU keeps at most {_LIMIT} objects of a picture"
-    spec = outputs[head.roles["predictions"]]
-    return None if spec.dtype.name in ("float32", "float16") else f"{spec} is not of float32 or float16"
+    specs = [outputs[head.roles[role]] for role in roles_read(head)]
+    if len({spec.dtype for spec in specs}) > 1 or specs[0].dtype.name not in ("float32", "float16"):
+        return f"{', '.join(map(str, specs))} are not all of float32 or all of float16"
+    return None
 
 
 class Suppression:
     """Non-maximum suppression of candidates in memory on the GPU: float scores (0: none), boxes and int32 classes.
+
+    With angles besides, boxes are oriented and compared by probabilistic IoU.
 
     What is kept is written to page-locked memory by the kernel itself: nothing else crosses PCIe.
 
@@ -424,7 +462,7 @@ class Suppression:
     """
 
     def __init__(
-        self, device: Device, memory: Memory, candidates: tuple[int, int, int], shape: tuple[int, int], extras: int,
+        self, device: Device, memory: Memory, candidates: tuple[int, ...], shape: tuple[int, int], extras: int,
         selection: Selection,
     ) -> None:  # fmt: skip
         batch, rows = shape
@@ -451,8 +489,9 @@ class Suppression:
         )  # fmt: skip
         self.candidates = _Candidates(*candidates)
         block = (_SUPPRESS_THREADS, 1, 1)
+        name = "suppress_oriented" if self.candidates.angles else "suppress"
         self.step = Launch(
-            device, "postprocess", "suppress", (batch, 1, 1), block, self.candidates, ctypes.c_int32(rows), self.kept
+            device, "postprocess", name, (batch, 1, 1), block, self.candidates, ctypes.c_int32(rows), self.kept
         )
 
     def read(self) -> dict[str, Array]:
@@ -470,37 +509,54 @@ class KeptObjects:
     """
 
     def __init__(
-        self, device: Device, memory: Memory, head: Head, selection: Selection, how: Preprocess, address: int,
-        shape: Shape, dtype: str,
+        self, device: Device, memory: Memory, head: Head, selection: Selection, how: Preprocess, outputs: Places,
+        dtype: str,
     ) -> None:  # fmt: skip
-        kind = _KINDS[head.name]
-        batch, first, second = shape
-        # One prediction after another, or one of their numbers after another.
-        transposed = kind == 0 and first <= second
-        rows, numbers = (second, first) if transposed else (first, second)
-        extras = numbers - head.classes - (4 if kind == 0 else 5)
-        width, height = how.size
-        cells = sum((width // stride) * (height // stride) for stride in STRIDES)
-        levels = len(STRIDES) + (rows != cells)
-        strides = (first * second, 1, second) if transposed else (first * second, second, 1)
-        raw = _Head(
-            address, *strides, rows, head.classes, extras, kind, width, height, levels, selection.score_threshold
-        )
+        name, raw, rest = (_faces if head.name == "centerface" else _dense)(head, selection, how, outputs)
+        batch, rows = next(iter(outputs.values()))[1][0], rest.rows
         total = batch * rows
-        found = memory.on_gpu(_SCRATCH, total * 24)
-        places = found + 16 * total, found, found + 20 * total
-        suppression = self.suppression = Suppression(device, memory, places, (batch, rows), extras, selection)
+        found = memory.on_gpu(_SCRATCH, total * 28)
+        places = found + 16 * total, found, found + 20 * total, found + 24 * total if head.task == "obb" else 0
+        suppression = self.suppression = Suppression(device, memory, places, (batch, rows), rest.extras, selection)
         suffix = {"float16": "f16", "float32": "f32"}[dtype]
         block = (_THREADS, 1, 1)
         grid = (-(-rows // _THREADS), batch, 1)
         self.steps: list[Step] = [
-            Launch(device, "postprocess", f"select_{suffix}", grid, block, raw, suppression.candidates),
+            Launch(device, "postprocess", f"{name}_{suffix}", grid, block, raw, suppression.candidates),
             suppression.step,
         ]
-        if extras:
+        if rest.extras:
             self.steps.append(
-                Launch(device, "postprocess", f"gather_{suffix}", (batch, 1, 1), block, raw, suppression.kept)
+                Launch(device, "postprocess", f"gather_{suffix}", (batch, 1, 1), block, rest, suppression.kept)
             )
+
+
+def _dense(head: Head, selection: Selection, how: Preprocess, outputs: Places) -> tuple[str, _Head, _Head]:
+    """The kernel that selects from one output [B, P, Q], what it takes, and what the one takes that gathers."""
+    ((address, shape),) = outputs.values()
+    kind = _ORIENTED if head.task == "obb" else _KINDS[head.name]
+    _, first, second = shape
+    # One prediction after another, or one of their numbers after another.
+    transposed = head.name == "yolov8" and first <= second
+    rows, numbers = (second, first) if transposed else (first, second)
+    before = head.classes + (4 if head.name == "yolov8" else 5)
+    width, height = how.size
+    cells = sum((width // stride) * (height // stride) for stride in STRIDES)
+    levels = len(STRIDES) + (rows != cells)
+    strides = (first * second, 1, second) if transposed else (first * second, second, 1)
+    raw = _Head(
+        address, *strides, rows, head.classes, numbers - before, before, kind, width, height, levels,
+        selection.score_threshold,
+    )  # fmt: skip
+    return "select", raw, raw
+
+
+def _faces(head: Head, selection: Selection, how: Preprocess, outputs: Places) -> tuple[str, _Faces, _Head]:
+    """The same for CenterFace's maps."""
+    (heat, shape), (scale, _), (offset, _), (marks, (_, extras, *_)) = (outputs[role] for role in centerface.ROLES)
+    cells = shape[2] * shape[3]
+    raw = _Faces(heat, scale, offset, cells, shape[3], selection.score_threshold)
+    return "select_faces", raw, _Head(marks, extras * cells, 1, cells, cells, 0, extras)
 
 
 def candidates_of(results: Mapping[str, Array], index: int) -> Candidates:

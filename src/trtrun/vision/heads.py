@@ -66,7 +66,7 @@ class Head:
     @property
     def suppresses(self) -> bool:
         """Whether overlapping candidates must be dropped here, because the network does not do it."""
-        return self.name.startswith("yolo") and self.name != "yolov10"
+        return self.name == "centerface" or (self.name.startswith("yolo") and self.name != "yolov10")
 
     def selection(self) -> Selection:
         """The usual thresholds."""
@@ -101,14 +101,6 @@ class Head:
             results = semantic.decode(by_role, geometries, names=self.names)
         elif self.task == "matting":
             results = matting.decode(by_role, geometries, normalize=normalize)
-        elif self.name == "centerface":
-            found = centerface.decode(
-                by_role,
-                geometries,
-                score_threshold=selection.score_threshold,
-                iou_threshold=selection.iou_threshold,
-            )
-            results = [replace(faces, names=self.names or faces.names) for faces in found]
         else:
             size = geometries[0].target if geometries else (1, 1)
             prototypes = by_role.pop("prototypes", None)
@@ -121,6 +113,8 @@ class Head:
         self, outputs: Mapping[str, Array], size: Size, batch: int, selection: Selection
     ) -> list[Candidates]:
         oriented = self.task == "obb"
+        if self.name == "centerface":
+            return centerface.candidates(outputs, selection=selection)
         if self.name == "yolov8":
             return yolo_anchor_free.candidates(outputs, classes=self.classes, selection=selection, oriented=oriented)
         if self.name in _OBJECTNESS:
@@ -159,6 +153,8 @@ class Head:
         ]
 
     def _detections(self, kept: Candidates, geometry: Geometry, prototypes: Array | None) -> Detections:
+        if self.name == "centerface":
+            return centerface.faces(kept, geometry, self.names)
         if self.task == "obb":
             corners = oriented_boxes.corners(kept.boxes, geometry)
             return Detections(

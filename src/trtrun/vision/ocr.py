@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import InputError
 from ..runner import Runner
 from .geometry import Geometry, Size
-from .preprocess import Picture, Preprocess, import_cv2, prepare_reference
+from .preprocess import Picture, Preprocess, as_bgr, import_cv2, prepare_reference
 from .results import Text
 from .sources import Source, read
 from .task import Found, image_input
@@ -91,7 +91,7 @@ class TextReader:
             if item.picture is None:
                 yield Found(item.name, None, None, item.error)
             else:
-                yield Found(item.name, item.picture, self(item.picture), None, item.frames_per_second)
+                yield Found(item.name, item.picture, self(as_bgr(item.picture)), None, item.frames_per_second)
 
     def find(self, heat: Array, geometry: Geometry) -> Array:
         """Corners float32 [N, 4, 2] of the lines in a map [H, W] of probabilities, in pixels of the picture."""

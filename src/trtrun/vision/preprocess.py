@@ -11,8 +11,40 @@ import numpy as np
 from ..errors import InputError, MissingPackageError
 from .geometry import Align, Geometry, Size
 
-Picture = np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3], BGR as OpenCV reads it
 Array = np.ndarray[Any, Any]
+Picture = np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3], BGR as OpenCV reads it
+
+
+class NV12:
+    """A picture as video decoders give it, which tasks take instead of a BGR one.
+
+    Args:
+        planes: uint8 [H * 3 / 2, W], H and W even: the luma, and below it U and V in turn for every 2 × 2 pixels, as
+            OpenCV's COLOR_YUV2BGR_NV12 takes them (BT.601, limited range).
+
+    Raises InputError for other arrays.
+    """
+
+    def __init__(self, planes: Array) -> None:
+        fits = isinstance(planes, np.ndarray) and planes.dtype == np.uint8 and planes.ndim == 2 and planes.size > 0
+        if not fits or planes.shape[0] % 3 or planes.shape[1] % 2:
+            got = (
+                f"{planes.dtype.name} {list(planes.shape)}" if isinstance(planes, np.ndarray) else type(planes).__name__
+            )
+            raise InputError(f"NV12 is uint8 [height * 3 / 2, width] of even height and width, got {got}.")
+        self.planes = np.ascontiguousarray(planes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the BGR picture."""
+        rows, width = self.planes.shape
+        return rows // 3 * 2, width, 3
+
+    def to_bgr(self) -> Picture:
+        cv2 = import_cv2()
+        picture: Picture = cv2.cvtColor(self.planes, cv2.COLOR_YUV2BGR_NV12)
+        return picture
+
 
 _KNOWN = {
     "mode": ("letterbox", "stretch", "center_crop"),
@@ -94,12 +126,12 @@ class Preprocess:
 
 
 def prepare_reference(
-    pictures: Sequence[Picture], how: Preprocess, *, out: Array | None = None
+    pictures: Sequence[Picture | NV12], how: Preprocess, *, out: Array | None = None
 ) -> tuple[Array, list[Geometry]]:
     """Pictures into one batch on the CPU, with OpenCV and NumPy: the reference of every other implementation.
 
     Args:
-        pictures: BGR pictures uint8 [H, W, 3] of any sizes and strides.
+        pictures: BGR pictures uint8 [H, W, 3], or NV12, of any sizes and strides.
         how: what the network takes.
         out: where to write, C-contiguous, of the shape and dtype that follow from ``how``; None makes a new array.
 
@@ -116,8 +148,9 @@ def prepare_reference(
     batch = np.empty(shape, how.dtype) if out is None else out
     table = how.table()
     geometries = []
-    for index, picture in enumerate(pictures):
-        check_picture(picture)
+    for index, given in enumerate(pictures):
+        check_picture(given)
+        picture = as_bgr(given)
         geometry = how.geometry((picture.shape[1], picture.shape[0]))
         planes = _planes(place(picture, geometry, how.padding), how.channels)
         for channel, plane in enumerate(planes):
@@ -166,7 +199,9 @@ def _planes(picture: Picture, channels: str) -> Sequence[Picture]:
 
 
 def check_picture(picture: Any) -> None:
-    """Raise InputError unless this is a BGR picture uint8 [H, W, 3]."""
+    """Raise InputError unless this is a BGR picture uint8 [H, W, 3] or NV12."""
+    if isinstance(picture, NV12):
+        return
     if not isinstance(picture, np.ndarray):
         raise InputError(
             f"a picture must be a NumPy array, got {type(picture).__name__}. "
@@ -177,6 +212,10 @@ def check_picture(picture: Any) -> None:
             f"a picture must be uint8 [height, width, 3] in BGR order, got {picture.dtype.name} {list(picture.shape)}. "
             "cv2.imread(path, cv2.IMREAD_COLOR) returns that for any image file."
         )
+
+
+def as_bgr(picture: Picture | NV12) -> Picture:
+    return picture.to_bgr() if isinstance(picture, NV12) else picture
 
 
 def import_cv2() -> Any:

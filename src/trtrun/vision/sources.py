@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .preprocess import Picture, import_cv2
+from .decoding import Decode, decode_jpeg, frames, is_jpeg, require
+from .preprocess import NV12, Picture, import_cv2
 
 Source = Any  # see read()
 
@@ -34,10 +35,10 @@ _AHEAD = 8  # pictures that wait decoded: 50 MB of 1080p ones
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a source, BGR uint8 [H, W, 3], or why there is none."""
+    """One picture of a source, BGR uint8 [H, W, 3] or NV12, or why there is none."""
 
     name: str  # the path; for a frame of a video with #NUMBER behind it
-    picture: Picture | None
+    picture: Picture | NV12 | None
     error: Exception | None = None
     frames_per_second: float | None = None  # of a video or a camera
 
@@ -45,23 +46,32 @@ class Item:
 Allocate = Callable[[int, int], Picture]  # height, width -> an uninitialised picture
 
 
-def read(source: Source | Iterable[Item], *, empty: Allocate | None = None) -> Iterator[Item]:
+def read(source: Source | Iterable[Item], *, empty: Allocate | None = None, decode: Decode = "CPU") -> Iterator[Item]:
     """The pictures of a source in order, decoded ahead in threads.
 
     Args:
         source: the path of a picture or a video, a folder of pictures, a glob; the number of a camera; an address
-            (rtsp, rtmp, udp); a NumPy array, BGR [H, W, 3] or grey [H, W], also with alpha or of 16 bits; a PIL image;
-            a torch tensor, RGB [3, H, W] uint8 or from 0 to 1; a sequence of any of these; or items themselves.
+            (rtsp, rtmp, udp); a NumPy array, BGR [H, W, 3] or grey [H, W], also with alpha or of 16 bits; NV12; a PIL
+            image; a torch tensor, RGB [3, H, W] uint8 or from 0 to 1; a sequence of any of these; or items themselves.
         empty: what gives the memory that the frames of a video are decoded into; None leaves it to OpenCV.
+        decode: "GPU" decodes JPEG files with nvImageCodec and video files, as NV12, with PyNvVideoCodec. OpenCV decodes
+            what is of another kind.
 
     Pictures come as people see them: turned as their EXIF data say, grey and CMYK as colours, the upper 8 of 16 bits.
     Alpha is dropped, as data loaders do. A file that is empty, corrupt or cut off, and a camera that cannot be read,
-    become items with an error, and the rest goes on. Raises InputError for a source that does not exist.
+    become items with an error, and the rest goes on. Raises InputError for a source that does not exist, and
+    MissingPackageError where the packages to decode it are missing.
     """
     if isinstance(source, Iterator):
-        return _items(source)
+        require(decode, videos=False)
+        return _items(source, decode)
     entries = _entries(source)
-    return _decoded(entries, empty)
+    require(
+        decode,
+        pictures=any(isinstance(entry, Path) for entry in entries),
+        videos=any(isinstance(entry, _Video) and entry.is_file for entry in entries),
+    )
+    return _decoded(entries, empty, decode)
 
 
 def length(source: Source) -> int | None:
@@ -78,7 +88,7 @@ def _entries(source: Source) -> list[Any]:
         return [_Video(int(source), f"camera {source}")]
     if isinstance(source, np.ndarray) and source.ndim == 4:
         return list(source)
-    if isinstance(source, np.ndarray) or _is_pil(source) or _is_torch(source):
+    if isinstance(source, (np.ndarray, NV12)) or _is_pil(source) or _is_torch(source):
         if _is_torch(source) and source.ndim == 4:
             return list(source)
         return [source]
@@ -121,12 +131,12 @@ def natural_key(name: str) -> list[Any]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _items(source: Iterator[Any]) -> Iterator[Item]:
+def _items(source: Iterator[Any], decode: Decode) -> Iterator[Item]:
     for index, entry in enumerate(source):
-        yield entry if isinstance(entry, Item) else _load(entry, f"picture {index}")
+        yield entry if isinstance(entry, Item) else _load(entry, f"picture {index}", decode)
 
 
-def _decoded(entries: Sequence[Any], empty: Allocate | None) -> Iterator[Item]:
+def _decoded(entries: Sequence[Any], empty: Allocate | None, decode: Decode) -> Iterator[Item]:
     """Items in the order of the entries, up to ``_AHEAD`` of them decoded before they are asked for."""
     waiting: deque[Future[Item] | _Video] = deque()
     numbered = iter(enumerate(entries))
@@ -136,12 +146,12 @@ def _decoded(entries: Sequence[Any], empty: Allocate | None) -> Iterator[Item]:
                 while len(waiting) < _AHEAD and (following := next(numbered, None)) is not None:
                     index, entry = following
                     name = str(entry) if isinstance(entry, Path) else f"picture {index}"
-                    waiting.append(entry if isinstance(entry, _Video) else threads.submit(_load, entry, name))
+                    waiting.append(entry if isinstance(entry, _Video) else threads.submit(_load, entry, name, decode))
                 if not waiting:
                     return
                 first = waiting.popleft()
                 if isinstance(first, _Video):
-                    yield from first.items(empty)
+                    yield from first.items(empty, decode)
                 else:
                     yield first.result()
         finally:
@@ -150,27 +160,29 @@ def _decoded(entries: Sequence[Any], empty: Allocate | None) -> Iterator[Item]:
                     pending.cancel()
 
 
-def _load(entry: Any, name: str) -> Item:
+def _load(entry: Any, name: str, decode: Decode) -> Item:
     try:
         if isinstance(entry, (str, os.PathLike)):
-            return Item(os.fspath(entry), read_picture(entry))
-        return Item(name, as_picture(entry))
+            return Item(os.fspath(entry), read_picture(entry, decode=decode))
+        return Item(name, entry if isinstance(entry, NV12) else as_picture(entry))
     except (InputError, OSError) as error:
         return Item(name, None, error)
 
 
-def read_picture(path: str | os.PathLike[str]) -> Picture:
+def read_picture(path: str | os.PathLike[str], *, decode: Decode = "CPU") -> Picture:
     """The picture in a file. Raises InputError when there is none in it, or not all of one, and OSError."""
-    return decode_picture(Path(path).read_bytes(), repr(os.fspath(path)))
+    return decode_picture(Path(path).read_bytes(), repr(os.fspath(path)), decode=decode)
 
 
-def decode_picture(data: bytes | bytearray, name: str) -> Picture:
+def decode_picture(data: bytes | bytearray, name: str, *, decode: Decode = "CPU") -> Picture:
     """The picture in the bytes of a file; ``name`` is what messages call it. Raises as :func:`read_picture`."""
     cv2 = import_cv2()
     if not data:
         raise InputError(f"{name} is empty: 0 bytes.")
     if _is_cut_off(data):
         raise InputError(f"{name} is cut off: the file ends before the picture does. Copy or download it again.")
+    if decode == "GPU" and is_jpeg(data):
+        return decode_jpeg(data, name)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:  # larger than OpenCV takes
@@ -246,21 +258,21 @@ class _Video:
     def __init__(self, address: str | int, name: str) -> None:
         self.address, self.name = address, name
 
-    def items(self, empty: Allocate | None) -> Iterator[Item]:
-        frames: Queue[Item | None] = Queue(_AHEAD)
+    def items(self, empty: Allocate | None, decode: Decode) -> Iterator[Item]:
+        ready: Queue[Item | None] = Queue(_AHEAD)
         stop = threading.Event()
 
         def put(item: Item | None) -> None:
             while not stop.is_set():
                 try:
-                    frames.put(item, timeout=0.1)
+                    ready.put(item, timeout=0.1)
                     return
                 except Full:
                     continue
 
         def work() -> None:
             try:
-                for item in self._read(empty):
+                for item in self._read_on_gpu() if decode == "GPU" and self.is_file else self._read(empty):
                     put(item)
                     if stop.is_set():
                         return
@@ -273,7 +285,7 @@ class _Video:
         try:
             while True:
                 try:
-                    item = frames.get(timeout=0.5)
+                    item = ready.get(timeout=0.5)
                 except Empty:
                     if thread.is_alive():
                         continue
@@ -285,9 +297,21 @@ class _Video:
             stop.set()
             thread.join()
 
+    @property
+    def is_file(self) -> bool:
+        return isinstance(self.address, str) and os.path.isfile(self.address)
+
+    def _read_on_gpu(self) -> Iterator[Item]:
+        count = 0
+        for frame, rate in frames(str(self.address)):
+            yield Item(f"{self.name}#{count:06d}", frame, None, rate if 0 < rate < 1000 else None)
+            count += 1
+        if count == 0:
+            yield Item(self.name, None, InputError(f"{self.name!r} ends after 0 frames."))
+
     def _read(self, empty: Allocate | None) -> Iterator[Item]:
         cv2 = import_cv2()
-        if isinstance(self.address, str) and os.path.isfile(self.address) and os.path.getsize(self.address) == 0:
+        if self.is_file and os.path.getsize(self.address) == 0:
             yield Item(self.name, None, InputError(f"{self.name!r} is empty: 0 bytes."))
             return
         capture = cv2.VideoCapture(self.address)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from ..errors import InputError
 from ..pipeline import Pipeline
 from ..runner import Runner
 from ..tensor_spec import TensorSpec
+from .decoding import Decode
 from .geometry import Geometry, Size
 from .heads import Head, read_metadata, recognise
 from .postprocess.candidates import Selection
 from .postprocess.centerface import SIZE_MULTIPLE
 from .postprocess.classification import Activation
-from .preprocess import Picture, Preprocess, check_picture, prepare_reference
+from .preprocess import NV12, Picture, Preprocess, check_picture, prepare_reference
 from .results import Names, Result
 from .sources import Item, Source, read
 
@@ -44,7 +45,7 @@ class Found:
     """One item of a stream: what was found on it, or why it could not be read or run."""
 
     name: str
-    picture: Picture | None
+    picture: Picture | NV12 | None
     result: Result | None
     error: Exception | None = None
     frames_per_second: float | None = None  # of a video or a camera
@@ -73,7 +74,7 @@ class VisionTask:
         normalize: bool = False,
         gpu: bool = True,
     ) -> None:
-        self.runner, self.head, self.preprocess, self.selection = runner, head, preprocess, selection
+        self.runner, self.head, self.preprocess, self._selection = runner, head, preprocess, selection
         self._options: dict[str, Any] = {"top": top, "activation": activation, "normalize": normalize}
         self._image = image_input(runner)
         self._sizes = next((spec for spec in runner.inputs.values() if spec.name != self._image.name), None)
@@ -84,6 +85,10 @@ class VisionTask:
         self._staged = self._join() if gpu else None
         self._geometries: dict[Size, Geometry] = {}
 
+    @property
+    def selection(self) -> Selection:
+        return self._selection  # the kernels have it too, so it stays
+
     def _join(self) -> Runner | None:
         """The runner whose graph prepares pictures and, where there are kernels for its head, finds the objects."""
         try:
@@ -93,7 +98,7 @@ class VisionTask:
             return None
         reason = gpu.why_not(self.head, self.selection, self.runner.outputs)
         if reason is None:
-            dtype = self.runner.outputs[self.head.roles["predictions"]].dtype.name
+            dtype = self.runner.outputs[self.head.roles[gpu.roles_read(self.head)[0]]].dtype.name
             stages = gpu.VisionStages(self._image.name, self.preprocess, self._least, self.head, self.selection, dtype)
         else:
             stages = gpu.VisionStages(self._image.name, self.preprocess, self._least)
@@ -109,18 +114,18 @@ class VisionTask:
             _LOG.info("%s: outputs are read on the CPU: %s.", self, reason)
         return staged
 
-    def __call__(self, pictures: Picture | Sequence[Picture]) -> Any:
-        """The result of one BGR picture uint8 [H, W, 3], or the list of results of several, of any sizes.
+    def __call__(self, pictures: Picture | NV12 | Sequence[Picture | NV12]) -> Any:
+        """The result of one picture, BGR uint8 [H, W, 3] or NV12, or the list of results of several, of any sizes.
 
         More pictures than the network takes at once are run in parts; one that insists on more gets zeros
         beside them. Raises InputError for what is no picture.
         """
         return self.timed(pictures)[0]
 
-    def timed(self, pictures: Picture | Sequence[Picture]) -> tuple[Any, Timing]:
+    def timed(self, pictures: Picture | NV12 | Sequence[Picture | NV12]) -> tuple[Any, Timing]:
         """The same, and how long the stages took."""
-        several = not isinstance(pictures, np.ndarray) or pictures.ndim == 4
-        waiting: list[Any] = list(pictures) if several else [pictures]
+        several = pictures.ndim == 4 if isinstance(pictures, np.ndarray) else not isinstance(pictures, NV12)
+        waiting: list[Any] = [*pictures] if several else [pictures]  # type: ignore[misc]  # it is a sequence
         results: list[Result] = []
         preprocess = inference = postprocess = 0.0
         step = self.batch_limit or max(len(waiting), 1)
@@ -136,14 +141,14 @@ class VisionTask:
             postprocess += time.perf_counter() - ran
         return results if several else results[0], Timing(preprocess, inference, postprocess)
 
-    def _request(self, pictures: Sequence[Picture]) -> tuple[dict[str, Any], list[Geometry]]:
+    def _request(self, pictures: Sequence[Picture | NV12]) -> tuple[dict[str, Any], list[Geometry]]:
         """What goes to the runner that is used, and where each picture lies in the input."""
         if self._staged is None:
             return self.request(pictures)
         geometries = [self._geometry(picture) for picture in pictures]
         return {"pictures": pictures, "geometries": geometries}, geometries
 
-    def _geometry(self, picture: Picture) -> Geometry:
+    def _geometry(self, picture: Picture | NV12) -> Geometry:
         check_picture(picture)
         size = picture.shape[1], picture.shape[0]
         found = self._geometries.get(size)
@@ -167,7 +172,7 @@ class VisionTask:
         kept = [self._stages.kept(outputs, index) for index in range(len(geometries))]
         return list(self.head.finish(kept, geometries, outputs))
 
-    def request(self, pictures: Sequence[Picture]) -> tuple[dict[str, Any], list[Geometry]]:
+    def request(self, pictures: Sequence[Picture | NV12]) -> tuple[dict[str, Any], list[Geometry]]:
         """The runner's inputs for these pictures, and where each lies in them."""
         how = self.preprocess
         batch = np.empty(how.shape(max(self._least, len(pictures))), how.dtype)
@@ -183,7 +188,14 @@ class VisionTask:
         """One result per picture, from the runner's outputs."""
         return self.head.decode(outputs, geometries, selection=self.selection, **self._options)
 
-    def stream(self, source: Source | Iterable[Item], *, batch: int = 1, depth: int | None = None) -> Iterator[Found]:
+    def stream(
+        self,
+        source: Source | Iterable[Item],
+        *,
+        batch: int = 1,
+        depth: int | None = None,
+        decode: Decode = "CPU",
+    ) -> Iterator[Found]:
         """Everything in a source, in order, with decoding, preprocessing and several requests under way at once.
 
         An item that cannot be read or run comes with its error in its turn, and the rest goes on.
@@ -192,10 +204,11 @@ class VisionTask:
             source: see :func:`trtrun.vision.sources.read`.
             batch: pictures per request.
             depth: requests in flight; see :class:`~trtrun.pipeline.Pipeline`, which measures the best without it.
+            decode: where files are decoded; see :func:`trtrun.vision.sources.read`.
         """
         if batch < 1 or (self.batch_limit is not None and batch > self.batch_limit):
             raise InputError(f"batch {batch} is not between 1 and {self.batch_limit}, which the network takes at once.")
-        items = iter(read(source, empty=None if self._staged is None else self.empty))
+        items = iter(read(source, empty=None if self._staged is None else self.empty, decode=decode))
         order: deque[Found | tuple[list[Item], list[Geometry]]] = deque()
 
         def requests() -> Iterator[dict[str, Any]]:
@@ -254,7 +267,7 @@ def task(
     head: str | None = None,
     size: Size | None = None,
     preprocess: Preprocess | None = None,
-    selection: Selection | None = None,
+    selection: Selection | Mapping[str, Any] | None = None,
     names: Names | None = None,
     keypoint_shape: tuple[int, int] | None = None,
     top: int = 5,
@@ -272,7 +285,7 @@ def task(
         size: (width, height) of the input, where the network takes several; None takes the exporter's ``imgsz``, or
             what the engine was tuned for.
         preprocess: how pictures are brought into the input; None takes what the head's authors trained with.
-        selection: which objects are kept.
+        selection: which objects are kept; a mapping gives some of the fields, the others are the head's own.
         names: what the classes are called, by number; None takes the exporter's.
         keypoint_shape: points per object and numbers per point, for poses without metadata.
         top: how many classes a classification holds.
@@ -288,7 +301,7 @@ def task(
     if found.name == "centerface" and any(length % SIZE_MULTIPLE for length in size):
         raise InputError(f"CenterFace takes sizes that are multiples of {SIZE_MULTIPLE}, got {size}.")
     how = preprocess or default_preprocess(found, runner, size)
-    chosen = selection or found.selection()
+    chosen = selection if isinstance(selection, Selection) else replace(found.selection(), **(selection or {}))
     return VisionTask(runner, found, how, chosen, top=top, activation=activation, normalize=normalize, gpu=gpu)
 
 

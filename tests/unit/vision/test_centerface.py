@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from trtrun.vision.geometry import Geometry
-from trtrun.vision.postprocess.centerface import ROLES
-from trtrun.vision.postprocess.centerface import decode as decode_batch
+from trtrun.vision.postprocess.candidates import Selection, keep
+from trtrun.vision.postprocess.centerface import ROLES, candidates
+from trtrun.vision.postprocess.centerface import faces as faces_of
 from trtrun.vision.results import Detections
 
 CELLS = (16, 24)  # rows, columns: an input of 96 × 64
@@ -13,8 +14,9 @@ PLAIN = Geometry.letterbox((96, 64), (96, 64))
 
 
 def decode(maps: dict[str, np.ndarray], geometry: Geometry, **options: float) -> Detections:
-    (faces,) = decode_batch(maps, [geometry], **options)
-    return faces
+    selection = Selection(**{"score_threshold": 0.5, "iou_threshold": 0.3, **options})
+    (found,) = candidates(maps, selection=selection)
+    return faces_of(keep(found, selection), geometry, {})
 
 
 def empty_maps() -> dict[str, np.ndarray]:

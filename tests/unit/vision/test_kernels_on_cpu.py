@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from trtrun.vision import gpu
+from trtrun.vision.heads import Head
+from trtrun.vision.postprocess import centerface, oriented_boxes, yolo_anchor_free
+from trtrun.vision.postprocess.candidates import Selection, keep
 from trtrun.vision.postprocess.nms import non_maximum_suppression
 from trtrun.vision.preprocess import Preprocess, prepare_reference
 
@@ -31,7 +34,16 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def suppress(
-    kernels: ctypes.CDLL, boxes: Any, scores: Any, classes: Any, *, most: int, agnostic: bool, threshold: float
+    kernels: ctypes.CDLL,
+    boxes: Any,
+    scores: Any,
+    classes: Any,
+    angles: Any = None,
+    gathered: Any = None,
+    *,
+    most: int,
+    agnostic: bool,
+    threshold: float,
 ) -> list[Any]:
     """The rows that are kept of each picture, after all else that is written was compared with the candidates."""
     batch, rows = scores.shape
@@ -41,12 +53,16 @@ def suppress(
     kept_scores, kept_classes = np.empty((batch, most), np.float32), np.empty((batch, most), np.int32)
     scratch = np.empty((batch, 2, rows, 2), np.uint32)
     of = lambda array: array.ctypes.data  # noqa: E731
-    candidates = gpu._Candidates(of(scores), of(boxes), of(classes))
+    candidates = gpu._Candidates(of(scores), of(boxes), of(classes), 0 if angles is None else of(angles))
     target = gpu._Kept(
         of(counts), of(kept_boxes), of(kept_scores), of(kept_classes), of(kept), 0, of(scratch),
         most, agnostic, threshold,
     )  # fmt: skip
     kernels.run_suppress(ctypes.byref(candidates), rows, ctypes.byref(target), batch)
+    if gathered is not None:
+        head, extras = gathered
+        target.extras = extras.ctypes.data
+        kernels.run_gather_f32(ctypes.byref(head), ctypes.byref(target), batch)
     found = []
     for index in range(batch):
         count = counts[index]
@@ -103,6 +119,68 @@ def test_boxes_in_one_place_and_boxes_without_area(kernels: ctypes.CDLL) -> None
     assert found[1].tolist() == list(range(199, -1, -1))  # what has no area overlaps nothing
 
 
+@pytest.mark.parametrize(("rows", "threshold"), [(700, 0.3), (2500, 0.5), (1500, 0.9)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_oriented_boxes(kernels: ctypes.CDLL, dtype: str, rows: int, threshold: float) -> None:
+    """From a head's output: boxes in clusters, thin ones and some without area, and numbers that are none."""
+    rng = np.random.default_rng(rows)
+    classes, count = 3, 40
+    objects = np.concatenate([rng.random((count, 2)) * 600, rng.random((count, 2)) ** 3 * 120 + 2], axis=1)
+    boxes = objects[rng.integers(0, count, rows)] + rng.standard_normal((rows, 4)) * 2
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], 0)
+    angles = rng.integers(-3, 4, rows) * 0.5 + rng.standard_normal(rows) * 0.05
+    values = np.concatenate([boxes, rng.random((rows, classes)), angles[:, None]], axis=1).T.astype(dtype)
+    values[4, 7] = values[2, 9] = values[-1, 11] = np.nan
+    values = np.ascontiguousarray(values[None])
+    head = gpu._Head(
+        values.ctypes.data, values.size, 1, rows, rows, classes, 1, 4 + classes, gpu._ORIENTED, 640, 640, 3, 0.4
+    )  # fmt: skip
+    found = np.zeros((1, rows), np.float32), np.zeros((1, rows, 4), np.float32), np.zeros((1, rows), np.int32)
+    turned = np.zeros((1, rows), np.float32)
+    candidates = gpu._Candidates(*(array.ctypes.data for array in (*found, turned)))
+    getattr(kernels, f"run_select_{'f16' if dtype == 'float16' else 'f32'}")(
+        ctypes.byref(head), ctypes.byref(candidates), 1
+    )
+    scores, places, class_ids = found
+    (kept,) = suppress(kernels, places, scores, class_ids, turned, most=1024, agnostic=False, threshold=threshold)
+    selection = Selection(score_threshold=0.4, iou_threshold=threshold, max_detections=1024)
+    computable = {"predictions": values.astype(np.float32)}
+    (expected,) = yolo_anchor_free.candidates(computable, classes=classes, selection=selection, oriented=True)
+    expected = oriented_boxes.keep(expected, selection)
+    assert len(expected.scores) > 20
+    np.testing.assert_array_equal(np.concatenate([places[0], turned[0, :, None]], axis=1)[kept], expected.boxes)
+    np.testing.assert_array_equal(scores[0, kept], expected.scores)
+    np.testing.assert_array_equal(class_ids[0, kept], expected.class_ids)
+
+
+def test_faces(kernels: ctypes.CDLL) -> None:
+    rng = np.random.default_rng(0)
+    batch, rows, columns, most = 2, 20, 33, 300
+    shapes = {role: (batch, depth, rows, columns) for role, depth in centerface.ROLES.items()}
+    maps = {role: rng.standard_normal(shape).astype(np.float32) for role, shape in shapes.items()}
+    maps["scale"] += 1
+    maps["heat"][0, 0, 3, 4] = maps["scale"][1, 0, 5, 6] = np.nan
+    maps["heat"][1, 0, 5, 6], maps["scale"][1, 1, 7, 8], maps["heat"][1, 0, 7, 8] = 2, np.inf, 2
+    selection = Selection(score_threshold=0.5, iou_threshold=0.3, max_detections=most)
+    outputs: Any = {role: (values.ctypes.data, values.shape) for role, values in maps.items()}
+    head = Head("centerface", "detect", {role: role for role in maps}, 1)
+    name, faces, rest = gpu._faces(head, selection, Preprocess((columns * 4, rows * 4)), outputs)
+    assert name == "select_faces"
+    cells = rows * columns
+    scores, boxes = np.empty((batch, cells), np.float32), np.empty((batch, cells, 4), np.float32)
+    classes = np.empty((batch, cells), np.int32)
+    candidates = gpu._Candidates(scores.ctypes.data, boxes.ctypes.data, classes.ctypes.data)
+    kernels.run_select_faces_f32(ctypes.byref(faces), ctypes.byref(candidates), batch)
+    extras = np.empty((batch, most, rest.extras), np.float32)
+    kept = suppress(kernels, boxes, scores, classes, gathered=(rest, extras), most=most, agnostic=False, threshold=0.3)
+    for index, theirs in enumerate(centerface.candidates(maps, selection=selection)):
+        expected = keep(theirs, selection)
+        assert len(expected.scores) > 20
+        np.testing.assert_array_equal(scores[index, kept[index]], expected.scores)
+        np.testing.assert_allclose(boxes[index, kept[index]], expected.boxes, rtol=1e-5, atol=1e-4)
+        np.testing.assert_array_equal(extras[index, : len(kept[index])], expected.extra)
+
+
 @pytest.mark.parametrize("most", [1024, 300, 7])
 def test_each_box_overlaps_the_next(kernels: ctypes.CDLL, most: int) -> None:
     """Every second is kept, and none can be settled before the one in front of it."""
@@ -148,7 +226,7 @@ def test_nv12_becomes_what_opencv_makes_of_it(kernels: ctypes.CDLL) -> None:
     planes = nv12(picture)
     geometry = how.geometry((130, 70))
     pixels = planes.ctypes.data
-    described = gpu.describe(geometry, pixels, 130, how.padding, kind=gpu.NV12, chroma=pixels + 70 * 130)
+    described = gpu.describe(geometry, pixels, 130, how.padding, kind=gpu.IN_NV12, chroma=pixels + 70 * 130)
     table, batch = how.table(), np.empty(how.shape(1), how.dtype)
     target, grid, block = gpu.target(batch.ctypes.data, table.ctypes.data, how, 1)
     size = ctypes.c_uint32 * 3

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import trtrun
+from trtrun.vision.geometry import Geometry
+from trtrun.vision.postprocess.candidates import Candidates, to_detections
 from trtrun.vision.results import Classification, Detections, Matte, SegmentationMap, run_lengths
 
 
@@ -24,6 +27,22 @@ def test_arrays_are_read_only_and_the_callers_stay_writable() -> None:
     with pytest.raises(ValueError, match="read-only"):
         detections.boxes[0] = 1
     boxes[0] = 1
+
+
+def test_what_a_head_found_is_validated_arrays_too() -> None:
+    geometry = Geometry.letterbox((200, 100), (64, 64))
+    for dtype in (np.float32, np.float64):
+        boxes = np.array([[-5, 10, 70, 30], [8, 20, 16, 24]], dtype)
+        candidates = Candidates(boxes, np.array([0.9, 0.5], dtype), np.array([1, 0], np.int32), np.empty((2, 0)))
+        found = to_detections(candidates, geometry, {1: "b"})
+        Detections(found.boxes, found.scores, found.class_ids, found.names)  # of the right dtypes and shapes
+        expected = geometry.to_picture(boxes.reshape(-1, 2, 2)).clip(0, geometry.source).reshape(-1, 4)
+        np.testing.assert_allclose(found.boxes, expected, rtol=1e-6)
+        assert found.label(0) == "b"
+        assert (found.masks, found.keypoints, found.track_ids) == (None, None, None)
+        assert not any(array.flags.writeable for array in (found.boxes, found.scores, found.class_ids))
+        assert boxes.flags.writeable
+        assert replace(found, track_ids=np.array([1, 2])).track_ids is not None
 
 
 @pytest.mark.parametrize(

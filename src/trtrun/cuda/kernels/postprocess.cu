@@ -1,6 +1,7 @@
-// From the raw output of a YOLO head to the boxes that are kept, in outputs of a fixed size.
+// From the raw output of a YOLO head or of CenterFace to the boxes that are kept, in outputs of a fixed size.
 //
-//   select      each prediction's best class, its box, and whether it passes the score threshold
+//   select      each prediction's best class, its box, and whether it passes the score threshold; select_faces the
+//               same of CenterFace's cells
 //   suppress    greedy non-maximum suppression, one block per picture: the candidates in order of their anchors,
 //               sorted by score (equal scores keep their order), then in rounds: the best 256 of those left are
 //               compared with each other at once, one warp settles them, and those kept drop what they overlap
@@ -21,21 +22,24 @@ const int ROUND = 256;  // candidates that are settled at once
 const int WORDS = ROUND / 32;
 const unsigned int ALL = 0xffffffff;
 
-enum { CENTERS, OBJECTNESS, GRID };
+enum { CENTERS, OBJECTNESS, GRID, ORIENTED };
 
 struct Head {                       // as _Head in vision/gpu.py; strides count elements
     const void* values;             // of the network's output
     long long picture, row, column; // strides: from picture to picture, prediction to prediction, number to number
-    int rows, classes, extras;      // predictions of a picture, and numbers of each beside box, objectness and classes
-    int kind;                       // CENTERS: no objectness; GRID: objectness, and boxes in cells
+    int rows, classes, extras;      // predictions of a picture, and numbers of each beside box, objectness and classes,
+    int first;                      // of which this is the first
+    int kind;                       // GRID: objectness, and boxes in cells; ORIENTED: no objectness, an angle behind
+                                    // the classes
     int width, height, levels;      // GRID: of the input, and how many strides from 8 up
     float threshold;                // a score must be above it
 };
 
 struct Candidates {  // as _Candidates in vision/gpu.py; per picture and prediction
     float* scores;   // 0: no candidate
-    float4* boxes;   // x1, y1, x2, y2
+    float4* boxes;   // x1, y1, x2, y2; ORIENTED: centre x and y, width, height
     int* classes;
+    float* angles;   // ORIENTED: radians
 };
 
 struct Kept {        // as _Kept in vision/gpu.py; per picture, those beyond the count undefined
@@ -69,6 +73,8 @@ __device__ __forceinline__ float load(const half_bits* value) {
 
 __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= 3.402823466e38f; }
 
+__device__ __forceinline__ bool has_objectness(const Head& head) { return head.kind == OBJECTNESS || head.kind == GRID; }
+
 template <typename Element>
 __device__ __forceinline__ void select(const Head& head, const Candidates& candidates) {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
@@ -78,13 +84,14 @@ __device__ __forceinline__ void select(const Head& head, const Candidates& candi
     float best = -1.0f;
     int class_id = 0;
     float object = 1.0f;
-    if (head.kind != CENTERS) object = load(values + 4 * head.column);
-    if (object > head.threshold || head.kind == CENTERS) {  // probabilities are at most 1: nothing else can pass
-        const Element* scores = values + (head.kind == CENTERS ? 4 : 5) * head.column;
+    const bool objectness = has_objectness(head);
+    if (objectness) object = load(values + 4 * head.column);
+    if (object > head.threshold || !objectness) {  // probabilities are at most 1: nothing else can pass
+        const Element* scores = values + (objectness ? 5 : 4) * head.column;
 #pragma unroll 8
         for (int c = 0; c < head.classes; ++c) {
             float score = load(scores + c * head.column);
-            if (head.kind != CENTERS) score = __fmul_rn(score, object);
+            if (objectness) score = __fmul_rn(score, object);
             if (score > head.threshold && score > best) {  // false for NaN; the first of equal ones
                 best = score;
                 class_id = c;
@@ -111,14 +118,20 @@ __device__ __forceinline__ void select(const Head& head, const Candidates& candi
         width = __fmul_rn(expf(width), stride);
         height = __fmul_rn(expf(height), stride);
     }
-    width = __fmul_rn(width, 0.5f);
-    height = __fmul_rn(height, 0.5f);
-    float4 box;
-    box.x = __fsub_rn(x, width);
-    box.y = __fsub_rn(y, height);
-    box.z = __fadd_rn(x, width);
-    box.w = __fadd_rn(y, height);
-    const bool somewhere = is_finite(box.x) && is_finite(box.y) && is_finite(box.z) && is_finite(box.w);
+    float4 box = make_float4(x, y, width, height);
+    float angle = 0.0f;
+    if (head.kind == ORIENTED) {
+        angle = load(values + (4 + head.classes) * head.column);
+        candidates.angles[place] = angle;
+    } else {
+        width = __fmul_rn(width, 0.5f);
+        height = __fmul_rn(height, 0.5f);
+        box.x = __fsub_rn(x, width);
+        box.y = __fsub_rn(y, height);
+        box.z = __fadd_rn(x, width);
+        box.w = __fadd_rn(y, height);
+    }
+    const bool somewhere = is_finite(angle) && is_finite(box.x) && is_finite(box.y) && is_finite(box.z) && is_finite(box.w);
     candidates.scores[place] = somewhere ? best : 0.0f;
     candidates.boxes[place] = box;
     candidates.classes[place] = class_id;
@@ -134,6 +147,47 @@ extern "C" __global__ void __launch_bounds__(256)
     select<half_bits>(head, candidates);
 }
 
+struct Faces {  // as _Faces in vision/gpu.py: CenterFace's maps, [B, 1 or 2, rows, columns] of cells
+    const void *heat, *scale, *offset;
+    int cells, columns;
+    float threshold;
+};
+
+template <typename Element>
+__device__ __forceinline__ void select_faces(const Faces& faces, const Candidates& candidates) {
+    const int cell = blockIdx.x * blockDim.x + threadIdx.x;
+    if (cell >= faces.cells) return;
+    const long long place = static_cast<long long>(blockIdx.y) * faces.cells + cell;
+    const long long first = place + static_cast<long long>(blockIdx.y) * faces.cells;  // of two channels
+    const float heat = load(static_cast<const Element*>(faces.heat) + place);
+    candidates.scores[place] = 0.0f;
+    if (!(heat > faces.threshold)) return;
+    const Element *scale = static_cast<const Element*>(faces.scale) + first;
+    const Element *offset = static_cast<const Element*>(faces.offset) + first;
+    const float height = __fmul_rn(expf(load(scale)), 4.0f), width = __fmul_rn(expf(load(scale + faces.cells)), 4.0f);
+    const double y = (cell / faces.columns + static_cast<double>(load(offset)) + 0.5) * 4;
+    const double x = (cell % faces.columns + static_cast<double>(load(offset + faces.cells)) + 0.5) * 4;
+    float4 box;
+    box.x = static_cast<float>(x - __fmul_rn(width, 0.5f));
+    box.y = static_cast<float>(y - __fmul_rn(height, 0.5f));
+    box.z = static_cast<float>(x + __fmul_rn(width, 0.5f));
+    box.w = static_cast<float>(y + __fmul_rn(height, 0.5f));
+    const bool somewhere = is_finite(box.x) && is_finite(box.y) && is_finite(box.z) && is_finite(box.w);
+    candidates.scores[place] = somewhere ? heat : 0.0f;
+    candidates.boxes[place] = box;
+    candidates.classes[place] = 0;
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    select_faces_f32(const __grid_constant__ Faces faces, const __grid_constant__ Candidates candidates) {
+    select_faces<float>(faces, candidates);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    select_faces_f16(const __grid_constant__ Faces faces, const __grid_constant__ Candidates candidates) {
+    select_faces<half_bits>(faces, candidates);
+}
+
 __device__ __forceinline__ float area(const float4& box) {
     return __fmul_rn(__fsub_rn(box.z, box.x), __fsub_rn(box.w, box.y));
 }
@@ -146,6 +200,53 @@ __device__ __forceinline__ bool overlap(const float4& a, const float4& b, float 
     const float either = __fsub_rn(__fadd_rn(area(a), area(b)), both);
     const float iou = either > 0.0f ? __fdiv_rn(both, either) : 0.0f;
     return !(iou <= threshold);
+}
+
+struct Gaussian {  // with the variances and the covariance of the uniform distribution over an oriented box
+    double xx, yy, xy;
+};
+
+__device__ __forceinline__ Gaussian gaussian(const float4& box, float angle) {
+    const double along = static_cast<double>(box.z) * box.z / 12, across = static_cast<double>(box.w) * box.w / 12;
+    const double c = cos(static_cast<double>(angle)), s = sin(static_cast<double>(angle));
+    Gaussian found;
+    found.xx = along * c * c + across * s * s;
+    found.yy = along * s * s + across * c * c;
+    found.xy = (along - across) * c * s;
+    return found;
+}
+
+const double TINY = 1e-7;  // as in vision/postprocess/oriented_boxes.py
+
+// NaN stays NaN, as with NumPy.
+__device__ __forceinline__ double clipped(double value, double low, double high) {
+    return value < low ? low : value > high ? high : value;
+}
+
+// Probabilistic IoU, as vision/postprocess/oriented_boxes.py computes it. ``reach`` is the Bhattacharyya distance from
+// which on boxes do not overlap too much; for most pairs the centres tell: the distance is at least the square of theirs
+// divided by 4 times the sum of all variances, which is more than the variance along any direction.
+__device__ __forceinline__ bool overlap(
+    const float4& a, float a_angle, const float4& b, float b_angle, float threshold, float reach) {
+    const float x = a.x - b.x, y = a.y - b.y;
+    const float variances = (a.z * a.z + a.w * a.w + b.z * b.z + b.w * b.w) * (1.0f / 12.0f);
+    const bool extended = fminf(fminf(a.z, a.w), fminf(b.z, b.w)) >= 1.0f;  // else TINY counts
+    if (extended && x * x + y * y > 4.0f * variances * reach) return false;
+    const Gaussian one = gaussian(a, a_angle), other = gaussian(b, b_angle);
+    const double p = one.xx + other.xx, q = one.yy + other.yy, r = one.xy + other.xy;
+    const double determinant = fmax(p * q - r * r, 0.0);
+    const double dx = static_cast<double>(a.x) - b.x, dy = static_cast<double>(a.y) - b.y;
+    const double shifted = (p * dy * dy + q * dx * dx - 2 * r * dx * dy) / (determinant + TINY) / 4;
+    const double own = one.xx * one.yy - one.xy * one.xy, others = other.xx * other.yy - other.xy * other.xy;
+    const double product = sqrt(own < 0 ? 0 : own) * sqrt(others < 0 ? 0 : others);
+    const double spread = log(determinant / (4 * product + TINY) + TINY) / 2;
+    const double distance = clipped(shifted + spread, TINY, 100);
+    return !(1 - sqrt(1 - exp(-distance) + TINY) <= threshold);
+}
+
+__device__ __forceinline__ float reach(float threshold) {
+    const double left = 1 - static_cast<double>(threshold);
+    return static_cast<float>(-log(1 + TINY - left * left) * 1.01 + 1e-3);  // rounded up
 }
 
 // The sum of the values of the threads before this one, in the block, and of all.
@@ -307,13 +408,14 @@ __device__ __forceinline__ void settle(const unsigned int (*overlapped)[WORDS], 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    suppress(const __grid_constant__ Candidates candidates, int rows, const __grid_constant__ Kept kept) {
+template <bool TURNED>
+__device__ __forceinline__ void suppress_all(const Candidates& candidates, int rows, const Kept& kept) {
     __shared__ float4 room[2048];  // what is sorted or the counters of the sort, then the boxes that were kept
     __shared__ int totals[WARPS];
     __shared__ unsigned int alive_bits[32];
     __shared__ float4 round_boxes[ROUND];
     __shared__ int round_classes[ROUND];
+    __shared__ float round_angles[TURNED ? ROUND : 1];
     __shared__ unsigned int overlapped[ROUND][WORDS];  // by which of those before it
     __shared__ unsigned int settled[WORDS];
     const long long all = static_cast<long long>(blockIdx.x) * rows;
@@ -342,6 +444,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     // Chains of those that were kept, by class: a candidate is compared with its own alone. The newest come first.
     int* next = classes + LIMIT;
     int* newest = next + LIMIT;  // [CHAINS]
+    float* angles = reinterpret_cast<float*>(newest + CHAINS);  // TURNED: [LIMIT]
+    const float threshold = kept.threshold, far = TURNED ? reach(threshold) : 0.0f;
     for (int i = threadIdx.x; i < CHAINS; i += THREADS) newest[i] = -1;
     if (threadIdx.x < 32) alive_bits[lane] = 0;
     __syncthreads();
@@ -352,17 +456,22 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         bool alive = place < count;
         float4 box = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         int class_id = 0, chain = 0;
+        float angle = 0.0f;
         if (alive) {
             if (start > 0) entry = list[place];
             box = candidates.boxes[all + entry.x];
             class_id = candidates.classes[all + entry.x];
             chain = kept.agnostic ? 0 : class_id;
+            if (TURNED) angle = candidates.angles[all + entry.x];
         }
         int compared = 0;  // with how many of those kept
         while (found < most) {
             if (alive && compared < found)
                 for (int k = newest[chain & (CHAINS - 1)]; k >= compared && alive; k = next[k])
-                    if (classes[k] == chain && overlap(boxes[k], box, kept.threshold)) alive = false;
+                    if (classes[k] == chain &&
+                        (TURNED ? overlap(boxes[k], angles[k], box, angle, threshold, far)
+                                : overlap(boxes[k], box, threshold)))
+                        alive = false;
             compared = found;
             // The best that are left, at most a round of them, side by side.
             const unsigned int mine = __ballot_sync(ALL, alive);
@@ -381,6 +490,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             if (chosen) {
                 round_boxes[slot] = box;
                 round_classes[slot] = chain;
+                if (TURNED) round_angles[slot] = angle;
             }
             __syncthreads();
             const int size = min(left, ROUND);
@@ -389,7 +499,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 const int own_class = round_classes[j];
                 for (int i = lane; i / 32 <= j / 32; i += 32) {
                     const bool too_much =
-                        i < j && round_classes[i] == own_class && overlap(round_boxes[i], own, kept.threshold);
+                        i < j && round_classes[i] == own_class &&
+                        (TURNED ? overlap(round_boxes[i], round_angles[i], own, round_angles[j], threshold, far)
+                                : overlap(round_boxes[i], own, threshold));
                     const unsigned int bits = __ballot_sync(ALL, too_much);
                     if (lane == 0) overlapped[j][i / 32] = bits;
                 }
@@ -409,6 +521,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 if (settled[word] >> slot % 32 & 1 && k < most) {
                     boxes[k] = box;
                     classes[k] = chain;
+                    if (TURNED) angles[k] = angle;
                     next[k] = atomicExch(&newest[chain & (CHAINS - 1)], k);
                     const long long out = static_cast<long long>(blockIdx.x) * kept.most + k;
                     kept.boxes[out] = box;
@@ -424,15 +537,24 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x == 0) kept.counts[blockIdx.x] = min(found, most);
 }
 
+extern "C" __global__ void __launch_bounds__(THREADS)
+    suppress(const __grid_constant__ Candidates candidates, int rows, const __grid_constant__ Kept kept) {
+    suppress_all<false>(candidates, rows, kept);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    suppress_oriented(const __grid_constant__ Candidates candidates, int rows, const __grid_constant__ Kept kept) {
+    suppress_all<true>(candidates, rows, kept);
+}
+
 template <typename Element>
 __device__ __forceinline__ void gather(const Head& head, const Kept& kept) {
     const int numbers = kept.counts[blockIdx.x] * head.extras;
-    const int first = head.classes + (head.kind == CENTERS ? 4 : 5);
     const Element* values = static_cast<const Element*>(head.values) + blockIdx.x * head.picture;
     for (int i = threadIdx.x; i < numbers; i += blockDim.x) {
         const long long slot = static_cast<long long>(blockIdx.x) * kept.most + i / head.extras;
         kept.extras[slot * head.extras + i % head.extras] =
-            load(values + kept.rows[slot] * head.row + (first + i % head.extras) * head.column);
+            load(values + kept.rows[slot] * head.row + (head.first + i % head.extras) * head.column);
     }
 }
 

@@ -8,63 +8,43 @@ takes RGB from 0 to 255.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ..geometry import Geometry
-from ..results import Detections
-from .nms import non_maximum_suppression
+from ..results import Detections, Names
+from .candidates import Candidates, Selection, finite, to_detections
+
+Array = np.ndarray[Any, Any]
 
 STRIDE = 4
 SIZE_MULTIPLE = 32  # what height and width of the input must be divisible by
 ROLES = {"heat": 1, "scale": 2, "offset": 2, "landmarks": 10}  # the four maps and their channels, in the model's order
 
 
-def decode(
-    outputs: Mapping[str, np.ndarray[Any, Any]],
-    geometries: Sequence[Geometry],
-    *,
-    score_threshold: float = 0.5,
-    iou_threshold: float = 0.3,
-) -> list[Detections]:
-    """The faces of each picture.
+def candidates(outputs: Mapping[str, Array], *, selection: Selection) -> list[Candidates]:
+    """Per picture the cells whose heat is above the score threshold; ``extra`` [M, 10] are the landmarks' numbers.
 
-    Args:
-        outputs: by role: heat map [B, 1, h, w], scale [B, 2, h, w] (height, width), offset [B, 2, h, w] (y, x),
-            landmarks [B, 10, h, w] (five times y, x).
-        geometries: how each picture was brought into the network's input.
-        score_threshold: cells whose heat is not above it are no faces.
-        iou_threshold: of two faces that overlap more, the worse is dropped.
+    Roles: heat [B, 1, h, w], scale [B, 2, h, w] (height, width), offset [B, 2, h, w] (y, x), landmarks [B, 10, h, w]
+    (five times y, x).
     """
-    maps = [np.asarray(outputs[role], np.float32) for role in ROLES]
-    return [
-        _decode_one([values[index] for values in maps], geometry, score_threshold, iou_threshold)
-        for index, geometry in enumerate(geometries)
-    ]
+    found = []
+    for heat, scale, offset, marks in zip(*(np.asarray(outputs[role], np.float32) for role in ROLES), strict=True):
+        rows, columns = np.nonzero(heat[0] > selection.score_threshold)
+        height, width = np.exp(scale[:, rows, columns]) * STRIDE
+        y = (rows + offset[0, rows, columns] + 0.5) * STRIDE
+        x = (columns + offset[1, rows, columns] + 0.5) * STRIDE
+        boxes = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=1)
+        none = np.zeros(len(rows), np.int64)
+        found.append(finite(Candidates(boxes, heat[0, rows, columns], none, marks[:, rows, columns].T)))
+    return found
 
 
-def _decode_one(
-    maps: Sequence[np.ndarray[Any, Any]], geometry: Geometry, score_threshold: float, iou_threshold: float
-) -> Detections:
-    heat, scale, offset, marks = maps
-    rows, columns = np.nonzero(heat[0] > score_threshold)
-    scores = heat[0, rows, columns]
-    size = np.exp(scale[:, rows, columns]) * STRIDE
-    centre_y = (rows + offset[0, rows, columns] + 0.5) * STRIDE
-    centre_x = (columns + offset[1, rows, columns] + 0.5) * STRIDE
-    boxes = np.stack(
-        [centre_x - size[1] / 2, centre_y - size[0] / 2, centre_x + size[1] / 2, centre_y + size[0] / 2], axis=1
-    )
-    kept = non_maximum_suppression(boxes, scores, iou_threshold)
-    boxes, size = boxes[kept], size[:, kept]
-    relative = marks[:, rows[kept], columns[kept]].T.reshape(-1, 5, 2)[..., ::-1]
-    landmarks = boxes[:, None, :2] + relative * size[::-1].T[:, None]
-    return Detections(
-        boxes=geometry.boxes_to_picture(boxes.astype(np.float32)),
-        scores=scores[kept],
-        class_ids=np.zeros(len(kept), np.int64),
-        names={0: "face"},
-        keypoints=geometry.to_picture(landmarks.astype(np.float32)),
-    )
+def faces(kept: Candidates, geometry: Geometry, names: Names) -> Detections:
+    """In pixels of the picture, with eyes, nose and corners of the mouth as keypoints."""
+    size = kept.boxes[:, 2:] - kept.boxes[:, :2]
+    landmarks = kept.boxes[:, None, :2] + kept.extra.reshape(-1, 5, 2)[..., ::-1] * size[:, None]
+    keypoints = geometry.to_picture(landmarks.astype(np.float32))
+    return to_detections(kept, geometry, names or {0: "face"}, keypoints=keypoints)

@@ -24,7 +24,7 @@ def probabilistic_iou(a: Array, b: Array) -> Array:
     (ax, ay, aa, ab, ac), (bx, by, ba, bb, bc) = _gaussians(a[:, None]), _gaussians(b[None])
     # The covariance of the mean of both Gaussians is [[p, r], [r, q]].
     p, q, r = aa + ba, ab + bb, ac + bc
-    determinant = p * q - r**2
+    determinant = np.clip(p * q - r**2, 0, None)  # of boxes without area, rounding may leave less
     dx, dy = ax - bx, ay - by
     shifted = (p * dy**2 + q * dx**2 - 2 * r * dx * dy) / (determinant + _TINY) / 4
     product = np.sqrt(np.clip(aa * ab - ac**2, 0, None) * np.clip(ba * bb - bc**2, 0, None))
