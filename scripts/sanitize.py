@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,10 @@ def write(tools: list[str]) -> int:
     if shutil.which("compute-sanitizer") is None:
         print("compute-sanitizer is not on the PATH: it comes with NVIDIA's CUDA toolkit")
         return 1
-    results = []
-    for tool in tools:
-        results.append(run(tool))
-        print(json.dumps({k: v for k, v in results[-1].items() if k != "selection"}, indent=1), flush=True)
+    with ThreadPoolExecutor(len(tools)) as threads:  # side by side: each keeps one core busy and the GPU idle
+        results = list(threads.map(run, tools))
+    for found in results:
+        print(json.dumps({key: value for key, value in found.items() if key != "selection"}, indent=1), flush=True)
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "compute_sanitizer": version(),
