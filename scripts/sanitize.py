@@ -43,6 +43,8 @@ SELECTION = [
     f"{_VISION}::test_grid",
     f"{_VISION}::test_none_one_and_all_in_one_place",
     f"{_VISION}::test_anchor_free[sparse-8400-float16]",
+    f"{_VISION}::test_oriented_boxes[0.2-float16]",
+    f"{_VISION}::test_faces[float32]",
     f"{_VISION}::test_suppression_alone[1]",
     "tests/gpu/test_session.py::test_static_engine_is_captured_after_its_first_request",
 ]
