@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import stat
@@ -11,6 +12,7 @@ import pytest
 
 import trtrun
 from tests import models
+from trtrun import flavor as flavors
 from trtrun.building import cache, content, files, graph
 from trtrun.building.cache import cache_dir, cached_engine, cached_plan, write_atomic
 from trtrun.building.options import BuildOptions, parse_shapes
@@ -222,6 +224,32 @@ def test_atomic_writes_replace_whole_files_and_respect_the_umask(tmp_path: Path)
     with pytest.raises(TypeError):
         write_atomic(path, "text")  # type: ignore[arg-type]
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_revision_is_raised_with_each_change_to_what_graphs_are_made_into() -> None:
+    """If this fails: raise REVISION where the same model and options give another graph; then pin the sources again."""
+    sources = [Path(graph.__file__).with_name(f"{name}.py").read_bytes() for name in ("graph", "precision", "rewrites")]
+    found = hashlib.sha256(b"".join(sources)).hexdigest()[:16]
+    assert (graph.REVISION, found) == (3, "9e81a9f0af394685")
+
+
+def test_plugins_bytes_and_the_versions_of_what_changes_graphs_are_part_of_the_key(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flavor = flavors.for_building(None)
+    plugin = model.with_name("plugin.so")
+    plugin.write_bytes(b"one")
+    with_plugin = BuildOptions(plugins=(plugin,))
+    options = [BuildOptions(), with_plugin, BuildOptions(simplify=True), BuildOptions(fp16=True)]
+    before = [cache._digest(model, each, flavor) for each in options]
+    plugin.write_bytes(b"two")
+    real = cache.metadata.version
+    monkeypatch.setattr(cache.metadata, "version", lambda package: real(package) + ".post1")
+    after = [cache._digest(model, each, flavor) for each in options]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, False, False]
+    plugin.unlink()
+    with pytest.raises(trtrun.PluginError, match=r"plugin\.so"):
+        cached_engine(model, with_plugin)
 
 
 def test_another_revision_of_the_changes_to_graphs_is_another_entry(

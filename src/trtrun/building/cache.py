@@ -2,8 +2,8 @@
 
 An entry is named by a digest of everything the engine depends on: the model's content with its external data
 (:mod:`trtrun.building.content`), the options, the flavour with its version, the revision of trtrun's own changes to
-graphs, and the GPU where the engine is tied to one. It is written atomically, with its checksum beside it; an entry
-that does not match is built again. The checksum is computed only when the file's state
+graphs, the versions of packages that make others, the bytes of plugin libraries, and the GPU where the engine is tied
+to one. It is written atomically, with its checksum beside it; an entry that does not match is built again. The checksum is computed only when the file's state
 (:func:`~trtrun.building.files.file_state`) is not the one that it had when it was written or last checked, so that an
 engine is found without reading it.
 
@@ -22,6 +22,7 @@ import time
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -252,6 +253,20 @@ def _intact(path: Path) -> memoryview | None:
     return plan
 
 
+def _plugin_hash(plugin: str | os.PathLike[str]) -> str:
+    try:
+        return hashlib.sha256(Path(plugin).read_bytes()).hexdigest()
+    except OSError:  # build_plan says so
+        return "missing"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # prepare says what to install
+        return "missing"
+
+
 def _digest(model: str | os.PathLike[str] | bytes, options: BuildOptions, flavor: flavors.Flavor) -> str:
     target = "portable"
     if not flavor.capabilities.can_build_without_gpu:
@@ -259,5 +274,14 @@ def _digest(model: str | os.PathLike[str] | bytes, options: BuildOptions, flavor
 
         device = Device()
         target = f"{device.name} {device.compute_capability}"
-    parts = (content_hash(model, _notes()), options.key(), flavor.title, target, f"revision {graph.REVISION}")
+    parts = (
+        content_hash(model, _notes()),
+        options.key(),
+        flavor.title,
+        target,
+        f"revision {graph.REVISION}",
+        # of packages that change the graph, and of what plugins compute
+        *(f"{package} {_version(package)}" for package in graph.packages(options)),
+        *(_plugin_hash(plugin) for plugin in options.plugins),
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ..flavor import Capabilities
 
 # Of what ``prepare`` makes of the same model and options: one more with each change, so that no cache serves the old.
-REVISION = 2
+# A test holds it to the sources of this module, precision.py and rewrites.py.
+REVISION = 3
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes of one ONNX message
 # Names that exporters give to a dimension they know nothing of. The builder would tie all of one name together.
@@ -77,6 +78,12 @@ def prepare(
         )
     data: bytes = proto.SerializeToString()
     return data, changes
+
+
+def packages(options: BuildOptions) -> tuple[str, ...]:
+    """The packages that ``prepare`` leaves changes to, whose versions decide what comes out."""
+    half = ("onnxconverter-common",) if options.fp16 or options.bf16 else ()
+    return (*(("onnxslim",) if options.simplify else ()), *half)
 
 
 def _untie(proto: Any) -> list[str]:
