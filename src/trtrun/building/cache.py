@@ -211,6 +211,7 @@ def cached_plan(
     """
     options = options or BuildOptions()
     flavor = flavors.for_building(options.flavor)
+    name = "this model" if isinstance(model, bytes) else os.fspath(model)
     for _ in range(_BUILDS):
         content = content_of(model, _notes())
         path = cache_dir() / "engines" / f"{_digest(content, options, flavor)}.engine"
@@ -230,7 +231,7 @@ def cached_plan(
                     _LOG.warning("the cached engine %s is damaged; it is built again", path)
             built = build_plan(model, options, progress=progress)
             if content_of(model, _notes()) != content:
-                _LOG.warning("%s was changed while it was built; it is built again", model)
+                _LOG.warning("%s was changed while it was built; it is built again", name)
                 continue
             try:
                 if unwritable is not None:
@@ -239,7 +240,7 @@ def cached_plan(
             except OSError as error:
                 _LOG.warning("the engine is not kept: the cache %s cannot be written (%s)", cache_dir(), error)
         return path, memoryview(built)
-    raise ModelFileError(f"{model!r} was changed during each of {_BUILDS} builds. Wait until it is written.")
+    raise ModelFileError(f"{name} was changed during each of {_BUILDS} builds. Wait until it is written.")
 
 
 def _store(

@@ -32,13 +32,14 @@ def prepare(
     to die of all the same is refused.
 
     Raises:
-        BuildError: an output that does not exist, a graph that cannot be changed as asked, or an operator that this
-            flavour cannot be given.
+        BuildError: options that exclude each other, an output that does not exist, a graph that cannot be changed as
+            asked, or an operator that this flavour cannot be given.
         OnnxError: the model with its external data is larger than one ONNX message can be.
         MissingPackageError: the package that makes a change is not installed.
     """
     import onnx  # check_model has been here and says what to install
 
+    options.check()
     name = "this model" if isinstance(model, bytes) else os.fspath(model)
     graph_only = (
         onnx.load_model_from_string(model)
@@ -46,8 +47,6 @@ def prepare(
         else onnx.load(os.fspath(model), load_external_data=False)
     )
     changes = _untie(graph_only)
-    if options.fp16 and options.bf16:
-        raise BuildError("fp16 and bf16 exclude each other. Choose one.")
     # TensorRT-RTX computes fp32 products with TF32 operands whatever it is told, where the GPU has TF32
     turing = {text.replace("_", "").lower() for text in options.compute_capabilities} == {"sm75"}
     in_parts = not options.tf32 and not turing and capabilities is not None and capabilities.name == "tensorrt_rtx"

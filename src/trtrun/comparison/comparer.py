@@ -152,7 +152,14 @@ class _Side:
 
 
 # What is done to the whole model before its tensors are marked is not done to a marked one again.
-_CONVERTED: dict[str, Any] = {"outputs": (), "simplify": False, "fp16": False, "bf16": False, "keep_fp32": ()}
+_CONVERTED: dict[str, Any] = {
+    "outputs": (),
+    "simplify": False,
+    "fp16": False,
+    "bf16": False,
+    "keep_io": True,
+    "keep_fp32": (),
+}
 
 
 def _with_outputs(model: str | os.PathLike[str], outputs: tuple[str, ...]) -> bytes:
