@@ -2,7 +2,8 @@
 
 A note per path keeps the hash with the states of the file and of its external data, as git's index does. It is made
 only of files that have settled (:func:`~trtrun.building.files.has_settled`): what changes them later changes their
-states. A file that was changed within the last minute is hashed each time, until it has.
+states. A file that was changed within the last two seconds is hashed again the next time; one that was within the last
+minute is written back to its disk first, so that writes through memory maps show from then on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ModelFileError
@@ -30,6 +31,7 @@ class Content:
 
     sha256: str
     states: dict[str, list[int]]
+    settled: bool = field(default=True, compare=False)  # whether every later change will show in the states
 
 
 def content_of(model: str | os.PathLike[str] | bytes, notes: Path) -> Content:
@@ -49,10 +51,9 @@ def content_of(model: str | os.PathLike[str] | bytes, notes: Path) -> Content:
     if known := _remembered(note, path):
         return known
     for _ in range(_TRIES):
-        now = time.time_ns()
         if (content := _read(path)) is None:
             continue
-        if all(files.has_settled(state, now) for state in content.states.values()):
+        if content.settled:
             facts = {"model": path, "states": content.states, "sha256": content.sha256}
             with suppress(OSError):  # a cache that may only be read: hashed again next time
                 write_atomic(note, json.dumps(facts, indent=1).encode())
@@ -62,6 +63,7 @@ def content_of(model: str | os.PathLike[str] | bytes, notes: Path) -> Content:
 
 def _read(path: str) -> Content | None:
     """Hash a model; None where a file was changed meanwhile. Names and lengths of external data are hashed with it."""
+    now, settled = time.time_ns(), True
     try:
         states = {path: file_state(path)}  # before the file is checked, and compared with what is opened then
     except OSError as error:
@@ -71,6 +73,7 @@ def _read(path: str) -> Content | None:
     for file in (path, *external):
         try:
             with open(file, "rb") as opened:
+                settled &= _settle(opened.fileno(), now)
                 before = file_state(opened.fileno())
                 data = opened.read()
                 after = file_state(opened.fileno())
@@ -82,7 +85,19 @@ def _read(path: str) -> Content | None:
             digest.update(f"{os.path.relpath(file, os.path.dirname(path)) if file != path else ''}\0".encode())
             digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
-    return Content(digest.hexdigest(), states)
+    return Content(digest.hexdigest(), states, settled)
+
+
+def _settle(file: int, now: int) -> bool:
+    """Whether a file has settled, written back to its disk where that is needed."""
+    state = file_state(file)
+    if files.has_settled(state, now):
+        return True
+    try:
+        os.fsync(file)
+    except OSError:  # a file system that cannot
+        return False
+    return files.has_settled(state, now, written_back=True)
 
 
 def forget(notes: Path, *, all_of_them: bool) -> None:

@@ -55,21 +55,23 @@ def check_target(
 def file_state(file: str | os.PathLike[str] | int) -> list[int]:
     """Device, inode, size, and the times of the last change: other numbers mean that a file may hold something else.
 
-    The last number, ``st_ctime_ns``, changes with every write and cannot be set back, but for two cases. Writes within
-    one tick of the file system's clock leave it as it was. And what is written through a shared memory map changes the
-    times when a page becomes dirty, not again before the kernel has written that page back. Both are over once the
-    times are :data:`SETTLED` nanoseconds old. A file system that never notes the times of such writes (tmpfs) is not
-    seen through.
+    The last number, ``st_ctime_ns``, changes with every write and cannot be set back, but for what :func:`has_settled`
+    is about. A file system that never notes the times of writes through shared memory maps (tmpfs) is not seen through.
     """
     stat = os.stat(file)
     return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-# Linux writes dirty pages back within 35 s unless it was told otherwise (vm.dirty_expire_centisecs); the coarsest clock
-# of a file system in use, FAT's, ticks every 2 s.
+TICK = 2 * 10**9  # nanoseconds: the coarsest clock of a file system in use, FAT's
+# Linux writes dirty pages back within 35 s unless it was told otherwise (vm.dirty_expire_centisecs).
 SETTLED = 60 * 10**9
 
 
-def has_settled(state: list[int], now: int) -> bool:
-    """True where the state shows every change that was made until ``now``, in nanoseconds since 1970."""
-    return max(state[3:]) <= now - SETTLED
+def has_settled(state: list[int], now: int, *, written_back: bool = False) -> bool:
+    """True where every change after ``now``, in nanoseconds since 1970, will show in the state.
+
+    Two changes within one tick of the file system's clock leave the same times. And a write through a shared memory map
+    changes them only when it makes a page dirty, not again before that page was written back: by the kernel, after a
+    while, or by ``os.fsync`` from any process, which ``written_back`` says was called after ``now``.
+    """
+    return max(state[3:]) <= now - (TICK if written_back else SETTLED)

@@ -59,9 +59,9 @@ class BuildOptions:
         for title, values in (
             ("outputs", [*self.outputs]),
             ("compute_capabilities", capabilities),
-            ("specialize", [*self.specialize]),
+            ("specialize", [str(batch) for batch in self.specialize]),
         ):
-            if twice := sorted({str(value) for value in values if values.count(value) > 1}):
+            if twice := sorted({value for value in values if values.count(value) > 1}):
                 raise BuildError(f"{title} names {', '.join(twice)} more than once. Name each once.")
         if any(batch < 1 for batch in self.specialize):
             raise BuildError(f"specialize is {list(self.specialize)}, and batch sizes are 1 or more.")
