@@ -167,6 +167,8 @@ BIG = "99999999999999999999999"
         ("bundle create pipe --engine e.engine", "is a device"),
         ("bundle create b --engine e.engine --labels latin1.txt", "cannot read the names"),
         ("bundle create b --engine e.engine@foo", "'foo' is no compute capability"),
+        ("bundle keygen k.pem ./k.pem", "both keys would be written"),
+        ("bundle header e.engine md.json md.json", "written over"),
         ("compare m.onnx m.onnx --shape x=999999999999999x12", "no dimension can exceed"),
         (f"compare m.onnx m.onnx --shape x={BIG}x12", "no dimension can exceed"),
         ("compare m.onnx m.onnx --shape x=2000000000x12", "bytes are needed to make up input 'x'"),
@@ -182,6 +184,7 @@ def test_bad_input_is_one_typed_error(folder: Path, command: str, says: str) -> 
     Path("link.onnx").symlink_to("m.onnx")
     os.mkfifo("pipe")  # stands for devices too
     Path("text.txt").write_text("cat")
+    Path("md.json").write_text("{}")
     Path("latin1.txt").write_bytes(b"\xe9")
     trtrun.bundle.write_bundle("b.bundle", engines=["e.engine"])
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}

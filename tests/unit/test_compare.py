@@ -78,27 +78,11 @@ def test_a_layer_that_differs_is_found_behind_an_output_that_agrees(write: Write
     assert result.first_divergence.layer.node == "culprit"
 
 
-def _overflows() -> bytes:
-    """Conv → a (an output) → Relu → Mul, which overflows fp16 → Mul back → Conv → y; x [1, 3, 8, 8]."""
-    rng = np.random.default_rng(0)
-    weights = {name: rng.standard_normal((3, 3, 3, 3)).astype(np.float32) for name in ("w", "v")}
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"], name="first", pads=[1] * 4),
-        helper.make_node("Relu", ["a"], ["r"]),
-        helper.make_node("Mul", ["r", "large"], ["b"], name="culprit"),
-        helper.make_node("Mul", ["b", "small"], ["c"]),
-        helper.make_node("Conv", ["c", "v"], ["y"], pads=[1] * 4),
-    ]
-    weights |= {"large": np.float32([6e4]), "small": np.float32([1e-4])}
-    io = [models.value(name, [1, 3, 8, 8]) for name in ("x", "a", "y")]
-    return models._model(nodes, io[:1], io[1:], weights)
-
-
 @pytest.mark.parametrize("kind", ["built", "engine"])
 def test_layers_of_a_converted_engine_are_those_of_the_whole_converted_model(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    path = write("a.onnx", _overflows())
+    path = write("a.onnx", models.overflowing())
     options = BuildOptions(fp16=True)
     engine = comparer._Side(path, kind, options, 0, ())
     marked = engine.marked(path, tmp_path / "marked")

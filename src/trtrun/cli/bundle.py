@@ -119,7 +119,10 @@ def keygen(
     import os
 
     from ..bundle import new_keys
+    from ..errors import BundleError
 
+    if private.absolute() == public.absolute():
+        raise BundleError(f"both keys would be written to {private}. Name two files.")
     secret, known = new_keys()
     with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(secret)
