@@ -172,8 +172,9 @@ def _unfold_constants(graph: Any) -> None:
                     del node.attribute[:]
                     node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(value)))
                     given = {"value": node.attribute[0]}
-            if each is graph and "value" in given and given["value"].t.data_type == TensorProto.FLOAT:
-                tensor = TensorProto.FromString(given["value"].t.SerializeToString())
+            tensor = TensorProto.FromString(given["value"].t.SerializeToString()) if "value" in given else None
+            # of an empty one, which Resize is given, TensorRT's parser would warn
+            if each is graph and tensor is not None and tensor.data_type == TensorProto.FLOAT and all(tensor.dims):
                 tensor.name = node.output[0]
                 each.initializer.append(tensor)
             else:
