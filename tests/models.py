@@ -171,3 +171,20 @@ def small_yolo(classes: int = 3, extras: int = 0, prototypes: bool = False) -> b
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def overflowing() -> bytes:
+    """Conv ``first`` → a, an output too → Relu → r → Conv ``culprit`` → b, beyond fp16 → Conv → y; x [1, 3, 8, 8]."""
+    rng = np.random.default_rng(0)
+    weights = {
+        name: (scale * rng.standard_normal((3, 3, 3, 3))).astype(np.float32)
+        for name, scale in (("u", 1), ("v", 1e4), ("w", 1e-4))
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "u"], ["a"], name="first", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Conv", ["r", "v"], ["b"], name="culprit", pads=[1] * 4),
+        helper.make_node("Conv", ["b", "w"], ["y"], pads=[1] * 4),
+    ]
+    x, a, y = (value(name, [1, 3, 8, 8]) for name in ("x", "a", "y"))
+    return _model(nodes, [x], [a, y], weights)

@@ -13,20 +13,37 @@ import hashlib
 import io
 import json
 import os
+import re
+import struct
 import time
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .building.files import write_atomic
+from .building.files import check_target, write_atomic
 from .errors import BundleError, MissingPackageError
 from .plan import PlanInfo, identify, map_model_file, model_file_error, read_model_file
 
 FORMAT = "trtrun bundle 1"
 _MANIFEST, _SIGNATURE = "manifest.json", "manifest.sig"
 _MANIFEST_LIMIT = 16 << 20  # bytes; a larger one is not a manifest
+# What zipfile, and who reads a manifest, raise where bytes were changed: other compression methods, passwords, …
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,7 @@ class Bundle:
                         "The bundle is damaged or was changed; get it again."
                     )
                 data = archive.read(info)
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise BundleError(
                 f"{self.path}: {member.file} cannot be read ({error}). The bundle is damaged; get it again."
             ) from error
@@ -152,9 +169,20 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             raise BundleError(
                 f"{os.fspath(path)} has the format {manifest.get('format')!r}, this trtrun reads {FORMAT!r}. Update it."
             )
+        _check_types(manifest, {"name": str, "engines": list}, {"onnx": dict, "metadata": dict, "accuracy": dict})
+        _check_types(manifest, {}, dict.fromkeys(("licence", "source", "created", "source_sha256"), str))
+        fields = {"file": str, "bytes": int, "sha256": str}
+        for engine in manifest["engines"]:
+            _check_types(engine, {**fields, "family": str, "version": str}, {"compute_capability": str})
+            if not re.fullmatch(r"\d+(\.\d+){3}|unknown", engine["version"]):
+                raise ValueError(f"the version {engine['version'][:40]!r} is no version of TensorRT")
+            if engine["family"] not in ("tensorrt", "tensorrt_rtx"):
+                raise ValueError(f"the family {engine['family'][:40]!r} is not known")
+        if manifest.get("onnx"):
+            _check_types(manifest["onnx"], fields, {})
         return Bundle(
             Path(path),
-            str(manifest["name"]),
+            manifest["name"],
             tuple(EngineMember(**engine) for engine in manifest["engines"]),
             Member(**manifest["onnx"]) if manifest.get("onnx") else None,
             dict(manifest.get("metadata") or {}),
@@ -168,10 +196,21 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         )
     except BundleError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise BundleError(
             f"{os.fspath(path)} is a damaged bundle ({type(error).__name__}: {error}); get it again."
         ) from error
+
+
+def _check_types(fields: Any, needed: Mapping[str, type], optional: Mapping[str, type]) -> None:
+    """Raise TypeError unless these are a JSON object's fields, those that are optional being null or missing."""
+    if not isinstance(fields, dict):
+        raise TypeError(f"{fields!r} is given where an object is expected"[:200])
+    for name, kind in (*needed.items(), *optional.items()):
+        value = fields.get(name)
+        if (value is None and name in optional) or (isinstance(value, kind) and not isinstance(value, bool)):
+            continue
+        raise TypeError(f"{name} is {value!r}, and {kind.__name__} is expected"[:200])
 
 
 def write_bundle(
@@ -200,16 +239,28 @@ def write_bundle(
         private_key: an Ed25519 private key in PEM to sign with.
 
     Raises:
-        BundleError: neither an engine nor a model, or metadata that is no JSON. ModelFileError, PlanError: an engine
-            that is none. MissingPackageError: signing needs cryptography.
+        BundleError: neither an engine nor a model, metadata that is no JSON, a compute capability that is none, or a
+            path that is one of these files or no regular file. ModelFileError, PlanError: an engine that is none.
+            MissingPackageError: signing needs cryptography.
     """
     if not engines and onnx is None:
         raise BundleError("a bundle needs an engine or an ONNX model.")
+    given = [engine if isinstance(engine, tuple) else (engine, None) for engine in engines]
+    for engine, capability in given:
+        if capability is not None and not re.fullmatch(r"\d+\.\d+", capability):
+            raise BundleError(
+                f"{os.fspath(engine)}@{capability}: {capability!r} is no compute capability. Write it like 9.0."
+            )
+    read = [engine for engine, _ in given] + [file for file in (onnx, source) if file is not None]
+    if onnx is not None and os.path.exists(path):
+        from .building.onnx_check import check_model
+
+        read += check_model(onnx)
+    check_target(path, read, BundleError)
     facts: dict[str, Any] = {}
     files: list[tuple[str, bytes]] = []
     members: list[EngineMember] = []
-    for index, entry in enumerate(engines):
-        engine, capability = entry if isinstance(entry, tuple) else (entry, None)
+    for index, (engine, capability) in enumerate(given):
         data = map_model_file(engine)
         plan = identify(data, source=os.fspath(engine))
         facts.update(plan.metadata)

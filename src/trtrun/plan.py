@@ -192,6 +192,8 @@ def _guess(head: bytes, total: int) -> str:
     """Name what people pass by mistake, with what to do about it."""
     if total == 0:
         return "the file is empty."
+    if head[:2] == b"PK" and head[30:].startswith(b"manifest.json"):
+        return "it is a bundle. Show what is in it: trtrun bundle show."
     if head[:2] == b"PK":
         return "it is a ZIP archive (a torch .pt or .pth?). Export it to ONNX and load that."
     if head[:1] == b"\x08" or b"onnx" in head or b"pytorch" in head:

@@ -98,6 +98,34 @@ def test_lower_precision_is_as_exact_as_it_can_be(precision: str, keep_io: bool,
             assert 1e-5 < error < (2e-3 if precision == "fp16" else 2e-2)
 
 
+def test_the_layer_that_overflows_fp16_is_found(tmp_path: Path) -> None:
+    pytest.importorskip("onnxconverter_common")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(models.overflowing())
+    options = trtrun.BuildOptions(fp16=True)
+    engine = trtrun.build(path, options=options)
+    for result in (
+        trtrun.compare(path, build_options=options),
+        trtrun.compare(path, engine, build_options=options),
+    ):
+        assert [output.within for output in result.outputs] == [True, False]
+        assert result.first_divergence is not None
+        assert result.first_divergence.layer.node == "culprit"
+        assert not result.layer_failures
+    assert "converted to fp16" in result.notes[0]
+    assert trtrun.compare(path, engine).first_divergence is None  # the layers of an fp32 engine, as the note says
+    command = ["compare", str(path), str(engine), "--fp16", "--json"]
+    facts = json.loads(CliRunner().invoke(app, command).stdout)
+    assert facts["first_divergence"]["node"] == "culprit"
+    with pytest.raises(trtrun.VerificationError, match="culprit"):
+        build_verified(path, tmp_path / "refused.engine", options=options)
+    with pytest.raises(trtrun.VerificationError, match=r"y: (no element is finite|relative L2)"):
+        build_verified(path, tmp_path / "refused.engine", options=options)
+    assert not (tmp_path / "refused.engine").exists()
+    kept, _ = build_verified(path, tmp_path / "kept.engine", options=dataclasses.replace(options, keep_fp32=("Conv",)))
+    assert kept.exists()
+
+
 @pytest.mark.parametrize("name", ["convolution", "affine"])
 def test_without_tf32_products_are_those_of_fp32(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"

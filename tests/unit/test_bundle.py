@@ -203,3 +203,48 @@ def test_the_commands(engine: Path, model: Path, tmp_path: Path) -> None:
     assert shown["engines"][0]["compute_capability"] == "9.0"
     assert "signed with this key" in run(app, ["bundle", "verify", bundle, "--key", public]).output
     assert isinstance(run(app, ["bundle", "verify", str(model)]).exception, trtrun.BundleError)
+
+
+def test_flipped_bits_are_found_or_change_nothing(engine: Path, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.bundle"
+    good = write_bundle(path, engines=[engine], onnx=model)
+    data = path.read_bytes()
+    plan = good.read(good.engines[0])
+    start = data.index(plan)
+    positions = [*range(start + 8), *range(start + len(plan) - 8, len(data))]
+    found = 0
+    for position in positions:
+        changed = bytearray(data)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        try:
+            opened = open_bundle(path)
+            opened.check()
+        except trtrun.BundleError:
+            found += 1
+        else:
+            assert opened.read(opened.engines[0]) == plan
+    assert found > 0.7 * len(positions)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": 3}, {"licence": 5}, {"created": [1]}, {"metadata": []}, {"accuracy": "good"}, {"engines": {}},
+        {"engines": [3]}, {"onnx": [1]}, {"source": {}}, {"bytes": "5"}, {"bytes": True}, {"version": "a.b"},
+        {"version": 1}, {"family": None}, {"family": "other"}, {"file": 7}, {"sha256": 1}, {"compute_capability": 9},
+    ],
+)  # fmt: skip
+def test_a_manifest_of_wrong_types_is_refused(engine: Path, tmp_path: Path, changes: dict) -> None:
+    path = tmp_path / "m.bundle"
+    write_bundle(path, engines=[engine])
+    with zipfile.ZipFile(path) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+        rest = {name: archive.read(name) for name in archive.namelist() if name != "manifest.json"}
+    place = manifest if changes.keys() <= manifest.keys() else manifest["engines"][0]
+    place.update(changes)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, body in {"manifest.json": json.dumps(manifest), **rest}.items():
+            archive.writestr(name, body)
+    with pytest.raises(trtrun.BundleError, match="damaged"):
+        open_bundle(path)

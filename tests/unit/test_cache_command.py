@@ -189,3 +189,12 @@ def test_what_a_process_was_given_cannot_be_cleared_away(tmp_path: Path, monkeyp
     sizes = [found.get(timeout=10) for _ in users]
     assert min(set.union(*sizes)) > 1000
     assert cleared >= 1
+
+
+def test_prune_says_why_it_leaves_more_than_it_was_told(tmp_path: Path) -> None:
+    store("new", 1000, used=0)
+    result = CliRunner().invoke(app, ["cache", "prune", "--size", "0"])
+    assert "removed 0 entries" in result.output
+    assert "used within the last minute" in result.output
+    assert names() == ["new"]
+    assert "last minute" not in CliRunner().invoke(app, ["cache", "prune", "--size", "1MB"]).output

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from typer.testing import CliRunner
 
@@ -70,7 +72,7 @@ def test_run(onnx_file: Path, tmp_path: Path) -> None:
         (["run", "{model}", "-i", "images=no.npy"], "cannot read 'no.npy'"),
         (["run", "{model}", "-i", "images={x}"], "missing: ['size']"),
         (["build", "{model}", "--shape", "images=1x4:2x4"], "NAME=MIN:OPT:MAX"),
-        (["build", "{model}", "-o", "{x}/y/z.engine"], "Not a directory"),
+        (["build", "{model}", "-o", "{x}/y/z.engine"], "is not a folder"),
     ],
 )
 def test_errors_are_one_message_and_exit_code_1(
@@ -114,3 +116,119 @@ def test_build_options_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         failed = CliRunner().invoke(app, ["build", "m.onnx", "--config", str(other)])
         assert isinstance(failed.exception, trtrun.BuildError)
         assert said in str(failed.exception)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: m.onnx (x [N, 12]), c.onnx (a convolution, x [N, 3, H, W]), e.engine, and x.npz."""
+    monkeypatch.chdir(tmp_path)
+    Path("m.onnx").write_bytes(models.affine())
+    Path("c.onnx").write_bytes(models.convolution())
+    Path("static.onnx").write_bytes(models.affine(batch=3))
+    trtrun.build("static.onnx", "e.engine")
+    np.savez("x.npz", x=np.ones((1, 12), np.float32))
+    return tmp_path
+
+
+BIG = "99999999999999999999999"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("build .", "it is a directory"),
+        ("build m.onnx --shape x=-1x12:2x12:3x12", "dimensions of a profile are 0 or more"),
+        ("build m.onnx --shape x=3000000000x12", "no dimension can exceed 2,147,483,647"),
+        (f"build m.onnx --shape x={BIG}x12", "no dimension can exceed"),
+        (f"build m.onnx --shape x={'9' * 5000}x12", "no dimension can exceed"),
+        (f"build m.onnx --input-shape x={BIG}x12", "no dimension can exceed"),
+        ("build m.onnx --input-shape x=-2x12", "-1 to 2,147,483,647"),
+        ("build m.onnx --input-shape 5x12", "cannot read --input-shape '5x12'"),
+        ("build m.onnx --specialize -4", "batch sizes are 1 or more"),
+        ("build m.onnx --specialize 0", "batch sizes are 1 or more"),
+        ("build m.onnx --shape x=1x12:2x12:32x12 --specialize 1,64", "batches of 1 to 32"),
+        (f"build m.onnx --workspace {BIG}GiB", "more bytes than any memory has"),
+        (f"build m.onnx --workspace {'9' * 400}", "more bytes than any memory has"),
+        ("build m.onnx --keep-fp32 MatMul", "keep_fp32 has an effect only with fp16 or bf16"),
+        ("build m.onnx --convert-io", "only with fp16 or bf16"),
+        ("build m.onnx --inputs x.npz", "--inputs: of no effect without --verify"),
+        ("build m.onnx --range x=0:1 --l2 0.1", "--range, --l2: of no effect without --verify"),
+        ("build m.onnx --outputs y --outputs y", "outputs names y more than once"),
+        ("build m.onnx --compute-capability sm_89 --compute-capability SM89", "sm89 more than once"),
+        ("build m.onnx -o folder", "is a folder"),
+        ("build m.onnx -o m.onnx", "written over what it is made from"),
+        ("build m.onnx -o link.onnx", "written over what it is made from"),
+        ("build m.onnx -o pipe", "is a device"),
+        ("quantize static.onnx --data x.npz -o static.onnx", "written over"),
+        ("quantize static.onnx --data x.npz -o x.npz", "written over"),
+        ("bundle create e.engine --engine e.engine", "written over"),
+        ("bundle create static.onnx --onnx static.onnx", "written over"),
+        ("bundle create text.txt --onnx static.onnx --labels text.txt", "written over"),
+        ("bundle create pipe --engine e.engine", "is a device"),
+        ("bundle create b --engine e.engine --labels latin1.txt", "cannot read the names"),
+        ("bundle create b --engine e.engine@foo", "'foo' is no compute capability"),
+        ("bundle keygen k.pem ./k.pem", "both keys would be written"),
+        ("bundle header e.engine md.json md.json", "written over"),
+        ("compare m.onnx m.onnx --shape x=999999999999999x12", "no dimension can exceed"),
+        (f"compare m.onnx m.onnx --shape x={BIG}x12", "no dimension can exceed"),
+        ("compare m.onnx m.onnx --shape x=2000000000x12", "bytes are needed to make up input 'x'"),
+        ("compare m.onnx m.onnx --device 1", "--device: of no effect on two ONNX files"),
+        ("compare m.onnx m.onnx --plugin p.so --fp16", "--plugin, --fp16: of no effect on two ONNX files"),
+        ("compare e.engine e.engine --fp16", "--fp16: of no effect on engines that are built"),
+        ("compare m.onnx m.onnx --report m.onnx", "written over what is compared"),
+        ("inspect b.bundle", "trtrun bundle show"),
+    ],
+)
+def test_bad_input_is_one_typed_error(folder: Path, command: str, says: str) -> None:
+    Path("folder").mkdir()
+    Path("link.onnx").symlink_to("m.onnx")
+    os.mkfifo("pipe")  # stands for devices too
+    Path("text.txt").write_text("cat")
+    Path("md.json").write_text("{}")
+    Path("latin1.txt").write_bytes(b"\xe9")
+    trtrun.bundle.write_bundle("b.bundle", engines=["e.engine"])
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    result = cli.invoke(app, command.split(" "))
+    assert isinstance(result.exception, trtrun.TrtrunError), (result.output, result.exception)
+    assert says in str(result.exception)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_model_is_not_written_over_by_way_of_its_external_data(folder: Path) -> None:
+    proto = onnx.load("static.onnx")
+    onnx.save(proto, "external.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    before = Path("w.bin").read_bytes()
+    for command in ("build external.onnx", "quantize external.onnx --data x.npz"):
+        result = cli.invoke(app, [*command.split(" "), "-o", "w.bin"])
+        assert isinstance(result.exception, trtrun.BuildError), result.output
+    result = cli.invoke(app, ["bundle", "create", "w.bin", "--onnx", "external.onnx"])
+    assert isinstance(result.exception, trtrun.BundleError)
+    assert Path("w.bin").read_bytes() == before
+
+
+def test_an_engine_may_replace_an_engine(folder: Path) -> None:
+    for _ in range(2):
+        assert cli.invoke(app, ["build", "static.onnx", "-o", "new/e.engine"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("build = 3", "build is no table"),
+        ("[[build]]\nfp16 = true", "build is no table"),
+        ("[bild]\nfp16 = true", "holds ['bild']"),
+        ("fp16 = true", "holds ['fp16']"),
+        ("[build]\nkeep-fp32 = ['MatMul']", "only with fp16 or bf16"),
+    ],
+)
+def test_a_file_of_options_that_cannot_be_meant(folder: Path, text: str, says: str) -> None:
+    Path("trtrun.toml").write_text(text)
+    result = cli.invoke(app, ["build", "static.onnx"])
+    assert isinstance(result.exception, trtrun.BuildError), result.output
+    assert says in str(result.exception)
+
+
+def test_options_from_the_working_directory_are_said(folder: Path) -> None:
+    assert "trtrun.toml" not in cli.invoke(app, ["build", "static.onnx"]).output
+    Path("trtrun.toml").write_text("[build]\nfp16 = true")
+    assert "options from trtrun.toml" in cli.invoke(app, ["build", "static.onnx"]).output

@@ -15,11 +15,12 @@ from tests import models
 from tests.unit.test_benchmark_report import _Page
 from trtrun.building import BuildOptions, build_plan
 from trtrun.cli import app
-from trtrun.comparison import build_verified, html, metrics
+from trtrun.comparison import build_verified, comparer, html, metrics
 from trtrun.comparison.inputs import make_inputs
 from trtrun.comparison.layers import MarkedModel
 from trtrun.comparison.metrics import Tolerance, tensor_error
 from trtrun.comparison.verification import refuse
+from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.plan import identify
 from trtrun.tensor_spec import ShapeRange, TensorSpec, TensorSpecs
 
@@ -75,6 +76,35 @@ def test_a_layer_that_differs_is_found_behind_an_output_that_agrees(write: Write
     assert result.within
     assert result.first_divergence is not None
     assert result.first_divergence.layer.node == "culprit"
+
+
+@pytest.mark.parametrize("kind", ["built", "engine"])
+def test_layers_of_a_converted_engine_are_those_of_the_whole_converted_model(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = write("a.onnx", models.overflowing())
+    options = BuildOptions(fp16=True)
+    engine = comparer._Side(path, kind, options, 0, ())
+    marked = engine.marked(path, tmp_path / "marked")
+    for layer in marked.layers:  # each alone, and all together
+        assert build_plan(marked.with_outputs([layer.tensor]))
+        OnnxRuntimeSession(marked.with_outputs([layer.tensor]))
+    types = {v.name: v.type.tensor_type.elem_type for v in onnx.load(marked.with_outputs(["r", "b", "y"])).graph.output}
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    assert types == {"r": half, "b": half, "y": single}
+    # What the GPU would do, with ONNX Runtime in the place of the engine.
+    reference = comparer._Side(path, "onnxruntime", options, 0, ())
+    monkeypatch.setattr(
+        comparer._Side, "run_marked",
+        lambda side, path, arrays, dynamic: dict(OnnxRuntimeSession(path).run(arrays)),
+    )  # fmt: skip
+    x = {"x": np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    empty = comparer.Comparison(("a", "b"), ("", ""), {}, 0, Tolerance(), ())
+    result = comparer._with_layers(empty, (reference, engine), (x, x), {})
+    assert result.first_divergence is not None
+    assert result.first_divergence.layer.node == "culprit"
+    assert not result.layer_failures
+    assert any("converted to fp16" in note for note in result.notes) is (kind == "engine")
 
 
 def test_tensors_that_cannot_be_outputs_are_listed_with_the_reason(write: Write) -> None:
@@ -209,7 +239,11 @@ def test_metrics() -> None:
     zero = np.zeros(3, np.float32)
     assert tensor_error("t", zero, zero, Tolerance()).cosine == 1
     assert tensor_error("t", zero, zero + 1, Tolerance()).cosine == 0
-    assert tensor_error("t", zero[:0], zero[:0], Tolerance()).within
+    nothing = tensor_error("t", zero[:0], zero[:0], Tolerance())
+    assert (nothing.within, nothing.problem) == (False, "it has no elements")
+    nan = np.full(3, np.nan)
+    nothing = tensor_error("t", nan, nan, Tolerance())
+    assert (nothing.within, nothing.nonfinite, nothing.problem) == (False, (3, 3), "no element is finite in both")
     assert tensor_error("t", zero, zero[:2], Tolerance()).problem == "shapes differ: 3 and 2"
 
 

@@ -39,8 +39,7 @@ def test_fp16(keep_io: bool) -> None:
     for name, array in session(x).items():
         error = np.linalg.norm(array.astype(np.float64) - wanted[name]) / np.linalg.norm(wanted[name])
         assert 0 < error < 5e-3  # 0 would mean that nothing was converted
-    assert changes[0] == "1 convolutions: the weights of each kernel are rounded so that their sum stays"
-    assert "fp16; kept in fp32" in changes[1]
+    assert "fp16; kept in fp32" in changes[-1]
     assert build_plan(data, BuildOptions(profiles=_profile("x", (1, 3, 8, 8), (4, 3, 64, 64))))
 
 
@@ -87,11 +86,11 @@ def test_bf16_constants_inside_nodes_and_what_excludes_it() -> None:
         helper.make_node("Mul", ["x", "c"], ["y"]),
     ]
     model = models._model(nodes, [models.value("x", [1, 4])], [models.value("y", [1, 4])], {})
-    data, _ = prepare(model, BuildOptions(bf16=True))
+    data, _ = prepare(model, BuildOptions(bf16=True, keep_io=False))  # keep_io keeps what ends a network in fp32
     assert data is not None
-    (constant,) = (node for node in onnx.load_from_string(data).graph.node if node.op_type == "Constant")
-    assert constant.attribute[0].t.data_type == onnx.TensorProto.BFLOAT16
-    assert np.frombuffer(constant.attribute[0].t.raw_data, ml_dtypes.bfloat16) == ml_dtypes.bfloat16(1e9)
+    (constant,) = onnx.load_from_string(data).graph.initializer
+    assert constant.data_type == onnx.TensorProto.BFLOAT16
+    assert np.frombuffer(constant.raw_data, ml_dtypes.bfloat16) == ml_dtypes.bfloat16(1e9)
     with pytest.raises(trtrun.BuildError, match="exclude each other"):
         prepare(model, BuildOptions(bf16=True, fp16=True))
     with pytest.raises(trtrun.BuildError, match="fp16 tensors already"):

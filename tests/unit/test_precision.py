@@ -42,7 +42,7 @@ def test_kernels_are_rounded_so_that_their_sum_stays(label: str, half: type) -> 
     model = _edges()
     data, changes = prepare(model, BuildOptions(**{label: True}))
     assert data is not None
-    assert changes[0] == "1 convolutions: the weights of each kernel are rounded so that their sum stays"
+    assert changes[0] == "1 convolutions: kernels whose weights nearly cancel are rounded so that their sum stays"
     wanted = numpy_helper.to_array(onnx.load_from_string(model).graph.initializer[0]).astype(np.float64)
     tensor = onnx.load_from_string(data).graph.initializer[0]
     found = np.frombuffer(tensor.raw_data, half).reshape(wanted.shape).astype(np.float64)
@@ -65,6 +65,152 @@ def test_rounding_leaves_alone_what_stays_in_fp32_and_what_fp16_cannot_hold() ->
     large = numpy_helper.to_array(proto.graph.initializer[0]) * np.float32(1e5)
     proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(large, "w"))
     assert "beyond fp16" in prepare(proto.SerializeToString(), BuildOptions(fp16=True))[1][-1]
+
+
+def _convolutions(
+    nodes: list[onnx.NodeProto], outputs: list[str], weights: dict[str, np.ndarray], opset: int = 17
+) -> bytes:
+    """x [1, 3, 8, 8], outputs of any shape."""
+    proto = onnx.load_from_string(
+        models._model(nodes, [models.value("x", [1, 3, 8, 8])], [models.value(name, [1]) for name in outputs], weights)
+    )
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    proto.opset_import[0].version = opset
+    return proto.SerializeToString()
+
+
+def _kernels(*shape: int) -> np.ndarray:
+    return (RNG.standard_normal(shape or (3, 3, 3, 3)) / 4).astype(np.float32)
+
+
+def _initializers(data: bytes | None) -> dict[str, onnx.TensorProto]:
+    assert data is not None
+    return {tensor.name: tensor for tensor in onnx.load_from_string(data).graph.initializer}
+
+
+def test_kernels_that_do_not_cancel_are_rounded_one_by_one_and_zeros_stay() -> None:
+    plain = np.abs(_kernels())
+    cancels = _kernels()
+    cancels[:, :, 2, 1:] = 0  # as masked convolutions have them
+    cancels[:, :, 1, 1] -= cancels.sum((2, 3))
+    nodes = [
+        helper.make_node("Conv", ["x", "plain"], ["a"]),
+        helper.make_node("Constant", [], ["cancels"], value=numpy_helper.from_array(cancels)),
+        helper.make_node("Conv", ["a", "cancels"], ["y"]),
+    ]
+    data, changes = prepare(_convolutions(nodes, ["y"], {"plain": plain}), BuildOptions(fp16=True))
+    assert changes[0].startswith("1 convolutions: kernels whose weights nearly cancel")
+    found = {name: numpy_helper.to_array(tensor) for name, tensor in _initializers(data).items()}
+    np.testing.assert_array_equal(found["plain"], plain.astype(np.float16))
+    assert (found["cancels"][cancels == 0] == 0).all()
+    assert (found["cancels"] != cancels.astype(np.float16)).any()
+    off, rounded = (np.abs(x.astype(np.float64).sum((2, 3))).max() for x in (found["cancels"], cancels.astype("f2")))
+    assert off < rounded / 2
+
+
+@pytest.mark.parametrize("other", ["kept by name", "kept by operator", "another reader"])
+def test_weights_that_others_read_too_are_theirs_in_fp32(other: str) -> None:
+    kernels = _kernels()
+    kernels[:, :, 1, 1] -= kernels.sum((2, 3))
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], name="first")]
+    if other == "kept by name":
+        nodes.append(helper.make_node("Conv", ["x", "w"], ["b"], name="second"))
+    else:
+        operator = "ReduceSumSquare" if other == "kept by operator" else "ReduceMax"
+        nodes.append(helper.make_node(operator, ["w"], ["s"], name="second"))
+        nodes.append(helper.make_node("Mul", ["a", "s"], ["b"]))
+    nodes.append(helper.make_node("Conv", ["b", "v"], ["y"]))
+    model = _convolutions(nodes, ["y"], {"w": kernels, "v": _kernels(3, 3, 1, 1)})
+    data, _ = prepare(model, BuildOptions(fp16=True, keep_fp32=("second",) if other == "kept by name" else ()))
+    tensors = _initializers(data)
+    if other == "another reader":
+        np.testing.assert_array_equal(numpy_helper.to_array(tensors["w"]), kernels.astype(np.float16))
+    else:
+        np.testing.assert_array_equal(numpy_helper.to_array(tensors["w/fp32"]), kernels)
+    assert tensors["w"].data_type == onnx.TensorProto.FLOAT16
+    x = RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    wanted, found = OnnxRuntimeSession(model)(x)["y"], OnnxRuntimeSession(data)(x)["y"]
+    assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("given", ["value", "value_float", "value_floats"])
+def test_constants_beyond_fp16_are_measured_and_said(given: str) -> None:
+    value = {
+        "value": numpy_helper.from_array(np.float32([-1e6])), "value_float": -1e6, "value_floats": [-1e6]
+    }[given]  # fmt: skip
+    nodes = [
+        helper.make_node("Constant", [], ["k"], **{given: value}),
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Max", ["a", "k"], ["b"]) if given == "value_floats" else
+        helper.make_node("Mul", ["a", "k"], ["b"]),
+        helper.make_node("Conv", ["b", "w"], ["y"]),
+    ]  # fmt: skip
+    model = _convolutions(nodes, ["y"], {"w": _kernels()})
+    data, changes = prepare(model, BuildOptions(fp16=True))
+    OnnxRuntimeSession(data)  # a valid graph
+    said = "1 constants hold numbers beyond fp16, up to 1e+06, which were cut to 65504"
+    assert (said in changes) is (given != "value_floats")  # Max stays in fp32, and so does its constant
+    data, changes = prepare(model, BuildOptions(bf16=True))
+    assert "beyond" not in " ".join(changes)
+    assert build_plan(data)
+
+
+def test_infinities_stay_and_are_not_called_cut() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "mask"], ["b"]),
+        helper.make_node("Softmax", ["b"], ["c"]),
+        helper.make_node("Conv", ["c", "w"], ["y"]),
+    ]
+    weights = {"w": _kernels(), "mask": np.float32([0, 0, 0, 0, 0, -np.inf])}
+    data, changes = prepare(_convolutions(nodes, ["y"], weights), BuildOptions(fp16=True))
+    assert "beyond fp16" not in " ".join(changes)
+    assert numpy_helper.to_array(_initializers(data)["mask"])[-1] == -np.inf
+
+
+@pytest.mark.parametrize("keep_io", [True, False])
+@pytest.mark.parametrize("label", ["fp16", "bf16"])
+@pytest.mark.parametrize("keep", [(), ("Relu",), ("first",)])
+def test_outputs_that_are_read_inside_too(label: str, keep_io: bool, keep: tuple[str, ...]) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["f"]),
+        helper.make_node("Conv", ["f", "v"], ["y"]),
+        helper.make_node("Constant", [], ["k"], value_float=3.0),
+    ]
+    model = _convolutions(nodes, ["a", "f", "y", "k"], {"w": _kernels(), "v": _kernels()})
+    data, _ = prepare(model, BuildOptions(**{label: True}, keep_io=keep_io, keep_fp32=keep))
+    assert data is not None
+    assert build_plan(data)
+    if label == "bf16":
+        return
+    session = OnnxRuntimeSession(data)
+    x = RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    wanted, found = OnnxRuntimeSession(model)(x), session(x.astype(session.inputs["x"].dtype))
+    assert list(found) == ["a", "f", "y", "k"]
+    for name, value in found.items():
+        assert value.dtype == (np.float32 if keep_io else np.float16)
+        assert np.linalg.norm(value - wanted[name]) < 0.01 * np.linalg.norm(wanted[name])
+
+
+def test_an_output_that_a_branch_reads_too() -> None:
+    branches = {
+        f"{side}_branch": helper.make_graph(
+            [helper.make_node(operator, ["a"], [side])], side, [],
+            [helper.make_tensor_value_info(side, onnx.TensorProto.FLOAT, None)],
+        )
+        for side, operator in (("then", "Relu"), ("else", "Neg"))
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+        helper.make_node("Cast", ["m"], ["c"], to=onnx.TensorProto.BOOL),
+        helper.make_node("If", ["c"], ["b"], **branches),
+        helper.make_node("Conv", ["b", "w"], ["y"]),
+    ]
+    data, _ = prepare(_convolutions(nodes, ["a", "y"], {"w": _kernels()}), BuildOptions(fp16=True))
+    assert set(OnnxRuntimeSession(data)(np.ones((1, 3, 8, 8), np.float32))) == {"a", "y"}
 
 
 def _on_half_grid(array: np.ndarray) -> bool:

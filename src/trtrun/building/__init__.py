@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError
+from ..plan import model_file_error
 from .builder import Progress, build_plan
-from .files import write_atomic
+from .files import check_target, write_atomic
+from .onnx_check import check_model
 from .options import BuildOptions
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ def build(
         example_inputs: for a torch module: one tensor per argument of ``forward``, its batch larger than 1.
 
     The file is written atomically, and not at all when ``check``, which is given the engine first, raises; see
-    :func:`trtrun.comparison.build_verified`. Raises what :func:`trtrun.building.builder.build_plan` raises.
+    :func:`trtrun.comparison.build_verified`. Raises what :func:`trtrun.building.builder.build_plan` raises, and
+    BuildError, before anything is built, for an output that is the model or its external data, or no regular file.
     """
     if not isinstance(model, (str, os.PathLike, bytes)):
         if example_inputs is None:
@@ -50,7 +53,13 @@ def build(
         model = export_module(model, example_inputs)
     if output is None and isinstance(model, bytes):
         raise BuildError("a model that is not a file needs the path of the engine: build(model, 'model.engine').")
+    if not isinstance(model, bytes) and os.path.isdir(model):
+        raise model_file_error(model, IsADirectoryError())
     path = Path(output) if output is not None else Path(os.fspath(model)).with_suffix(".engine")  # type: ignore[arg-type]
+    if not isinstance(model, bytes):
+        check_target(path, [model, *(check_model(model) if path.exists() else ())])
+    else:
+        check_target(path)
     plan = build_plan(model, options, progress=progress)
     if check is not None:
         check(plan)

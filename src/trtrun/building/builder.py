@@ -230,6 +230,13 @@ def _specialized(profiles: tuple[Profile, ...], options: BuildOptions, name: str
         return ()
     if not profiles or any(not r.min or r.min[0] == r.max[0] for r in profiles[0].values()):
         raise BuildError(f"{name} has no dynamic batch to specialize for {list(options.specialize)}.")
+    for input_name, shapes in profiles[0].items():
+        outside = [batch for batch in options.specialize if not shapes.min[0] <= batch <= shapes.max[0]]
+        if outside:
+            raise BuildError(
+                f"specialize names {outside}, and the first profile gives input {input_name!r} batches of "
+                f"{shapes.min[0]} to {shapes.max[0]}. Widen it with --shape, or leave them out."
+            )
     return tuple(
         {n: ShapeRange(*((batch, *s[1:]) for s in (r.min, r.opt, r.max))) for n, r in profiles[0].items()}
         for batch in options.specialize

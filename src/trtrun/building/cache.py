@@ -2,10 +2,11 @@
 
 An entry is named by a digest of everything the engine depends on: the model's content with its external data
 (:mod:`trtrun.building.content`), the options, the flavour with its version, the revision of trtrun's own changes to
-graphs, and the GPU where the engine is tied to one. It is written atomically, with its checksum beside it; an entry
-that does not match is built again. The checksum is computed only when the file's state
-(:func:`~trtrun.building.files.file_state`) is not the one that it had when it was written or last checked, so that an
-engine is found without reading it.
+graphs, the versions of packages that make others, the bytes of plugin libraries, and the GPU where the engine is tied
+to one. It is written atomically, with its checksum beside it; an entry that does not match is built again. The checksum
+is computed only when the file's state (:func:`~trtrun.building.files.file_state`) is not the one that it had when it
+was written or last checked, so that an engine is found without reading it. An engine is stored only if its model's
+content is after the build what it was before.
 
 The cache is bounded: after each store, the entries that were used longest ago go until the rest fits. An entry's
 lock is held while it is built and while it is removed, so that no process removes what another is building.
@@ -20,18 +21,19 @@ import mmap
 import os
 import time
 import zlib
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from .. import flavor as flavors
-from ..errors import BuildError
+from ..errors import BuildError, ModelFileError
 from . import files, graph
 from .builder import Progress, build_plan
-from .content import content_hash, forget
+from .content import Content, content_of, forget
 from .files import file_state, write_atomic
 from .options import BuildOptions, parse_bytes
 
@@ -39,6 +41,7 @@ _LOG = logging.getLogger("trtrun")
 
 DEFAULT_LIMIT = 20 * 10**9  # bytes of the whole cache
 _GRACE = 60.0  # seconds: pruning keeps what was used this recently, since its path may not have been opened yet
+_BUILDS = 3  # of a model that is changed while it is built
 _ABANDONED = 3600.0  # seconds after which a half-written file is that of a process that died
 
 
@@ -94,9 +97,10 @@ def _entry(path: Path) -> CacheEntry | None:
     beside = _facts(path)
     try:
         text = beside.read_bytes()
-        facts = json.loads(text)
+        facts = {name: str(value) for name, value in json.loads(text).items()}
         used = beside.stat().st_mtime
-    except (OSError, ValueError):  # damaged: built again when asked for, and listed so that it can be removed
+    # damaged: built again when asked for, and listed so that it can be removed
+    except (OSError, ValueError, AttributeError, RecursionError):
         text, facts, used = b"", {}, stat.st_mtime
     return CacheEntry(
         path.stem,
@@ -191,7 +195,10 @@ def cached_engine(
     Processes that ask at once build once: the others wait for the first. The file may be gone by the time it is
     opened if another process clears the cache; :func:`cached_plan` gives what cannot be taken away.
     """
-    return cached_plan(model, options, progress=progress)[0]
+    path, _ = cached_plan(model, options, progress=progress)
+    if not path.exists():
+        raise ModelFileError(f"the engine could not be kept in the cache {cache_dir()}; cached_plan gives its bytes.")
+    return path
 
 
 def cached_plan(
@@ -199,32 +206,61 @@ def cached_plan(
 ) -> tuple[Path, memoryview]:
     """The path and the bytes of an engine, as :func:`cached_engine` finds or builds it; the model may be bytes too.
 
-    An engine that is found is mapped into memory, not read.
+    An engine that is found is mapped into memory, not read. One that is built where the cache cannot be written is
+    not kept, with a warning; then there is no file at the path.
     """
     options = options or BuildOptions()
     flavor = flavors.for_building(options.flavor)
-    path = cache_dir() / "engines" / f"{_digest(model, options, flavor)}.engine"
-    if plan := _intact(path):
-        return path, plan
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    name = "this model" if isinstance(model, bytes) else os.fspath(model)
+    for _ in range(_BUILDS):
+        content = content_of(model, _notes())
+        path = cache_dir() / "engines" / f"{_digest(content, options, flavor)}.engine"
         if plan := _intact(path):
             return path, plan
-        if path.exists():
-            _LOG.warning("the cached engine %s is damaged; it is built again", path)
-        built = build_plan(model, options, progress=progress)
-        write_atomic(path, built)
-        facts = {
-            "crc32": zlib.crc32(built),
-            # Trusted whatever the clock's tick: nobody else writes here, and trtrun never into a file that is there.
-            "state": file_state(path),
-            "model": "bytes" if isinstance(model, bytes) else os.path.abspath(model),
-            "built_by": flavor.title,
-            "options": options.key(),
-        }
-        write_atomic(_facts(path), json.dumps(facts, indent=1).encode())
-        keep_within_limit()
-    return path, memoryview(built)
+        with ExitStack() as stack:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(path.with_suffix(".lock")))
+            except OSError as error:
+                unwritable: OSError | None = error
+            else:
+                unwritable = None
+                if plan := _intact(path):
+                    return path, plan
+                if path.exists():
+                    _LOG.warning("the cached engine %s is damaged; it is built again", path)
+            built = build_plan(model, options, progress=progress)
+            if content_of(model, _notes()) != content:
+                _LOG.warning("%s was changed while it was built; it is built again", name)
+                continue
+            try:
+                if unwritable is not None:
+                    raise unwritable
+                _store(path, built, model, options, flavor)
+            except OSError as error:
+                _LOG.warning("the engine is not kept: the cache %s cannot be written (%s)", cache_dir(), error)
+        return path, memoryview(built)
+    raise ModelFileError(f"{name} was changed during each of {_BUILDS} builds. Wait until it is written.")
+
+
+def _store(
+    path: Path,
+    built: bytes,
+    model: str | os.PathLike[str] | bytes,
+    options: BuildOptions,
+    flavor: flavors.Flavor,
+) -> None:
+    write_atomic(path, built)
+    facts = {
+        "crc32": zlib.crc32(built),
+        # Trusted whatever the clock's tick: nobody else writes here, and trtrun never into a file that is there.
+        "state": file_state(path),
+        "model": "bytes" if isinstance(model, bytes) else os.path.abspath(model),
+        "built_by": flavor.title,
+        "options": options.key(),
+    }
+    write_atomic(_facts(path), json.dumps(facts, indent=1).encode())
+    keep_within_limit()
 
 
 def _facts(path: Path) -> Path:
@@ -240,24 +276,47 @@ def _intact(path: Path) -> memoryview | None:
             plan = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         facts = json.loads(_facts(path).read_bytes())
         known, checksum = facts.get("state"), facts.get("crc32")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     with suppress(OSError):  # removed since, or a cache that may only be read
         if known == state:
             os.utime(_facts(path))
         elif zlib.crc32(plan) != checksum:
             return None
-        elif max(state[2:]) < time.time_ns() - files.TICK:
+        elif files.has_settled(state, time.time_ns()):
             write_atomic(_facts(path), json.dumps({**facts, "state": state}, indent=1).encode())
     return plan
 
 
-def _digest(model: str | os.PathLike[str] | bytes, options: BuildOptions, flavor: flavors.Flavor) -> str:
+def _plugin_hash(plugin: str | os.PathLike[str]) -> str:
+    try:
+        return hashlib.sha256(Path(plugin).read_bytes()).hexdigest()
+    except OSError:  # build_plan says so
+        return "missing"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # prepare says what to install
+        return "missing"
+
+
+def _digest(content: Content, options: BuildOptions, flavor: flavors.Flavor) -> str:
     target = "portable"
     if not flavor.capabilities.can_build_without_gpu:
         from ..cuda.device import Device
 
         device = Device()
         target = f"{device.name} {device.compute_capability}"
-    parts = (content_hash(model, _notes()), options.key(), flavor.title, target, f"revision {graph.REVISION}")
+    parts = (
+        content.sha256,
+        options.key(),
+        flavor.title,
+        target,
+        f"revision {graph.REVISION}",
+        # of packages that change the graph, and of what plugins compute
+        *(f"{package} {_version(package)}" for package in graph.packages(options)),
+        *(_plugin_hash(plugin) for plugin in options.plugins),
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -1,10 +1,13 @@
-"""Files that are there whole or not at all, and whether one has changed."""
+"""Files that are there whole or not at all, whether one has changed, and what must not be written over."""
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
+
+from ..errors import BuildError, TrtrunError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -22,14 +25,53 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
-def file_state(file: str | os.PathLike[str] | int) -> list[int]:
-    """Inode, size, and the times of the last change: other numbers mean that a file may hold something else.
+def check_target(
+    target: str | os.PathLike[str],
+    sources: Iterable[str | os.PathLike[str]] = (),
+    error: type[TrtrunError] = BuildError,
+) -> None:
+    """Raise ``error`` where :func:`write_atomic` would fail, or replace a source, a folder or a device."""
+    target = os.fspath(target)
+    name = repr(target)
+    if not os.path.basename(target) or os.path.basename(target) in (os.curdir, os.pardir):
+        raise error(f"{name} is not the name of a file to write. Name one.")
+    if os.path.isdir(target):
+        raise error(f"{name} is a folder, and a file is to be written. Name a file in it.")
+    if os.path.lexists(target) and os.path.exists(target):
+        if not os.path.isfile(target):
+            raise error(f"{name} is a device or a pipe, which would be replaced by a file. Name another file.")
+        for source in sources:
+            if os.path.exists(source) and os.path.samefile(source, target):
+                raise error(f"{name} would be written over what it is made from. Name another file.")
+    folder = os.path.dirname(os.path.abspath(target))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise error(f"{name} cannot be written: {folder!r} is not a folder. Name another file.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise error(f"{name} cannot be written: {folder!r} may not be written to. Name another file.")
 
-    The last number, ``st_ctime_ns``, changes with every write and cannot be set back. Only writes within one tick of
-    the file system's clock leave it as it was, so see :data:`TICK`.
+
+def file_state(file: str | os.PathLike[str] | int) -> list[int]:
+    """Device, inode, size, and the times of the last change: other numbers mean that a file may hold something else.
+
+    The last number, ``st_ctime_ns``, changes with every write and cannot be set back, but for what :func:`has_settled`
+    is about. A file system that never notes the times of writes through shared memory maps (tmpfs) is not seen through.
     """
     stat = os.stat(file)
-    return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 TICK = 2 * 10**9  # nanoseconds: the coarsest clock of a file system in use, FAT's
+# Linux writes dirty pages back within 35 s unless it was told otherwise (vm.dirty_expire_centisecs).
+SETTLED = 60 * 10**9
+
+
+def has_settled(state: list[int], now: int, *, written_back: bool = False) -> bool:
+    """True where every change after ``now``, in nanoseconds since 1970, will show in the state.
+
+    Two changes within one tick of the file system's clock leave the same times. And a write through a shared memory map
+    changes them only when it makes a page dirty, not again before that page was written back: by the kernel, after a
+    while, or by ``os.fsync`` from any process, which ``written_back`` says was called after ``now``.
+    """
+    return max(state[3:]) <= now - (TICK if written_back else SETTLED)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ..flavor import Capabilities
 
 # Of what ``prepare`` makes of the same model and options: one more with each change, so that no cache serves the old.
-REVISION = 2
+# A test holds it to the sources of this module, precision.py and rewrites.py.
+REVISION = 3
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes of one ONNX message
 # Names that exporters give to a dimension they know nothing of. The builder would tie all of one name together.
@@ -31,13 +32,14 @@ def prepare(
     to die of all the same is refused.
 
     Raises:
-        BuildError: an output that does not exist, a graph that cannot be changed as asked, or an operator that this
-            flavour cannot be given.
+        BuildError: options that exclude each other, an output that does not exist, a graph that cannot be changed as
+            asked, or an operator that this flavour cannot be given.
         OnnxError: the model with its external data is larger than one ONNX message can be.
         MissingPackageError: the package that makes a change is not installed.
     """
     import onnx  # check_model has been here and says what to install
 
+    options.check()
     name = "this model" if isinstance(model, bytes) else os.fspath(model)
     graph_only = (
         onnx.load_model_from_string(model)
@@ -45,8 +47,6 @@ def prepare(
         else onnx.load(os.fspath(model), load_external_data=False)
     )
     changes = _untie(graph_only)
-    if options.fp16 and options.bf16:
-        raise BuildError("fp16 and bf16 exclude each other. Choose one.")
     # TensorRT-RTX computes fp32 products with TF32 operands whatever it is told, where the GPU has TF32
     turing = {text.replace("_", "").lower() for text in options.compute_capabilities} == {"sm75"}
     in_parts = not options.tf32 and not turing and capabilities is not None and capabilities.name == "tensorrt_rtx"
@@ -77,6 +77,12 @@ def prepare(
         )
     data: bytes = proto.SerializeToString()
     return data, changes
+
+
+def packages(options: BuildOptions) -> tuple[str, ...]:
+    """The packages that ``prepare`` leaves changes to, whose versions decide what comes out."""
+    half = ("onnxconverter-common",) if options.fp16 or options.bf16 else ()
+    return (*(("onnxslim",) if options.simplify else ()), *half)
 
 
 def _untie(proto: Any) -> list[str]:

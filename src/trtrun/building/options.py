@@ -15,6 +15,9 @@ from ..tensor_spec import Shape, ShapeRange
 
 Profile = Mapping[str, ShapeRange]
 
+_LONGEST = 1000  # characters of a shape
+_LARGEST_DIMENSION = 2**31 - 1  # of TensorRT-RTX; the full one takes no tensor of more elements
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -44,6 +47,34 @@ class BuildOptions:
     keep_io: bool = True  # inputs and outputs stay fp32 then
     keep_fp32: tuple[str, ...] = ()  # operators or node names to leave alone then, besides those that are sensitive
     detailed: bool = False  # keep layer details for trtrun inspect and trtrun profile (ProfilingVerbosity.DETAILED)
+
+    def check(self) -> None:
+        """Raise BuildError for options that contradict each other, would have no effect, or are beyond TensorRT."""
+        if self.fp16 and self.bf16:
+            raise BuildError("fp16 and bf16 exclude each other. Choose one.")
+        if not (self.fp16 or self.bf16) and (self.keep_fp32 or not self.keep_io):
+            what = "keep_fp32" if self.keep_fp32 else "converting inputs and outputs (keep_io=False)"
+            raise BuildError(f"{what} has an effect only with fp16 or bf16. Choose one of them, or leave it out.")
+        capabilities = [text.replace("_", "").lower() for text in self.compute_capabilities]
+        for title, values in (
+            ("outputs", [*self.outputs]),
+            ("compute_capabilities", capabilities),
+            ("specialize", [str(batch) for batch in self.specialize]),
+        ):
+            if twice := sorted({value for value in values if values.count(value) > 1}):
+                raise BuildError(f"{title} names {', '.join(twice)} more than once. Name each once.")
+        if any(batch < 1 for batch in self.specialize):
+            raise BuildError(f"specialize is {list(self.specialize)}, and batch sizes are 1 or more.")
+        shapes = [(n, shape, 0) for p in self.profiles for n, r in p.items() for shape in (r.min, r.opt, r.max)]
+        shapes += [(name, shape, -1) for name, shape in self.input_shapes.items()]
+        shapes += [("specialize", self.specialize, 1)]
+        for name, shape, least in shapes:
+            if any(not least <= size <= _LARGEST_DIMENSION for size in shape):
+                raise BuildError(
+                    f"{name!r} is given {list(shape)}; each number is {least} to {_LARGEST_DIMENSION:,} there."
+                )
+        if self.workspace is not None and not 0 <= self.workspace < 2**63:
+            raise BuildError(f"workspace is {self.workspace:,} bytes; it is 0 to 2⁶³ - 1.")
 
     def key(self) -> str:
         """The options as canonical text, for cache keys."""
@@ -82,7 +113,7 @@ def parse_shapes(texts: Sequence[str]) -> tuple[Profile, ...]:
     ``images=1x3x640x640:8x3x640x640:32x3x640x640`` is a range; ``images=8x3x640x640`` is that one shape. Several
     texts of different inputs belong to one profile; an input named again begins the next profile.
 
-    Raises BuildError, showing the text, when one cannot be read or its bounds are not in order.
+    Raises BuildError, showing the text, when one cannot be read, its bounds are not in order, or one is negative.
     """
     profiles: list[dict[str, ShapeRange]] = []
     for text in texts:
@@ -98,6 +129,8 @@ def parse_shapes(texts: Sequence[str]) -> tuple[Profile, ...]:
             a <= b <= c for a, b, c in zip(low, opt, high, strict=True)
         ):
             raise BuildError(f"--shape {text!r}: every dimension must satisfy MIN <= OPT <= MAX, with equal ranks.")
+        if min(low, default=0) < 0:
+            raise BuildError(f"--shape {text!r}: dimensions of a profile are 0 or more.")
         if not profiles or name in profiles[-1]:
             profiles.append({})
         profiles[-1][name] = ShapeRange(low, opt, high)
@@ -110,7 +143,12 @@ def parse_shape(text: str, context: str) -> Shape:
         raise BuildError(
             f"cannot read {text!r} in {context!r} as a shape: write dimensions joined by x, like 1x3x224x224."
         )
-    return tuple(map(int, text.split("x"))) if text else ()
+    shape = tuple(map(int, text.split("x"))) if text and len(text) < _LONGEST else ()
+    if len(text) >= _LONGEST or any(size > _LARGEST_DIMENSION for size in shape):
+        raise BuildError(
+            f"{text[:_LONGEST]!r} in {context[:_LONGEST]!r}: no dimension can exceed {_LARGEST_DIMENSION:,}."
+        )
+    return shape
 
 
 def parse_bytes(text: str) -> int:
@@ -120,4 +158,7 @@ def parse_bytes(text: str) -> int:
         raise BuildError(f"cannot read {text!r} as a size: write bytes, or a number with KiB, MiB or GiB.")
     unit = (match[2] or "B").upper()
     power = " KMGT".index(unit[0]) if unit[0] != "B" else 0
-    return int(float(match[1]) * (1000 if unit.endswith("B") and "I" not in unit else 1024) ** power)
+    size = float(match[1]) * (1000 if unit.endswith("B") and "I" not in unit else 1024) ** power
+    if size >= 2**63:
+        raise BuildError(f"{text[:_LONGEST]!r} is more bytes than any memory has.")
+    return int(size)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import BuildError
-from .options import Plugins, parse_ranges, read_npz
+from .options import Plugins, parse_named_shapes, parse_ranges, read_npz, refuse_idle
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,9 +26,15 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
             return None
         path = default
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("build", {})
-    except (OSError, ValueError) as error:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise BuildError(f"{path} cannot be read: {error}.") from error
+    if unknown := sorted(tables.keys() - {"build"}):
+        raise BuildError(f"{path} holds {unknown}, which trtrun does not know. Options are in the table [build].")
+    table = tables.get("build", {})
+    if not isinstance(table, dict):
+        raise BuildError(f"{path}: build is no table. Write options below a line that says [build].")
+    typer.echo(f"options from {path}", err=True)
     known: dict[str, Any] = {}  # by the longest of an option's names without its dashes, as --help shows it
     for option in context.command.params:
         known[max(option.opts, key=len).lstrip("-").replace("-", "_")] = option
@@ -130,7 +136,9 @@ def command(
     value_range: Annotated[
         list[str] | None, typer.Option("--range", help="With --verify: NAME=LOW:HIGH of a random input.")
     ] = None,
-    l2: Annotated[float, typer.Option(min=0, help="With --verify: largest relative L2 of an output.")] = 1e-2,
+    l2: Annotated[
+        float | None, typer.Option(min=0, help="With --verify: largest relative L2 of an output; 0.01 unless given.")
+    ] = None,
 ) -> None:
     """Build an ONNX model into an engine. Works without a GPU with TensorRT-RTX."""
     from rich.console import Console
@@ -140,11 +148,13 @@ def command(
     from ..plan import identify_file
     from .progress import build_progress
 
-    shapes = [text.rpartition("=") for text in input_shape or ()]
+    if not verify:
+        idle = {"--inputs": inputs is not None, "--range": bool(value_range), "--l2": l2 is not None}
+        refuse_idle(idle, "without --verify")
     options = BuildOptions(
         profiles=parse_shapes(shape or ()),
         specialize=parse_shape((specialize or "").replace(",", "x"), "--specialize"),
-        input_shapes={name: parse_shape(dims, f"{name}={dims}") for name, _, dims in shapes},
+        input_shapes=parse_named_shapes(input_shape or (), "--input-shape"),
         flavor=flavor,  # type: ignore[arg-type]  # for_building refuses names it does not know
         compute_capabilities=tuple(compute_capability or ()),
         optimization_level=optimization_level,
@@ -176,7 +186,7 @@ def command(
                 output,
                 options=options,
                 progress=progress,
-                tolerance=Tolerance(l2=l2),
+                tolerance=Tolerance() if l2 is None else Tolerance(l2=l2),
                 inputs=read_npz(inputs),
                 ranges=parse_ranges(value_range or ()),
             )

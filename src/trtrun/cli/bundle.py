@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import AsJson
+from .options import AsJson, read_labels
 
 app = typer.Typer(help="Engines, their model and what belongs to them in one file.", no_args_is_help=True)
 
@@ -33,11 +33,14 @@ def create(
     key: Annotated[Path | None, typer.Option(help="Ed25519 private key (PEM) to sign with.")] = None,
 ) -> None:
     """Write a bundle."""
+    from ..building.files import check_target
     from ..bundle import write_bundle
+    from ..errors import BundleError
 
+    check_target(output, [path for path in (metadata, labels, accuracy, key) if path], BundleError)
     facts = _json(metadata) if metadata else {}
     if labels:
-        facts["names"] = {str(i): line for i, line in enumerate(labels.read_text(encoding="utf-8").splitlines())}
+        facts["names"] = {str(i): line for i, line in enumerate(read_labels(labels))}
     if task:
         facts["task"] = task
     engines = []
@@ -80,10 +83,12 @@ def header(
     output: Annotated[Path, typer.Argument(help="The engine to write, with the metadata in front.")],
 ) -> None:
     """Write metadata in front of an engine, as Ultralytics does; what stood there before is replaced."""
-    from ..building.files import write_atomic
+    from ..building.files import check_target, write_atomic
     from ..bundle import with_ultralytics_header
+    from ..errors import BundleError
     from ..plan import identify, map_model_file
 
+    check_target(output, [metadata], BundleError)
     data = map_model_file(engine)
     plan = identify(data, source=str(engine))
     write_atomic(output, with_ultralytics_header(bytes(data[plan.offset :]), _json(metadata)))
@@ -114,7 +119,10 @@ def keygen(
     import os
 
     from ..bundle import new_keys
+    from ..errors import BundleError
 
+    if private.absolute() == public.absolute():
+        raise BundleError(f"both keys would be written to {private}. Name two files.")
     secret, known = new_keys()
     with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(secret)

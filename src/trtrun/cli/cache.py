@@ -52,6 +52,13 @@ def prune_command(
         limit=parse_bytes(size) if size else None, unused_for=_duration(unused_for) if unused_for else None
     )
     _report(removed, as_json)
+    limit = parse_bytes(size) if size else cache.cache_limit()
+    left = cache.entries()
+    if not as_json and sum(entry.bytes for entry in left) > limit:
+        typer.echo(
+            f"that is more than {_size(limit)}: what was used within the last minute, or is being built, stays; "
+            "trtrun cache clear removes the former too"
+        )
 
 
 @app.command("clear")

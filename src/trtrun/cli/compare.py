@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, Device, Plugins, parse_named_shapes, parse_ranges, read_npz, write_page
+from .options import AsJson, Plugins, parse_named_shapes, parse_ranges, read_npz, refuse_idle, write_page
 
 if TYPE_CHECKING:
     from ..comparison import Comparison
@@ -44,7 +44,16 @@ def command(
         typer.Option(help="NAME=SHAPE: replace the shape that an ONNX file declares, -1 where dynamic."),
     ] = None,
     tf32: Annotated[bool, typer.Option(help="Allow TF32 in engines that are built.")] = True,
-    device: Device = 0,
+    fp16: Annotated[
+        bool,
+        typer.Option("--fp16", help="Engines that are built are fp16; say it for one that was, to compare its layers."),
+    ] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="The same in bf16.")] = False,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(help="With --fp16, --bf16: operator or node that stays in fp32; several allowed."),
+    ] = None,
+    device: Annotated[int | None, typer.Option(help="Ordinal of the GPU; 0 unless given.")] = None,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,7 +65,27 @@ def command(
 
     from .. import comparison
     from ..building.options import BuildOptions
+    from ..errors import InputError
+    from ..plan import is_onnx_file
 
+    engines_only = {
+        "--device": device is not None,
+        "--plugin": bool(plugin),
+        "--no-tf32": not tf32,
+        "--fp16": fp16,
+        "--bf16": bf16,
+        "--keep-fp32": bool(keep_fp32),
+    }
+    onnx = [is_onnx_file(path) for path in (a, b) if path is not None]
+    if b is not None and not build and all(onnx):
+        refuse_idle(engines_only, "on two ONNX files, which ONNX Runtime runs on the CPU (--build builds the second)")
+    if not any(onnx):
+        del engines_only["--device"], engines_only["--plugin"]
+        refuse_idle({**engines_only, "--input-shape": bool(input_shape)}, "on engines that are built already")
+    if report is not None:
+        sources = [path for path in (a, b, inputs) if path is not None and path.exists()]
+        if any(report.exists() and report.samefile(source) for source in sources):
+            raise InputError(f"--report {str(report)!r} would be written over what is compared. Name another file.")
     bounds = (l2, cosine, max_abs, max_rel)
     default = comparison.Tolerance().l2 if all(bound is None for bound in bounds) else None
     progress = Console(stderr=True)
@@ -74,9 +103,12 @@ def command(
             build_options=BuildOptions(
                 input_shapes=parse_named_shapes(input_shape or (), "--input-shape"),
                 tf32=tf32,
+                fp16=fp16,
+                bf16=bf16,
+                keep_fp32=tuple(keep_fp32 or ()),
                 plugins=tuple(plugin or ()),
             ),
-            device=device,
+            device=device or 0,
             plugins=plugin or (),
         )
     if report is not None:

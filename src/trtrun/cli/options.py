@@ -125,6 +125,14 @@ def read_labels(path: Path) -> list[str]:
         raise InputError(f"cannot read the names in {str(path)!r}: {error}.") from error
 
 
+def refuse_idle(options: dict[str, bool], why: str) -> None:
+    """Raise InputError that names the options which were given, where none of them has an effect."""
+    from ..errors import InputError
+
+    if idle := [option for option, given in options.items() if given]:
+        raise InputError(f"{', '.join(idle)}: of no effect {why}. Leave out what has none.")
+
+
 def write_page(path: Path, page: str, progress: Console) -> None:
     """Write a report and say so beside the command's own output."""
     path.write_text(page, encoding="utf-8")

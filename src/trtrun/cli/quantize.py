@@ -37,7 +37,8 @@ def command(
     """
     from rich.console import Console
 
-    from ..building.files import write_atomic
+    from ..building.files import check_target, write_atomic
+    from ..building.onnx_check import check_model
     from ..building.quantization import quantize
 
     if precision not in ("fp8", "int8"):
@@ -50,6 +51,7 @@ def command(
         raise InputError("--head and --size say how pictures are prepared, and --data holds arrays. Leave them out.")
     requests = _arrays(model, arrays) if arrays else _pictures(model, data, head, size)
     target = output or model.with_name(f"{model.stem}.{precision}.onnx")
+    check_target(target, [model, data, *arrays, *(check_model(model) if target.exists() else ())])
     count = 0
 
     def counted() -> Iterator[dict[str, Any]]:

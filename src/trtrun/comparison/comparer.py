@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..building.graph import choose_outputs
+from ..building.graph import choose_outputs, prepare
 from ..building.onnx_check import check_model
 from ..building.options import BuildOptions
 from ..cuda.device import Device
@@ -49,7 +49,8 @@ def compare(
     hold non-finite values, and a model is an ONNX file, every intermediate tensor that both have by the same name is
     compared as well: ``first_divergence`` of the result is the first layer in topological order that misses it. An
     engine's own intermediate tensors cannot be read, so for them an engine is built from the ONNX file of the other
-    side, with these tensors marked as outputs.
+    side by ``build_options``, with these tensors marked as outputs. Where these options ask for fp16 or bf16, the whole
+    model is converted first, as for the engine, and the tensors of what comes out are marked.
 
     Args:
         a: the reference: the path of an ONNX file or an engine, or the bytes of an engine.
@@ -59,7 +60,8 @@ def compare(
         shapes, ranges, seed: of random inputs, see :func:`trtrun.comparison.inputs.make_inputs`.
         tolerance: how far outputs and layers may differ.
         layers: compare the layers also when the outputs agree.
-        build_options: for engines that are built; ``input_shapes`` and ``outputs`` apply to ONNX Runtime too.
+        build_options: for engines that are built, and how an engine was built whose layers are to be compared;
+            ``input_shapes`` and ``outputs`` apply to ONNX Runtime too.
         device: ordinal of the GPU. plugins: paths of plugin libraries that an engine needs.
 
     Raises:
@@ -128,11 +130,36 @@ class _Side:
             from ..building.builder import build_plan
 
             profile = {name: ShapeRange(shape, shape, shape) for name, shape in dynamic.items()}
-            profiles = (profile,) if profile else ()
-            options = dataclasses.replace(self.options, profiles=profiles, specialize=(), outputs=())
+            options = dataclasses.replace(
+                self.options, **_CONVERTED, profiles=(profile,) if profile else (), specialize=()
+            )
             runner = load(build_plan(path, options), device=self.device, plugins=self.plugins)
         with runner:
             return runner.run({name: arrays[name] for name in runner.inputs})
+
+    def marked(self, source: str | os.PathLike[str], folder: Path) -> MarkedModel:
+        """The graph whose tensors this side computes, to be marked: chosen and converted as its engine was."""
+        graph: bytes | None = None
+        if self.kind != "onnxruntime":  # what tf32=False does is done to each marked graph
+            graph, _ = prepare(source, dataclasses.replace(self.options, tf32=True))
+        elif self.options.outputs:  # the layers that these need, and the inputs
+            graph = _with_outputs(source, self.options.outputs)
+        if graph is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            source = folder / "whole.onnx"
+            source.write_bytes(graph)
+        return MarkedModel(source, folder)
+
+
+# What is done to the whole model before its tensors are marked is not done to a marked one again.
+_CONVERTED: dict[str, Any] = {
+    "outputs": (),
+    "simplify": False,
+    "fp16": False,
+    "bf16": False,
+    "keep_io": True,
+    "keep_fp32": (),
+}
 
 
 def _with_outputs(model: str | os.PathLike[str], outputs: tuple[str, ...]) -> bytes:
@@ -167,20 +194,18 @@ def _with_layers(
         return dataclasses.replace(result, notes=("Layers were not compared: neither model is an ONNX file.",))
     notes: list[str] = []
     if any(side.kind == "engine" for side in sides):
+        label = "bf16" if sides[0].options.bf16 else "fp16" if sides[0].options.fp16 else ""
+        how = f"converted to {label}" if label else "in its own precision (--fp16 or --bf16 say another)"
         notes.append(
-            "Layers of the engine are those of an engine built from the ONNX file with TensorRT's default options: "
-            "an engine's own intermediate tensors cannot be read."
+            f"Layers of the engine are those of an engine built from the ONNX file, {how}: an engine's own "
+            "intermediate tensors cannot be read."
         )
     with tempfile.TemporaryDirectory(prefix="trtrun-compare-") as folder:
         marked = []
         for index, side in enumerate(sides):
             source = graphs[0] if side.kind == "engine" else side.model
             assert not isinstance(source, bytes)
-            if side.options.outputs:  # the layers that these need, and the inputs
-                chosen = Path(folder) / f"{index}.onnx"
-                chosen.write_bytes(_with_outputs(source, side.options.outputs))
-                source = chosen
-            marked.append(MarkedModel(source, Path(folder) / str(index)))
+            marked.append(side.marked(source, Path(folder) / str(index)))
         layers = {layer.tensor: layer for layer in marked[0].layers}
         others = {layer.tensor for layer in marked[1].layers}
         common = [name for name in layers if name in others]
@@ -194,5 +219,6 @@ def _with_layers(
         found = tuple(
             LayerError(layers[name], tensor_error(name, value_a, value_b, result.tolerance))
             for name, value_a, value_b in values_in_batches(common, (marked[0], run_a), (marked[1], run_b), failures)
+            if value_a.size or value_b.size  # as the regions of interest that Resize is given, and does not read
         )
     return dataclasses.replace(result, layers=found, layer_failures=failures, notes=tuple(notes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,6 +85,12 @@ def _random(
     shape = _shape(spec, other) if shape is None else shape
     if min(shape, default=1) < 0:
         raise ShapeError(f"the shape {list(shape)} given for input {spec.name!r} has a negative dimension.")
+    needed, there = 8 * math.prod(shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ShapeError(
+            f"{needed:,} bytes are needed to make up input {spec.name!r} of shape {list(shape)}, and this machine has "
+            f"{there:,}. Give a smaller one: --shape {spec.name}=SHAPE."
+        )
     if spec.dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(bool), "random booleans"
     if spec.dtype.kind in "iu":

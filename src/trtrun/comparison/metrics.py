@@ -51,7 +51,7 @@ class TensorError:
     nonfinite: tuple[int, int]  # NaN and infinite elements of the reference, of the other
     nonfinite_differ: int  # elements that are non-finite in one only, or differently in both
     within: bool
-    problem: str | None = None  # why there are no numbers: another shape, or missing in one model
+    problem: str | None = None  # why there are no numbers: another shape, missing in one model, or nothing to compare
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,7 +63,10 @@ def missing(name: str, problem: str) -> TensorError:
 
 
 def tensor_error(name: str, reference: Any, other: Any, tolerance: Tolerance) -> TensorError:
-    """Compare two arrays of one shape; of different shapes, the result says so in ``problem``."""
+    """Compare two arrays of one shape; of different shapes, the result says so in ``problem``.
+
+    Arrays without one element that is finite in both agree on nothing, and are not within any tolerance.
+    """
     reference, other = np.asarray(reference), np.asarray(other)
     if reference.shape != other.shape:
         return missing(name, f"shapes differ: {_dims(reference.shape)} and {_dims(other.shape)}")
@@ -79,6 +82,7 @@ def tensor_error(name: str, reference: Any, other: Any, tolerance: Tolerance) ->
         a, b = a[both], b[both]
     max_abs = max_rel = l2 = 0.0
     cosine = 1.0
+    problem = None if a.size else "it has no elements" if not reference.size else "no element is finite in both"
     if a.size:
         size_a, size_b = np.abs(a), np.abs(b)
         difference = np.abs(a - b)
@@ -103,7 +107,8 @@ def tensor_error(name: str, reference: Any, other: Any, tolerance: Tolerance) ->
         cosine,
         nonfinite,
         differ,
-        differ == 0 and _within(max_abs, max_rel, l2, cosine, exact, tolerance),
+        problem is None and differ == 0 and _within(max_abs, max_rel, l2, cosine, exact, tolerance),
+        problem,
     )
 
 
