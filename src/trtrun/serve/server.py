@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import shutil
 import signal
 import socket
 import threading
@@ -138,10 +139,14 @@ def _serve(repository: Repository, options: ServerOptions) -> list[TrtrunError]:
             server.should_exit = True
             told.set()
 
+        def leave_alone() -> None:
+            shutil.rmtree(place.folder, ignore_errors=True)  # nobody else does
+            leave()
+
         def leave_at(number: int, frame: Any) -> None:
             loop.call_soon_threadsafe(leave)
 
-        loop.add_reader(place.channel, leave)  # nobody writes there: the supervisor has gone
+        loop.add_reader(place.channel, leave_alone)  # nobody writes there: the supervisor has gone
         signal.signal(signal.SIGTERM, leave_at)
         loading = asyncio.create_task(in_thread(lambda: repository.load_all(siblings.is_unloaded)))
         waiting = asyncio.create_task(told.wait())

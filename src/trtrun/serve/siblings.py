@@ -220,7 +220,8 @@ class Siblings:
         await in_thread(lambda: getattr(self._repository, asked["do"])(asked["model"]))
 
     async def _do_metrics(self, asked: dict[str, Any]) -> str:
-        return (await self._exposition())[0].decode()
+        # Of one that is starting there are none: who is told of has begun to serve.
+        return (await self._exposition())[0].decode() if self._loaded.is_set() else ""
 
     async def _do_statistics(self, asked: dict[str, Any]) -> list[dict[str, Any]]:
         return [self._repository.summary(model) for model, _ in self._repository.loaded()]

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -316,11 +317,13 @@ def test_a_port_that_is_taken_is_one_error(server: Server, tmp_path: Path) -> No
 
 def test_workers_end_with_their_supervisor(tmp_path: Path) -> None:
     (tmp_path / "affine.onnx").write_bytes(models.affine())
+    before = set(Path(tempfile.gettempdir()).glob("trtrun-*"))
     server = Server(str(tmp_path / "affine.onnx"), "--workers", "2", log=tmp_path / "log", wait=False)
     until(lambda: len(pids(server)) == 2)
     server.process.kill()
     server.process.wait(10)
     until(lambda: not set(pids(server)) & running())
+    assert set(Path(tempfile.gettempdir()).glob("trtrun-*")) <= before
 
 
 def test_a_registration_holds_for_the_object_that_was_there(tmp_path: Path) -> None:
