@@ -134,7 +134,7 @@ def command(
             raise typer.Exit(1)
         return
     if place is not None:
-        devices = devices[place.index :: place.count] or devices[place.index % max(len(devices), 1) :][:1]
+        devices = place.share(devices)
     served = Repository(
         lambda path: load(
             path,

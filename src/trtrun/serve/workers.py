@@ -57,6 +57,10 @@ class Place:
         text = os.environ.pop(_VARIABLE, None)  # no child of this one is a worker
         return None if text is None else Place(**json.loads(text))
 
+    def share(self, devices: range) -> range:
+        """This worker's part of these GPUs: each is dealt out once, or several workers have the same."""
+        return devices[self.index :: self.count] or devices[self.index % max(len(devices), 1) :][:1]
+
     def socket_of(self, index: int) -> Path:
         return Path(self.folder, f"{index}.sock")
 

@@ -30,6 +30,7 @@ from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.serve.metrics import of_workers
 from trtrun.serve.repository import merged
 from trtrun.serve.shared_memory import SharedMemory, SharedRegistrations, SystemRegion
+from trtrun.serve.workers import Place
 
 X = np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32)
 BODY = json.dumps({"inputs": [{"name": "x", "shape": [1, 12], "datatype": "FP32", "data": X[0].tolist()}]}).encode()
@@ -147,6 +148,21 @@ def test_models_are_loaded_and_unloaded_in_both(server: Server) -> None:
     (folder / "new.onnx").unlink()
 
 
+def test_sighup_reaches_both(server: Server) -> None:
+    path = server.log.parent / "models" / "new.onnx"
+    path.write_bytes(models.affine())
+    server.process.send_signal(signal.SIGHUP)
+    since = len(lines(server))
+    assert server.get("/v2/repository/models/new/load", b"{}")[0] == 200  # it was unloaded, and stays so
+    os.utime(path, (1, 1))
+    server.process.send_signal(signal.SIGHUP)
+    ready = "new version 1 is ready"
+    until(lambda: [line["worker"] for line in lines(server)[since:] if ready in line["message"]].count(0) == 2)
+    until(lambda: [line["worker"] for line in lines(server)[since:] if ready in line["message"]].count(1) == 2)
+    path.unlink()
+    assert server.get("/v2/repository/models/new/unload", b"{}")[0] == 200
+
+
 def expect(server: Server, status: int) -> None:
     assert server.get("/v2/models/new/infer", BODY)[0] == status
 
@@ -161,7 +177,7 @@ def test_a_model_that_one_worker_cannot_load_is_an_error_that_names_it(server: S
         # The stopped one's connections wait; of several, one comes to the other.
         asking = [
             threading.Thread(target=lambda: found.append(server.get("/v2/repository/models/late/load", b"{}")))
-            for _ in range(8)
+            for _ in range(12)
         ]
         for thread in asking:
             thread.start()
@@ -349,6 +365,16 @@ def test_a_registration_holds_for_the_object_that_was_there(tmp_path: Path) -> N
     finally:
         memory.close()
         memory.unlink()
+
+
+def test_gpus_are_dealt_out() -> None:
+    def dealt(gpus: int, workers: int) -> list[list[int]]:
+        return [list(Place(index, workers, "", 0, None, -1).share(range(gpus))) for index in range(workers)]
+
+    assert dealt(4, 4) == [[0], [1], [2], [3]]
+    assert dealt(5, 2) == [[0, 2, 4], [1, 3]]
+    assert dealt(2, 5) == [[0], [1], [0], [1], [0]]
+    assert dealt(0, 2) == [[], []]
 
 
 def test_statistics_of_two_together() -> None:
