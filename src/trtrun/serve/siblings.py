@@ -85,6 +85,7 @@ class Siblings:
 
     async def _unload(self, model: str) -> None:
         mine: ModelNotFoundError | None = None
+        marked = self.is_unloaded(model)
         self._mark(model).touch()  # first: who starts meanwhile must not load it
         try:
             await in_thread(lambda: self._repository.unload(model))
@@ -93,6 +94,8 @@ class Siblings:
         answers = await self._tell({"do": "unload", "model": model}, _LONG)
         missing = [index for index, answer in answers.items() if answer.get("kind") == ModelNotFoundError.__name__]
         if mine is not None and len(missing) == len(answers):
+            if not marked:
+                self._mark(model).unlink()
             raise mine
         _raise_first({index: answer for index, answer in answers.items() if index not in missing})
 

@@ -142,6 +142,11 @@ def test_models_are_loaded_and_unloaded_in_both(server: Server) -> None:
         ask_both(server, lambda: expect(server, 404), f"POST {infer}")
         with pytest.raises(InferenceServerException, match="not loaded"):
             client.unload_model("new")
+        with pytest.raises(InferenceServerException, match="no model 'never'"):
+            client.unload_model("never")
+        marked = {path.name for path in Path(tempfile.gettempdir()).glob("trtrun-*/unloaded/*")}
+        assert "new" in marked
+        assert "never" not in marked
         (folder / "new.onnx").write_bytes(b"no model")
         with pytest.raises(InferenceServerException):
             client.load_model("new")
