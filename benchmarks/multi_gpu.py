@@ -166,7 +166,7 @@ def _shared_load(address: str, seconds: float, name: str, ready: Any, go: Any, f
 
     def ask(thread: int) -> None:
         memory = shared_memory.SharedMemory(create=True, size=size + out)
-        client = triton.InferenceServerClient(address)
+        client = triton.InferenceServerClient(address, channel_args=serve.APART)
         region = f"m{name}-{thread}"
         try:
             client.register_system_shared_memory(region, memory.name, size + out)
@@ -200,23 +200,21 @@ def _shared_load(address: str, seconds: float, name: str, ready: Any, go: Any, f
 CLIENTS = 6  # processes of the load for each GPU, with four requests under way in each
 
 
-def served(path: Path, servers: list[tuple[str, ...]], clients: int, seconds: float = 3.0) -> float:
-    """Images per second of servers with these arguments, each under the load of so many processes of its own."""
+def served(path: Path, arguments: list[str], workers: int, clients: int, seconds: float = 3.0) -> float:
+    """Images per second of a server with these arguments, and of so many processes, under the load of others."""
     context = multiprocessing.get_context("spawn")
     with ExitStack() as running:
         # Clients that wait for their answers cannot bring more than can be done: nobody is to be turned away.
         fixed = ("--max-batch-size", str(BATCH), "--max-queue-time", "10000")
-        started = []
-        for index, arguments in enumerate(servers):
-            port, http = serve.free_port(), serve.free_port()
-            command = ["-m", "trtrun", "serve", f"model={path}", "--port", str(http), "--grpc-port", str(port)]
-            started.append(serve.Server(path.parent, f"server{index}", [*command, *fixed, *arguments], port))
-            running.callback(started[-1].stop)
-        addresses = [server.wait() for server in started]
+        port, http = serve.free_port(), serve.free_port()
+        command = ["-m", "trtrun", "serve", f"model={path}", "--port", str(http), "--grpc-port", str(port)]
+        command += [*fixed, *arguments]
+        server = serve.Server(path.parent, "server", command, port, http=http, workers=workers)
+        running.callback(server.stop)
+        address = server.wait()
         ready, go, found = context.Queue(), context.Event(), context.Queue()
         pool = [
-            context.Process(target=_shared_load, args=(address, seconds, f"{server}-{index}", ready, go, found))
-            for server, address in enumerate(addresses)
+            context.Process(target=_shared_load, args=(address, seconds, str(index), ready, go, found))
             for index in range(clients)
         ]
         for process in pool:
@@ -231,18 +229,18 @@ def served(path: Path, servers: list[tuple[str, ...]], clients: int, seconds: fl
 
 
 def serve_scaling(folder: Path) -> Iterator[Record]:
-    """Servers of one GPU and of all: one process with all GPUs, and a process for each."""
+    """A server of one GPU and of all: with a process for each, and with one for all."""
     gpus = gpu_count()
     path = folder / "served.engine"
     path.write_bytes(build_plan(models.resnet50(BATCH)))
-    rates: dict[str, list[float]] = {"one": [], "together": [], "each": []}
+    rates: dict[str, list[float]] = {"one": [], "each": [], "together": []}
     for _ in range(2):
-        rates["one"].append(gpus * served(path, [("--device", "0")], CLIENTS))
-        rates["together"].append(served(path, [("--all-devices",)], CLIENTS * gpus))
-        rates["each"].append(served(path, [("--device", str(ordinal)) for ordinal in range(gpus)], CLIENTS))
-    what = f"trtrun serve, a process for each of {gpus} GPUs / {gpus} × one GPU, gRPC and shared memory, batch {BATCH}"
+        rates["one"].append(gpus * served(path, ["--device", "0"], 1, CLIENTS))
+        rates["each"].append(served(path, ["--all-devices"], gpus, CLIENTS * gpus))
+        rates["together"].append(served(path, ["--all-devices", "--workers", "1"], 1, CLIENTS * gpus))
+    what = f"trtrun serve --all-devices on {gpus} GPUs / {gpus} × one GPU, gRPC and shared memory, batch {BATCH}"
     yield compare_rates("multi_gpu.serve_scaling", what, rates["each"], rates["one"])
-    what = f"the same, one process with --all-devices / {gpus} × one GPU"
+    what = f"the same with --workers 1 / {gpus} × one GPU"
     yield compare_rates("multi_gpu.serve_scaling.one_process", what, rates["together"], rates["one"])
 
 

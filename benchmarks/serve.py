@@ -1,11 +1,11 @@
 """Measure trtrun serve with Triton's own client: server processes, and load from processes of their own.
 
-    python benchmarks/serve.py [overhead batching naive shm overload reload]
+    python benchmarks/serve.py [overhead batching naive workers shm overload reload]
 
 With a GPU the models are engines, and each figure goes to benchmarks/results/<gpu>.json as soon as it is measured;
 without one they run in ONNX Runtime on the CPU, and the figures are only printed. Needs tritonclient[grpc]; ``naive``
-also fastapi. All together take less than four minutes on a GPU: every wait is bounded, a group that fails leaves the
-others, and after ``LIMIT`` seconds whatever is left is ended.
+and ``workers`` also fastapi. All together take less than four minutes on a GPU: every wait is bounded, a group that
+fails leaves the others, and after ``LIMIT`` seconds whatever is left is ended.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 import traceback
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -48,6 +49,13 @@ DTYPE = "float16" if GPU else "float32"  # CPUs compute no fp16
 PROCESSES, CLIENTS = (8 if GPU else 4), 64
 CALL = 30.0  # seconds that one request may take
 LIMIT = 238.0  # seconds for all of it
+WORKERS = 4 if GPU else 2
+# Clients of one process would share a connection otherwise, and with it a worker.
+APART = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
 
 
 class Models:
@@ -91,9 +99,18 @@ class Server:
     """A server process, started at once and waited for when it is asked for the first time."""
 
     def __init__(
-        self, folder: Path, name: str, command: list[str], port: int, *, http: int = 0, triton: bool = True
+        self,
+        folder: Path,
+        name: str,
+        command: list[str],
+        port: int,
+        *,
+        http: int = 0,
+        triton: bool = True,
+        workers: int = 1,
     ) -> None:
         self.address, self.http = f"127.0.0.1:{port}", f"127.0.0.1:{http or port}"
+        self._workers = workers
         self._triton = triton
         self._ready = False
         self._log = folder / f"{name}.log"
@@ -118,6 +135,10 @@ class Server:
         import tritonclient.grpc as triton
 
         try:
+            if self._workers > 1:
+                with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=5) as answer:
+                    text = answer.read().decode()
+                return all(f'worker="{index}"' in text for index in range(self._workers))
             with triton.InferenceServerClient(self.address) as client:
                 return bool(client.is_server_ready(client_timeout=5))
         except Exception:  # not listening yet
@@ -154,6 +175,7 @@ class Servers:
             return Server(self._folder, name, command, port, triton=False)
         served, batch = {
             "batched": (("mobilenet", "resnet50"), 32),
+            "workers": (("mobilenet",), 32),
             "single": (("mobilenet",), 1),
             "slow": (("slow",), SLOW_BATCH),
         }[name]
@@ -162,7 +184,9 @@ class Servers:
         command += ["--port", str(http), "--grpc-port", str(port), "--max-batch-size", str(batch)]
         if name != "slow":  # clients that wait for their answers are measured there, and none is to be turned away
             command += ["--max-queue-time", "5000"]
-        return Server(self._folder, name, command, port, http=http)
+        workers = WORKERS if name == "workers" else 1
+        command += ["--workers", str(workers)]
+        return Server(self._folder, name, command, port, http=http, workers=workers)
 
     def stop(self) -> None:
         for server in self._made.values():
@@ -203,7 +227,8 @@ def _closed(
 ) -> Answers:
     """Clients that ask again when they are answered, until the time is over or another order comes.
 
-    ``protocol`` is "grpc" (Triton's client), "http", or "naive", whose bodies are the array's bytes.
+    ``protocol`` is "grpc" (Triton's client), "grpc apart" (each client with a connection of its own), "http", or
+    "naive", whose bodies are the array's bytes.
     """
     import tritonclient.grpc as triton
 
@@ -225,8 +250,10 @@ def _closed(
 
         client: Any
         requests: list[Any]
-        if protocol == "grpc":
-            client, requests = triton.InferenceServerClient(address), [request(array) for array in arrays]
+        if protocol.startswith("grpc"):
+            apart = APART if protocol == "grpc apart" else None
+            client = triton.InferenceServerClient(address, channel_args=apart)
+            requests = [request(array) for array in arrays]
         else:
             client = http.client.HTTPConnection(address, timeout=CALL)
             requests = [over_http(array) if protocol == "http" else (array.tobytes(), {}) for array in arrays]
@@ -235,7 +262,7 @@ def _closed(
             start = time.perf_counter()
             turn += 1
             try:
-                if protocol != "grpc":
+                if not protocol.startswith("grpc"):
                     client.request("POST", path, *requests[turn % 4])
                     answer = client.getresponse()
                     answer.read()
@@ -358,7 +385,7 @@ class Load:
 
     def rate(self, server: Server, protocol: str = "grpc", seconds: float = 1.3) -> float:
         """Requests per second of ``CLIENTS`` clients for one image each of mobilenet."""
-        address = server.wait() if protocol == "grpc" else server.wait() and server.http
+        address = server.wait() if protocol.startswith("grpc") else server.wait() and server.http
         orders = [("closed", protocol, address, "mobilenet", seconds, CLIENTS // PROCESSES, False)] * PROCESSES
         latencies, errors = self(orders, seconds)
         if errors:
@@ -483,6 +510,24 @@ def naive(bench: Bench) -> Iterator[Record]:
     what = f"{CLIENTS} clients, one image each: trtrun serve over {{}} / a FastAPI handler around the recipe"
     yield compare_rates("serve.vs_naive", what.format("gRPC"), rates["grpc"], rates["naive"])
     yield compare_rates("serve.http.vs_naive", what.format("HTTP"), rates["http"], rates["naive"])
+
+
+def workers(bench: Bench) -> Iterator[Record]:
+    """Several processes on one GPU, against one, and against the plain handler."""
+    several = bench.servers["workers"]
+    what = f"{CLIENTS} clients, one image each, over gRPC: trtrun serve --workers {WORKERS} on one GPU / "
+    for id, other, protocol, text in (
+        ("serve.workers.vs_one", "batched", "grpc apart", "one process"),
+        ("serve.workers.vs_naive", "naive", "naive", "a FastAPI handler around the recipe"),
+    ):
+        contenders = {"workers": (several, "grpc apart"), "other": (bench.servers[other], protocol)}
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
+        for server, how in contenders.values():
+            bench.load.rate(server, how, 0.5)
+        for _ in range(3):
+            for name, (server, how) in contenders.items():
+                rates[name].append(bench.load.rate(server, how, 1.0))
+        yield compare_rates(id, what + text, rates["workers"], rates["other"])
 
 
 def shm(bench: Bench) -> Iterator[Record]:
@@ -614,12 +659,13 @@ def reload(bench: Bench) -> Iterator[Record]:
 
 
 GROUPS: dict[str, Callable[[Bench], Iterator[Record]]] = {
-    f.__name__: f for f in (overhead, batching, naive, shm, overload, reload)
+    f.__name__: f for f in (overhead, batching, naive, workers, shm, overload, reload)
 }
 NEEDED = {
     "overhead": ("batched",),
     "batching": ("batched", "single"),
     "naive": ("batched", "naive"),
+    "workers": ("workers", "batched", "naive"),
     "shm": ("batched",),
     "overload": ("slow",),
     "reload": ("batched",),

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         TrtrunError,
         UnsupportedTensorError,
         VerificationError,
+        WorkerError,
     )
     from .inspection import inspect
     from .onnx_runtime import OnnxRuntimeSession
@@ -97,6 +98,7 @@ _HOMES: dict[str, str] = {
     "TrtrunError": "errors",
     "UnsupportedTensorError": "errors",
     "VerificationError": "errors",
+    "WorkerError": "errors",
     "build": "building",
     "compare": "comparison",
     "identify": "plan:identify_file",
@@ -144,6 +146,7 @@ __all__ = [
     "TrtrunError",
     "UnsupportedTensorError",
     "VerificationError",
+    "WorkerError",
     "build",
     "compare",
     "identify",

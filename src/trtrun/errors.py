@@ -26,6 +26,7 @@
     ├── ServerBusyError                        a served model's queue is full
     ├── RequestTimeoutError                    a request to a served model waited too long
     ├── ModelNotFoundError                     the server has no such model, or not in this version
+    ├── WorkerError                            another process of the same server did not do what this one did
     └── ClosedError                            the object was used after close()
 
 A message says what conflicts, what follows from it, and what to do. Where TensorRT logged something that
@@ -161,6 +162,10 @@ class RequestTimeoutError(TrtrunError):
 
 class ModelNotFoundError(TrtrunError):
     """The server has no such model, or not in this version, or it is not ready."""
+
+
+class WorkerError(TrtrunError):
+    """Another worker of this server did not do what this one did."""
 
 
 class ClosedError(TrtrunError):

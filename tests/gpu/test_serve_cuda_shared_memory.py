@@ -48,13 +48,16 @@ class Exported:
         self.memory.close()
 
 
-@pytest.fixture(scope="module")
-def server(plan: Callable[[str], bytes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two workers"])
+def server(
+    plan: Callable[[str], bytes], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Server]:
     for package in ("uvicorn", "starlette", "httptools", "prometheus_client", "grpc"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("cuda")
     (folder / "affine.engine").write_bytes(plan("affine"))
-    server = Server(str(folder / "affine.engine"), log=folder / "log", gpu=True)
+    workers = ("--workers", str(request.param))  # every request comes on a new connection, to any of them
+    server = Server(str(folder / "affine.engine"), *workers, log=folder / "log", gpu=True)
     assert server.get("/v2/health/ready")[0] == 200, server.log.read_text()[-3000:]
     yield server
     assert server.stop() == 0, server.log.read_text()[-3000:]

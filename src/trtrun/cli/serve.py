@@ -69,6 +69,15 @@ def command(
     ] = None,
     device: Device = 0,
     all_devices: Annotated[bool, typer.Option("--all-devices", help="Serve on every GPU of this machine.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Processes that share the ports, each with models, queues and --max-bodies of its own: as many times "
+            "the memory. With --all-devices the GPUs are dealt out to them, one each unless given; else 1.",
+        ),
+    ] = None,
     plugin: Plugins = None,
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log one JSON object a line.")] = False,
 ) -> None:
@@ -78,7 +87,8 @@ def command(
         from ..serve.http_api import HttpOptions
         from ..serve.logs import log_to_stderr
         from ..serve.repository import Repository, named
-        from ..serve.server import ServerOptions, serve
+        from ..serve.server import ServerOptions, serve, serve_by_workers
+        from ..serve.workers import Place
     except ImportError as error:
         from ..errors import MissingPackageError
 
@@ -106,9 +116,32 @@ def command(
         token = token_file.read_text(encoding="utf-8").strip()
         if not token:
             raise InputError(f"{str(token_file)!r} holds no secret.")
-    log_to_stderr(as_json=json_logs)
+    place = Place.here()
+    devices = range(gpu_count()) if all_devices else range(device, device + 1)
+    options = ServerOptions(
+        host,
+        port if place is None else place.port,
+        (None if grpc_port < 0 else grpc_port) if place is None else place.grpc_port,
+        HttpOptions(max_body << 20, max_bodies << 20, max_pixels << 20, token),
+        tls_certificate,
+        tls_key,
+        shared_memory=shared_memory,
+        place=place,
+    )
+    log_to_stderr(as_json=json_logs, worker=None if place is None else place.index)
+    if place is None and (count := workers or max(len(devices), 1)) > 1:
+        if not serve_by_workers(count, options):
+            raise typer.Exit(1)
+        return
+    if place is not None:
+        devices = place.share(devices)
     served = Repository(
-        lambda path: load(path, device=device, devices="all" if all_devices else None, plugins=plugin or ()),
+        lambda path: load(
+            path,
+            device=device,
+            devices=None if not all_devices else list(devices) or "all",
+            plugins=plugin or (),
+        ),
         named(models or ()),
         folder=repository,
         options=BatchOptions(
@@ -119,21 +152,9 @@ def command(
             None if max_queue_time is None else max_queue_time / 1e3,
         ),
         heads=heads,
-        devices=range(gpu_count()) if all_devices else [device],
+        devices=devices,
     )
-    failed = serve(
-        served,
-        ServerOptions(
-            host,
-            port,
-            None if grpc_port < 0 else grpc_port,
-            HttpOptions(max_body << 20, max_bodies << 20, max_pixels << 20, token),
-            tls_certificate,
-            tls_key,
-            shared_memory=shared_memory,
-        ),
-    )
-    if failed:
+    if serve(served, options):
         raise typer.Exit(1)
 
 

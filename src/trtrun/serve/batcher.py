@@ -251,6 +251,7 @@ class Batcher:
     def _work(self, runner: Runner) -> None:
         while batch := self._next():
             self._run(runner, batch)
+            del batch  # what it holds, shared memory too, is not kept until the next one comes
 
     def _next(self) -> list[_Request]:
         """The requests that run next; empty when there will be none."""

@@ -31,13 +31,14 @@ from ..errors import (
     TrtrunError,
 )
 from . import protocol
-from .aside import aside, in_thread
+from .aside import aside
 from .bodies import Bodies
 from .logs import identity_of, log_bug, log_request
 from .peer import peer_of
 from .protocol import InferRequest, RequestedOutput
 from .repository import EXTENSIONS, Repository, configuration, describe
 from .shared_memory import CudaRegion, SharedMemory, SystemRegion
+from .siblings import Siblings
 
 _SERVICE = "inference.GRPCInferenceService"
 _MOST_CALLS = 1024  # at once; more are refused before their messages are read
@@ -93,6 +94,7 @@ def server(
     address: str,
     memory: SharedMemory,
     bodies: Bodies,
+    siblings: Siblings,
     *,
     token: str | None = None,
     tls: tuple[bytes, bytes] | None = None,
@@ -101,7 +103,7 @@ def server(
 
     Args:
         address: host and port; port 0 takes a free one.
-        memory, bodies: those of HTTP.
+        memory, bodies, siblings: those of HTTP.
         token: what the metadata ``authorization`` must hold after ``Bearer``; None for nothing.
         tls: private key and certificate chain in PEM.
 
@@ -113,10 +115,11 @@ def server(
         options=[
             ("grpc.max_receive_message_length", bodies.most),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # two servers on one port would share the clients between them
+            # Two servers on one port share the clients between them, which only workers are meant to do.
+            ("grpc.so_reuseport", int(siblings.place is not None)),
         ],
     )
-    service = _Service(repository, memory, bodies)
+    service = _Service(repository, memory, bodies, siblings)
     handlers = {}
     for method in _descriptors().file[0].service[0].method:
         request = getattr(messages(), method.input_type.rpartition(".")[2])
@@ -228,8 +231,9 @@ def _identity(context: Any, request: Any) -> str:
 
 
 class _Service:
-    def __init__(self, repository: Repository, memory: SharedMemory, bodies: Bodies) -> None:
+    def __init__(self, repository: Repository, memory: SharedMemory, bodies: Bodies, siblings: Siblings) -> None:
         self._repository = repository
+        self._siblings = siblings
         self._memory = memory
         self._bodies = bodies
 
@@ -290,7 +294,7 @@ class _Service:
         models = [model for model, _ in self._repository.loaded()]
         if request.name:
             models = [self._repository.get(request.name, request.version)]
-        stats = [self._repository.summary(model) for model in models]
+        stats = await self._siblings.summaries(models)
         for one in stats:
             del one["recent"], one["waiting"], one["refused"]  # not of the protocol
         return messages().ModelStatisticsResponse(model_stats=stats)
@@ -425,11 +429,11 @@ class _Service:
     async def _RepositoryModelLoad(self, request: Any, context: Any) -> Any:
         if request.parameters:
             raise InputError("models are loaded from the repository as they are; parameters are not taken.")
-        await in_thread(lambda: self._repository.load(request.model_name))
+        await self._siblings.load(request.model_name)
         return messages().RepositoryModelLoadResponse()
 
     async def _RepositoryModelUnload(self, request: Any, context: Any) -> Any:
-        await in_thread(lambda: self._repository.unload(request.model_name))
+        await self._siblings.unload(request.model_name)
         return messages().RepositoryModelUnloadResponse()
 
     async def _SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:
@@ -445,13 +449,12 @@ class _Service:
         return response
 
     async def _SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
-        name, key, nbytes, offset = request.name, request.key, request.byte_size, request.offset
         client = peer_of(context.peer())
-        await aside(lambda: self._memory.register(name, key, nbytes, offset, client=client))
+        await self._siblings.register(request.name, request.key, request.byte_size, request.offset, client)
         return messages().SystemSharedMemoryRegisterResponse()
 
     async def _SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
-        self._memory.unregister(SystemRegion, request.name or None)
+        await self._siblings.unregister(SystemRegion, request.name or None)
         return messages().SystemSharedMemoryUnregisterResponse()
 
     async def _CudaSharedMemoryStatus(self, request: Any, context: Any) -> Any:
@@ -462,12 +465,11 @@ class _Service:
         return response
 
     async def _CudaSharedMemoryRegister(self, request: Any, context: Any) -> Any:
-        name, handle, device_id, nbytes = request.name, request.raw_handle, request.device_id, request.byte_size
-        await in_thread(lambda: self._memory.register_cuda(name, handle, device_id, nbytes))
+        await self._siblings.register_cuda(request.name, request.raw_handle, request.device_id, request.byte_size)
         return messages().CudaSharedMemoryRegisterResponse()
 
     async def _CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
-        self._memory.unregister(CudaRegion, request.name or None)
+        await self._siblings.unregister(CudaRegion, request.name or None)
         return messages().CudaSharedMemoryUnregisterResponse()
 
 

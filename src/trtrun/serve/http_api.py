@@ -38,13 +38,13 @@ from ..errors import (
     TrtrunError,
 )
 from . import json_text, protocol
-from .aside import aside, in_thread
+from .aside import aside
 from .bodies import Bodies, Body, packed
 from .logs import identity_of, log_bug, log_request
-from .metrics import exposition
 from .pictures import Pictures, form_of
 from .repository import EXTENSIONS, Model, Repository, configuration, describe
 from .shared_memory import CudaRegion, SharedMemory, SystemRegion
+from .siblings import Siblings
 
 _PATIENCE = (64 << 20, 5.0)  # bytes and seconds of a body that nobody wants, read all the same
 # The page loads nothing from anywhere else, and talks to this server only.
@@ -99,10 +99,12 @@ def application(
     options: HttpOptions | None = None,
     memory: SharedMemory | None = None,
     bodies: Bodies | None = None,
+    siblings: Siblings | None = None,
 ) -> Any:
-    """The ASGI application over a repository. ``bodies`` and ``memory`` are those of gRPC, where it is served too."""
+    """The ASGI application over a repository. The rest are those of gRPC, where it is served too."""
     options, memory = options or HttpOptions(), memory or SharedMemory()
-    api = _Api(repository, options, memory, bodies or Bodies(options.max_body, options.max_bodies))
+    bodies = bodies or Bodies(options.max_body, options.max_bodies)
+    api = _Api(repository, options, memory, bodies, siblings or Siblings(repository, memory, bodies))
     model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 
     def route(path: str, method: str, handler: Handler) -> Route:
@@ -152,8 +154,16 @@ def application(
 
 
 class _Api:
-    def __init__(self, repository: Repository, options: HttpOptions, memory: SharedMemory, bodies: Bodies) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        options: HttpOptions,
+        memory: SharedMemory,
+        bodies: Bodies,
+        siblings: Siblings,
+    ) -> None:
         self._repository = repository
+        self._siblings = siblings
         self._bodies = bodies
         self._options = options
         self._memory = memory
@@ -246,15 +256,14 @@ class _Api:
 
     async def stats(self, request: Request) -> Response:
         model = self._model(request)
-        return JSONResponse({"model_stats": [self._repository.summary(model)]})
+        return JSONResponse({"model_stats": await self._siblings.summaries([model])})
 
     async def all_stats(self, request: Request) -> Response:
-        return JSONResponse(
-            {"model_stats": [self._repository.summary(model) for model, _ in self._repository.loaded()]}
-        )
+        models = [model for model, _ in self._repository.loaded()]
+        return JSONResponse({"model_stats": await self._siblings.summaries(models)})
 
     async def metrics(self, request: Request) -> Response:
-        text, kind = await aside(lambda: exposition(self._repository, self._bodies))
+        text, kind = await self._siblings.metrics()
         return Response(text, media_type=kind)
 
     # Inference
@@ -328,12 +337,12 @@ class _Api:
     async def load(self, request: Request) -> Response:
         if (await self._json(request)).get("parameters"):
             raise InputError("models are loaded from the repository as they are; parameters are not taken.")
-        await in_thread(lambda: self._repository.load(request.path_params["model"]))
+        await self._siblings.load(request.path_params["model"])
         return JSONResponse({})
 
     async def unload(self, request: Request) -> Response:
         await self._json(request)
-        await in_thread(lambda: self._repository.unload(request.path_params["model"]))
+        await self._siblings.unload(request.path_params["model"])
         return JSONResponse({})
 
     async def shm_status(self, request: Request) -> Response:
@@ -350,11 +359,11 @@ class _Api:
             request.path_params["region"],
             None if request.client is None else (request.client.host, request.client.port),
         )
-        await aside(lambda: self._memory.register(region, key, nbytes, offset, client=client))
+        await self._siblings.register(region, key, nbytes, offset, client)
         return JSONResponse({})
 
     async def shm_unregister(self, request: Request) -> Response:
-        self._memory.unregister(SystemRegion, request.path_params.get("region"))
+        await self._siblings.unregister(SystemRegion, request.path_params.get("region"))
         return JSONResponse({})
 
     async def cuda_status(self, request: Request) -> Response:
@@ -374,11 +383,11 @@ class _Api:
         device_id = protocol.integer(wanted.get("device_id", 0), "device_id")
         nbytes = protocol.integer(wanted.get("byte_size"), "byte_size")
         region = request.path_params["region"]
-        await in_thread(lambda: self._memory.register_cuda(region, raw, device_id, nbytes))
+        await self._siblings.register_cuda(region, raw, device_id, nbytes)
         return JSONResponse({})
 
     async def cuda_unregister(self, request: Request) -> Response:
-        self._memory.unregister(CudaRegion, request.path_params.get("region"))
+        await self._siblings.unregister(CudaRegion, request.path_params.get("region"))
         return JSONResponse({})
 
     async def openapi(self, request: Request) -> Response:

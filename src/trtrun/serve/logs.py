@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, TextIO
 
 _LOG = logging.getLogger("trtrun.serve")
+_PIPE = 4096  # bytes that a pipe takes whole
 _WAITING = 10_000  # records that have not been written
 _GATHER = 0.05  # seconds in which others join the first: waking a thread for each costs more than the line
 
@@ -61,6 +63,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         identity = getattr(record, "request_id", "")
         message = record.getMessage().replace("\n", "\\n").replace("\r", "\\r")  # a client may write some of it
+        if hasattr(record, "worker"):
+            message = f"worker {record.worker}: {message}"
         line = f"{_time_of(record)} {record.levelname.lower():7} {message}"
         line += f" [{identity}]" if identity else ""
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
@@ -82,6 +86,17 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
+
+
+def _gathered(lines: list[str]) -> Iterator[str]:
+    """Lines joined to pieces of the size that a pipe takes whole: those of several workers must not mix."""
+    piece = ""
+    for line in lines:
+        if piece and len(piece) + len(line) > _PIPE:
+            yield piece
+            piece = ""
+        piece += line
+    yield piece
 
 
 class Writer(logging.Handler):
@@ -120,8 +135,9 @@ class Writer(logging.Handler):
                 text = f"{lost} lines of the log were dropped: they came faster than they could be written"
                 lines.append(self.format(logging.LogRecord(_LOG.name, logging.WARNING, "", 0, text, (), None)) + "\n")
             with suppress(OSError, ValueError):  # nobody reads any more
-                self._stream.write("".join(lines))
-                self._stream.flush()
+                for text in _gathered(lines):
+                    self._stream.write(text)
+                    self._stream.flush()
             if record is not None:
                 record = self._queue.get()
 
@@ -132,13 +148,21 @@ class Writer(logging.Handler):
         super().close()
 
 
-def log_to_stderr(*, as_json: bool) -> None:
-    """Log every request to stderr, and what else trtrun says from warnings on."""
+def log_to_stderr(*, as_json: bool, worker: int | None = None) -> None:
+    """Log every request to stderr, and what else trtrun says from warnings on; each line with the number of the
+    worker, where this process is one of several."""
     handler = Writer(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     # A message that has been printed with its error is not printed again.
     for old in logging.getLogger().handlers:
         for one in old.filters:
             handler.addFilter(one)
+    if worker is not None:
+
+        def mark(record: logging.LogRecord) -> bool:
+            record.worker = worker
+            return True
+
+        handler.addFilter(mark)
     logging.getLogger().handlers[:] = [handler]
     _LOG.setLevel(logging.INFO)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from ..errors import DeviceError
 from .bodies import Bodies
@@ -80,4 +82,25 @@ def exposition(repository: Repository, bodies: Bodies) -> tuple[bytes, str]:
     """The metrics in Prometheus' text format, and its content type."""
     registry = CollectorRegistry()
     registry.register(_Collector(repository, bodies))
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class _Workers:
+    def __init__(self, texts: Mapping[int, str]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for index, text in sorted(self._texts.items()):
+            for family in text_string_to_metric_families(text):
+                told = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    told.add_sample(sample.name, {**sample.labels, "worker": str(index)}, sample.value)
+        yield from families.values()
+
+
+def of_workers(texts: Mapping[int, str]) -> tuple[bytes, str]:
+    """The expositions of several workers as one, whose samples have the label ``worker``, and its content type."""
+    registry = CollectorRegistry()
+    registry.register(_Workers(texts))
     return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -206,10 +206,15 @@ class Repository:
                         found.add(name)
         return sorted(found)
 
-    def load_all(self) -> list[TrtrunError]:
-        """Load every model; what failed is returned, and the rest is served."""
+    def load_all(self, skip: Callable[[str], bool] = lambda name: False) -> list[TrtrunError]:
+        """Load every model but those to ``skip``, which count as unloaded; what failed is returned, and the rest is
+        served."""
         errors = []
         for name in self.names():
+            if skip(name):
+                entry = self._entry(name)
+                entry.unloaded, entry.reason = True, "unloaded"
+                continue
             try:
                 self.load(name)
             except TrtrunError as error:
@@ -439,6 +444,28 @@ class Repository:
                 model, entry.model, entry.reason = entry.model, None, "the server is shutting down"
                 if model is not None:
                     model.close()
+
+
+def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The statistics of two processes together, each as of :meth:`Repository.summary`: sums; of percentiles, which
+    cannot be added, the larger."""
+    found = dict(one)
+    for key, value in other.items():
+        mine = one.get(key)
+        if mine is None or isinstance(mine, str):
+            continue
+        if isinstance(mine, dict):
+            found[key] = merged(mine, value)
+        elif isinstance(mine, list):
+            rows = {row["batch_size"]: row for row in value}
+            for row in mine:
+                count, compute = row["batch_size"], row["compute_infer"]
+                also = rows.get(count, {"compute_infer": {}})["compute_infer"]
+                rows[count] = {"batch_size": count, "compute_infer": merged(compute, also)}
+            found[key] = [rows[count] for count in sorted(rows)]
+        else:
+            found[key] = max(mine, value) if key in ("last_inference", "p50", "p99") else mine + value
+    return found
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import shutil
 import signal
 import socket
 import threading
@@ -18,10 +19,13 @@ import uvicorn
 
 from ..errors import InputError, TrtrunError
 from . import grpc_api
+from .aside import in_thread
 from .bodies import Bodies
 from .http_api import HttpOptions, application
 from .repository import Repository
-from .shared_memory import SharedMemory
+from .shared_memory import SharedMemory, SharedRegistrations
+from .siblings import Siblings
+from .workers import Place, supervise
 
 _LOG = logging.getLogger("trtrun.serve")
 _CLOSING = 10.0  # seconds for what runs on the GPU when nobody waits for it any more
@@ -36,6 +40,7 @@ class ServerOptions:
         tls_certificate, tls_key: PEM files; without them the connection is not encrypted.
         drain: seconds that running requests are given after SIGTERM, over HTTP and gRPC together.
         shared_memory: see :class:`~trtrun.serve.shared_memory.SharedMemory`.
+        place: of this process among the workers of a server; None where it is the server.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +51,7 @@ class ServerOptions:
     tls_key: Path | None = None
     drain: float = 30.0
     shared_memory: str | None = None
+    place: Place | None = None
 
 
 class _Server(uvicorn.Server):
@@ -65,6 +71,9 @@ def serve(repository: Repository, options: ServerOptions | None = None) -> list[
     a GPU fails, which only a new process can use again. SIGHUP loads what is new or has changed on disk. On SIGTERM it
     refuses new requests, answers those it has, and ends.
 
+    A worker listens when every model has run once, so that clients get none that is not ready, and ends with its
+    supervisor.
+
     Raises InputError where it cannot listen.
     """
     options = options or ServerOptions()
@@ -79,11 +88,14 @@ def serve(repository: Repository, options: ServerOptions | None = None) -> list[
 
 
 def _serve(repository: Repository, options: ServerOptions) -> list[TrtrunError]:
-    memory = SharedMemory(options.shared_memory)
+    place = options.place
+    registrations = None if place is None else SharedRegistrations(Path(place.folder, "regions"))
+    memory = SharedMemory(options.shared_memory, registrations)
     bodies = Bodies(options.http.max_body, options.http.max_bodies)
-    sockets = _listen(options.host, options.port)
+    siblings = Siblings(repository, memory, bodies, place)
+    sockets = listen(options.host, options.port, among_workers=place is not None)
     config = uvicorn.Config(
-        application(repository, options.http, memory, bodies),
+        application(repository, options.http, memory, bodies, siblings),
         log_config=None,
         access_log=False,  # every request has its line already, with its id
         proxy_headers=False,  # who a client is decides about shared memory
@@ -110,6 +122,42 @@ def _serve(repository: Repository, options: ServerOptions) -> list[TrtrunError]:
             asyncio.get_running_loop().add_signal_handler(
                 signal.SIGHUP, lambda: threading.Thread(target=repository.reload_changed, daemon=True).start()
             )
+        async with siblings.listening():
+            if place is None:
+                threading.Thread(target=lambda: end(repository.load_all()), name="trtrun-load", daemon=True).start()
+                await listening()
+            elif await load_first(place):
+                siblings.begin()
+                await listening()
+
+    async def load_first(place: Place) -> bool:
+        """Whether all could be loaded before this worker was to end."""
+        loop, told = asyncio.get_running_loop(), asyncio.Event()
+
+        def leave() -> None:
+            loop.remove_reader(place.channel)
+            server.should_exit = True
+            told.set()
+
+        def leave_alone() -> None:
+            shutil.rmtree(place.folder, ignore_errors=True)  # nobody else does
+            leave()
+
+        def leave_at(number: int, frame: Any) -> None:
+            loop.call_soon_threadsafe(leave)
+
+        loop.add_reader(place.channel, leave_alone)  # nobody writes there: the supervisor has gone
+        signal.signal(signal.SIGTERM, leave_at)
+        loading = asyncio.create_task(in_thread(lambda: repository.load_all(siblings.is_unloaded)))
+        waiting = asyncio.create_task(told.wait())
+        await asyncio.wait({loading, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        signal.signal(signal.SIGTERM, leave_before)
+        if loading.done():
+            end(loading.result())
+        return loading.done() and not server.should_exit
+
+    async def listening() -> None:
         scheme = "https" if options.tls_key else "http"
         said = ", ".join(f"{scheme}://{address_of(*one.getsockname()[:2])}" for one in sockets)
         if options.grpc_port is not None:
@@ -118,6 +166,7 @@ def _serve(repository: Repository, options: ServerOptions) -> list[TrtrunError]:
                 address_of(options.host, options.grpc_port),
                 memory,
                 bodies,
+                siblings,
                 token=options.http.token,
                 tls=_tls(options),
             )
@@ -125,12 +174,15 @@ def _serve(repository: Repository, options: ServerOptions) -> list[TrtrunError]:
             server.beside = lambda: over_grpc.stop(options.drain)
             said += f", gRPC on {address_of(options.host, port)}"
         _LOG.info("listening on %s", said)
-        threading.Thread(target=lambda: end(repository.load_all()), name="trtrun-load", daemon=True).start()
         await server.serve(sockets)
 
     repository.on_failure = failed
+
+    def leave_before(number: int, frame: Any) -> None:
+        server.should_exit = True
+
     # When it has drained, uvicorn hands the signal on to whoever handled it before; the end of this function does that.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    before = signal.signal(signal.SIGTERM, leave_before)
     try:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(run())
@@ -141,8 +193,28 @@ def _serve(repository: Repository, options: ServerOptions) -> list[TrtrunError]:
     return errors
 
 
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets for all addresses of a host, bound to one port. Raises InputError where there are none."""
+def serve_by_workers(count: int, options: ServerOptions) -> bool:
+    """Serve by so many processes with this one's command line; False where one did not get ready.
+
+    Raises InputError where they could not listen.
+    """
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise InputError("several processes cannot listen on one port on this system: --workers 1.")
+    sockets = listen(options.host, options.port)
+    try:
+        over_grpc = [] if options.grpc_port is None else listen(options.host, options.grpc_port)
+    except InputError:
+        for one in sockets:
+            one.close()
+        raise
+    return supervise(count, sockets, over_grpc, options.drain + _CLOSING + 3)
+
+
+def listen(host: str, port: int, *, among_workers: bool = False) -> list[socket.socket]:
+    """Sockets for all addresses of a host, bound to one port; ``among_workers`` to one that other workers have too.
+
+    Raises InputError where there are none.
+    """
     found: list[socket.socket] = []
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -150,6 +222,8 @@ def _listen(host: str, port: int) -> list[socket.socket]:
             one = socket.socket(family, kind, protocol)
             try:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if among_workers:
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 if family == socket.AF_INET6:
                     one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 one.bind((address[0], found[0].getsockname()[1] if found else port, *address[2:]))

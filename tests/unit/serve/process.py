@@ -26,11 +26,12 @@ class Server:
         as_json: bool = True,
         host: str = "",
         instead: list[str] | None = None,
+        any_port: bool = False,
     ) -> None:
         with socket.socket() as free, socket.socket() as other:
             free.bind(("127.0.0.1", 0))
             other.bind(("127.0.0.1", 0))
-            self.port, self.grpc_port = free.getsockname()[1], other.getsockname()[1]
+            self.port, self.grpc_port = (0, 0) if any_port else (free.getsockname()[1], other.getsockname()[1])
         self.address = f"{host or '127.0.0.1'}:{self.port}"
         self.log = log
         command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", str(self.port)]
