@@ -28,8 +28,8 @@ with different random inputs each time; networks are fp16 with random weights. `
 - **peak**: the engine's graphs alone, data on the GPU, the best of 1 to 8 in flight.
 
 The two sides of a record come from the same run; different groups were run on different days or machines of the kind.
-All rows of the H200 are of one day. The machine is virtual, and its host memory differs from one lease to the next: one
-core copied 2.4 MB in 180 to 260 µs, and 9.6 MB in 740 to 1,300 µs.
+The machine is virtual, and its host memory differs from one to the next: one core copied 2.4 MB in 180 to 290 µs, and
+9.6 MB in 740 to 1,300 µs.
 
 - **floor.…** is what a hand-written loop reaches that does only what no loop can leave out; where trtrun's row is below
   its target, the floor says how much of that is physics.
@@ -48,6 +48,10 @@ Where trtrun is not ahead, and why:
   waiting for about 25 µs: the exchange of the torch tensor, checks, the launch, and the memory of the result.
 - **throughput**: large requests take turns, two or three computing at a time. Free to share the GPU, four in flight ran
   at 17,200 to 21,900 images/s with batch 32, from host to host.
+- **multi_gpu**: one core fills about one GPU, so a pipeline over several fills the requests of each in a thread of its
+  own (**.inline**: all in the thread that maps). Where cores copied at 8.5 GB/s that reached .85, and more where they
+  copy faster; a process per GPU (**.processes**) always scales. A server is bound by its interpreter, about a thousand
+  requests/s, so `trtrun serve --all-devices` starts a process per GPU (**.one_process**: all in one).
 - **hot_path.growth** counts bytes; its ratio is 1 for none and 0 otherwise.
 """
 
