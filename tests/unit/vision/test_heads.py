@@ -131,6 +131,19 @@ def test_planted_objects_come_back(name: str, seed: int) -> None:
         np.testing.assert_array_equal(runner.requests[0]["orig_target_sizes"], [SIZE])
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_more_channels_than_cells(channels_last: bool) -> None:
+    """LVIS's 1203 classes on 252 cells: which size is larger does not tell which axis has the channels."""
+    boxes, scores, _ = scene(0)
+    objects = boxes, scores, np.array([0, 1202, 7, 400, 251, 252])
+    planted = heads.plant_v8(objects, 1203)
+    assert planted.shape[1] > planted.shape[2]
+    planted = planted.transpose(0, 2, 1) if channels_last else planted
+    model = vision.detector(Outputs({"output0": planted}), head="yolov8", names=dict(enumerate(map(str, range(1203)))))
+    assert (model.head.classes, model.head.channels_last) == (1203, channels_last)
+    check(model(PICTURE), objects)
+
+
 @pytest.mark.parametrize("name", [n for n in PLANTED if n not in ("rt-detr, its authors",)])
 def test_a_larger_picture_gives_its_own_pixels(name: str) -> None:
     plant, options, _ = PLANTED[name]
