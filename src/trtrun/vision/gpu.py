@@ -275,6 +275,11 @@ class VisionStages:
         pool = next(iter(self._pools.values()))
         return pool.empty(height * width * 3).reshape(height, width, 3)
 
+    @staticmethod
+    def lent(array: Array) -> bool:
+        """Whether this is memory of :meth:`empty`."""
+        return PinnedPool.lent(array)
+
 
 class OpenVisionStages:
     """:class:`VisionStages` of one runner."""

@@ -270,7 +270,8 @@ def recognise(
     if len(fitting) > 1:
         raise InputError(
             f"the outputs ({outputs}) can be read in several ways{asked}: {'; '.join(map(str, fitting))}. "
-            "Name the one that is meant: task=…, head=… or names=…, or the same in the model's metadata."
+            "Name the one that is meant: task=…, head=… (--head) or names=… (--labels), or the same in the model's "
+            "metadata."
         )
     return fitting[0]
 

@@ -86,12 +86,15 @@ class TextReader:
         return Text(tuple(lines[i][0] for i in kept), np.array([lines[i][1] for i in kept], np.float32), corners[kept])
 
     def stream(self, source: Source) -> Iterator[Found]:
-        """Everything in a source, in order; what cannot be read comes with its error in its turn."""
+        """Everything in a source, in order; what cannot be read or run comes with its error in its turn."""
         for item in read(source):
-            if item.picture is None:
-                yield Found(item.name, None, None, item.error)
-            else:
-                yield Found(item.name, item.picture, self(as_bgr(item.picture)), None, item.frames_per_second)
+            result, error = None, item.error
+            if item.picture is not None:
+                try:
+                    result = self(as_bgr(item.picture))
+                except Exception as failure:  # of this picture; the rest goes on
+                    error = failure
+            yield Found(item.name, item.picture, result, error, item.frames_per_second)
 
     def find(self, heat: Array, geometry: Geometry) -> Array:
         """Corners float32 [N, 4, 2] of the lines in a map [H, W] of probabilities, in pixels of the picture."""

@@ -360,6 +360,13 @@ def test_classification() -> None:
     np.testing.assert_allclose(again, np.sort(np.exp(ready[0]) / np.exp(ready[0]).sum())[::-1], rtol=1e-6)
 
 
+def test_a_row_of_nan_does_not_change_the_other_rows() -> None:
+    ready = np.array([[0.1, 0.7, 0.2], [np.nan, 0.5, 0.5], [3.0, 1.0, 2.0]], np.float32)
+    scores = [found.scores for found in vision.classifier(Outputs({"o": ready}))([PICTURE] * 3)]
+    np.testing.assert_allclose(scores[0], [0.7, 0.2, 0.1])
+    np.testing.assert_allclose(scores[2], np.exp([3, 2, 1]) / np.exp([3, 2, 1]).sum(), rtol=1e-6)
+
+
 def test_semantic_maps() -> None:
     """Scores that rise along x for class 1 and fall for class 0 meet in the middle of the picture."""
     ramp = np.tile(np.linspace(-1, 1, 32, dtype=np.float32), (24, 1))
