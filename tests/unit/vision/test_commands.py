@@ -16,10 +16,9 @@ from typer.testing import CliRunner
 
 import trtrun
 from tests import models
-from trtrun import demo
+from trtrun import demo, vision
 from trtrun.cli import app
 from trtrun.cli.vision import _Writer
-from trtrun.vision import Found
 
 RUN = CliRunner()
 
@@ -141,7 +140,7 @@ def test_videos_of_one_name_and_of_odd_sizes(brightness: Path, tmp_path: Path) -
     assert "Give --out" in str(refused.exception)
     with _Writer(tmp_path / "odd", True, "") as writer:  # OpenCV writes even sizes only, other decoders read odd ones
         for index, size in enumerate([(47, 63), (47, 63), (96, 64)]):  # a stream may change its size
-            path = writer.write(Found(f"odd.y4m#{index:06d}", None, None), np.full((*size, 3), 90, np.uint8))
+            path = writer.write(vision.Found(f"odd.y4m#{index:06d}", None, None), np.full((*size, 3), 90, np.uint8))
     assert path.name == "odd_2.mp4"
     good, frame = cv2.VideoCapture(str(tmp_path / "odd" / "odd.mp4")).read()
     assert good
@@ -199,9 +198,29 @@ def test_eval_on_folders(brightness: Path, pictures: Path) -> None:
     assert metrics == {"top1": 1.0, "top5": 1.0, "pictures": 6, "unreadable": 0}
 
 
-def test_detect_finds_faces(tmp_path: Path) -> None:
-    source = tmp_path / "group.png"
-    cv2.imwrite(str(source), demo.pictures()["group"])
+def test_eval_says_what_a_folder_has_no_use_for(brightness: Path, pictures: Path) -> None:
+    for options in (["--task", "detect"], ["--images", "x"], ["--head", "yolov8"]):
+        done = RUN.invoke(app, ["eval", str(pictures), "-m", str(brightness), *options])
+        assert f"Leave out {options[0]}, or give COCO annotations" in str(done.exception)
+    assert RUN.invoke(app, ["eval", str(pictures), "-m", str(brightness), "--task", "classify"]).exit_code == 0
+
+
+def test_eval_keeps_what_else_the_head_selects_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def measure(task: vision.VisionTask, *_: object, **__: object) -> dict[str, float]:
+        measured.append(task.selection)
+        return {"unreadable": 0}
+
+    monkeypatch.setattr("trtrun.vision.evaluation.mean_average_precision", measure)
+    (tmp_path / "faces.onnx").write_bytes(faces())
+    done = RUN.invoke(app, ["eval", str(tmp_path / "annotations.json"), "-m", str(tmp_path / "faces.onnx")])
+    assert done.exit_code == 0, done.output
+    assert measured == [vision.Selection(score_threshold=0.001, multi_label=True, iou_threshold=0.3)]
+
+
+def faces() -> bytes:
+    """CenterFace for one picture of 640×640."""
     import onnx
 
     model = onnx.load(demo.model_path())
@@ -212,7 +231,13 @@ def test_detect_finds_faces(tmp_path: Path) -> None:
         for axis in (2, 3):
             output.type.tensor_type.shape.dim[axis].dim_value = 160
     del model.graph.value_info[:]
-    onnx.save(model, tmp_path / "faces.onnx")
+    return model.SerializeToString()
+
+
+def test_detect_finds_faces(tmp_path: Path) -> None:
+    source = tmp_path / "group.png"
+    cv2.imwrite(str(source), demo.pictures()["group"])
+    (tmp_path / "faces.onnx").write_bytes(faces())
     done = RUN.invoke(app, ["detect", str(source), "-m", str(tmp_path / "faces.onnx"), "--json"])
     assert done.exit_code == 0, done.output
     (item,) = json.loads(done.stdout)["items"]
