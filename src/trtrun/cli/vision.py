@@ -144,8 +144,8 @@ def ocr(
             for p in (detector, recognizer)
         ]
         characters = None if labels is None else read_labels(labels)
-        reader = TextReader(*runners, size=parse_size(size), characters=characters)
-        _report(reader.stream(wishes.source), runners[0], "ocr", wishes)
+        reader = TextReader(*runners, size=(wanted := parse_size(size)), characters=characters)
+        _report(reader.stream(wishes.source), runners[0], "ocr", wanted, wishes)
 
 
 def _run(task: str | None, model: Path, wishes: Wishes, *, among: tuple[str, ...] = (), **options: Any) -> None:
@@ -170,7 +170,7 @@ def _run(task: str | None, model: Path, wishes: Wishes, *, among: tuple[str, ...
             from ..vision.tracking import track
 
             found = track(found)
-        _report(found, runner, str(work.head), wishes)
+        _report(found, runner, str(work.head), work.preprocess.size, wishes)
 
 
 def _check(wishes: Wishes) -> None:
@@ -184,8 +184,11 @@ def _check(wishes: Wishes) -> None:
         raise InputError(f"--track follows objects through the frames of a video, and {wishes.source!r} has none.")
 
 
-def _report(found: Iterable[Found], runner: Runner, what: str, wishes: Wishes) -> None:
-    """Write, print and count what comes; exit code 1 when an item failed."""
+def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, int], wishes: Wishes) -> None:
+    """Write, print and count what comes; exit code 1 when an item failed.
+
+    ``size`` is that of the network's input: a file that was exported for 32×32 runs at that, and finds little.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -221,13 +224,14 @@ def _report(found: Iterable[Found], runner: Runner, what: str, wishes: Wishes) -
                 rows.append(row)
         seconds = time.perf_counter() - start
     if wishes.as_json:
-        typer.echo(json.dumps({"backend": runner.backend, "head": what, "items": rows}, indent=2))
+        typer.echo(json.dumps({"backend": runner.backend, "head": what, "size": size, "items": rows}, indent=2))
     if table is not None:
         console.print(table)
     rate = f", {done / seconds:.1f} pictures/s" if done else ""
     where = f"; written to {wishes.out}" if wishes.out is not None and done else ""
     console.print(
-        f"{what} on {runner.backend}: {done} pictures in {seconds:.2f} s{rate}, {failed} failed{where}",
+        f"{what} at {size[0]}×{size[1]} on {runner.backend}: "
+        f"{done} pictures in {seconds:.2f} s{rate}, {failed} failed{where}",
         highlight=False,
         soft_wrap=True,
         markup=False,

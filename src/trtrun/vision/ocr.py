@@ -58,7 +58,9 @@ class TextReader:
         if characters is None:
             listed = recognizer.metadata.get("character")
             if not isinstance(listed, str):
-                raise InputError("the recognizer's metadata holds no characters. Give them: characters=[…].")
+                raise InputError(
+                    "the recognizer's metadata holds no characters. Give them: characters=[…] (--characters)."
+                )
             characters = listed.splitlines()
         (scores,) = recognizer.outputs.values()
         if len(scores.shape) != 3 or scores.shape[2] not in (-1, len(characters) + 2):
@@ -66,7 +68,9 @@ class TextReader:
                 f"the recognizer gives {scores}, which does not fit {len(characters)} characters, a blank and a space."
             )
         if any(length % 32 or length <= 0 for length in size):
-            raise InputError(f"the detector takes sizes that are multiples of 32, got {size}.")
+            raise InputError(
+                f"the detector takes sizes that are multiples of 32, got {size}. Choose another size (--size)."
+            )
         self.detector, self.recognizer = detector, recognizer
         self._inputs = image_input(detector).name, image_input(recognizer).name
         self._symbols = ["", *characters, " "]

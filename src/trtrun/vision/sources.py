@@ -83,7 +83,7 @@ def length(source: Source) -> int | None:
 def files(source: Source) -> list[Path]:
     """The files that a source is read from. Raises what :func:`read` raises."""
     videos = [
-        Path(entry.address) if isinstance(entry, _Video) and entry.is_file else entry for entry in _entries(source)
+        Path(str(entry.address)) if isinstance(entry, _Video) and entry.is_file else entry for entry in _entries(source)
     ]
     return [entry for entry in videos if isinstance(entry, Path)]
 

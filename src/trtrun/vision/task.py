@@ -126,7 +126,7 @@ class VisionTask:
         """The same, and how long the stages took."""
         # Anything else is one picture, or is refused as one: None, which cv2.imread returns for a missing file.
         several = pictures.ndim == 4 if isinstance(pictures, np.ndarray) else isinstance(pictures, Sequence)
-        waiting: list[Any] = [*pictures] if several else [pictures]
+        waiting: list[Any] = [*pictures] if several else [pictures]  # type: ignore[misc]  # it is a sequence
         results: list[Result] = []
         preprocess = inference = postprocess = 0.0
         step = self.batch_limit or max(len(waiting), 1)
@@ -272,7 +272,8 @@ class VisionTask:
             yield from (entry for entry in order if isinstance(entry, Found))
 
     def __repr__(self) -> str:
-        return f"<VisionTask {self.head} on {self.runner.backend}>"
+        width, height = self.preprocess.size
+        return f"<VisionTask {self.head} at {width}×{height} on {self.runner.backend}>"
 
 
 def task(
@@ -314,7 +315,9 @@ def task(
     size = preprocess.size if preprocess else size or _size(runner, image)
     found = recognise(runner, size=size, task=task, head=head, names=names, keypoint_shape=keypoint_shape)
     if found.name == "centerface" and any(length % SIZE_MULTIPLE for length in size):
-        raise InputError(f"CenterFace takes sizes that are multiples of {SIZE_MULTIPLE}, got {size}.")
+        raise InputError(
+            f"CenterFace takes sizes that are multiples of {SIZE_MULTIPLE}, got {size}. Choose another size (--size)."
+        )
     how = preprocess or default_preprocess(found, runner, size)
     chosen = selection if isinstance(selection, Selection) else replace(found.selection(), **(selection or {}))
     return VisionTask(runner, found, how, chosen, top=top, activation=activation, normalize=normalize, gpu=gpu)

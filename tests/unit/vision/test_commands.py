@@ -71,6 +71,7 @@ def test_the_table_and_the_exit_code(brightness: Path, pictures: Path) -> None:
     done = RUN.invoke(app, ["classify", str(pictures / "*" / "*.png"), "-m", str(brightness), "--show-table"])
     assert done.exit_code == 0
     assert "6 pictures" in done.stdout
+    assert "at 32×32" in done.stdout
     assert "0 failed" in done.stdout
     assert "green" in done.stdout
 
