@@ -216,7 +216,7 @@ class VisionTask:
             decode: where files are decoded; see :func:`trtrun.vision.sources.read`.
         """
         if batch < 1 or (self.batch_limit is not None and batch > self.batch_limit):
-            most = "1 or more" if self.batch_limit is None else f"1 to {self.batch_limit}"
+            most = "any number of" if self.batch_limit is None else f"at most {self.batch_limit}"
             raise InputError(
                 f"batch {batch} does not fit: the network takes {most} pictures at once. Leave out batch (--batch), or "
                 "build the network for more."
