@@ -424,9 +424,10 @@ def _variants(inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _nbytes(inputs: Mapping[str, Any]) -> int:
-    """Bytes of the arrays on the host, those in lists of pictures among them."""
-    values = [part for value in inputs.values() for part in (value if isinstance(value, (list, tuple)) else [value])]
-    return sum(array.nbytes for array in values if isinstance(array, np.ndarray))
+    """Bytes of the arrays on the host, and of the pictures in lists: arrays too, or NV12."""
+    arrays = sum(value.nbytes for value in inputs.values() if isinstance(value, np.ndarray))
+    lists = [value for value in inputs.values() if isinstance(value, (list, tuple))]
+    return arrays + sum(getattr(picture, "nbytes", 0) for pictures in lists for picture in pictures)
 
 
 class _Slots:

@@ -199,6 +199,32 @@ def test_a_stream_of_different_sizes(runner: Session) -> None:
         same([item.result for item in found if isinstance(item.result, Detections)], expected)
 
 
+def test_a_generator_may_fill_one_buffer_again_and_again(runner: Session) -> None:
+    ours = vision.detector(runner, selection=SELECTION)
+    given = np.random.default_rng(1).integers(0, 256, (10, 200, 300, 3), np.uint8)
+    expected = vision.detector(runner, selection=SELECTION, gpu=False)(given)
+
+    def frames() -> Iterator[np.ndarray]:
+        buffer = np.empty(given.shape[1:], np.uint8)
+        for picture in given:
+            buffer[...] = picture
+            yield buffer
+
+    for batch in (1, 4):
+        found = list(ours.stream(frames(), batch=batch, depth=3))
+        same([item.result for item in found if isinstance(item.result, Detections)], expected)
+        for item, picture in zip(found, given, strict=True):
+            np.testing.assert_array_equal(item.picture, picture)
+
+
+def test_a_crop_of_a_very_long_picture_is_refused_as_on_the_cpu(runner: Session) -> None:
+    how = vision.Preprocess((SIZE, SIZE), "center_crop")
+    for gpu in (True, False):
+        task = vision.detector(runner, preprocess=how, gpu=gpu)
+        (found,) = task.stream([np.zeros((20_000, 2, 3), np.uint8)])
+        assert "before its middle is cut out" in str(found.error)
+
+
 def test_a_bad_picture_fails_alone(runner: Session) -> None:
     ours = vision.detector(runner, selection=SELECTION)
     with pytest.raises(InputError, match="uint8"):

@@ -198,6 +198,15 @@ def test_anchor_free(machine: Machine, dtype: str, rows: int, power: float) -> N
     check(find(machine, values, head, selection, (640, 640)), [keep(one, selection) for one in found])
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_more_channels_than_cells(machine: Machine, channels_last: bool) -> None:
+    values = np.ascontiguousarray(predictions(2, 1029, 4, 1203, 0, 40).transpose(0, 2, 1))
+    head, selection = Head("yolov8", "detect", ROLES, 1203, channels_last=channels_last), Selection(iou_threshold=0.5)
+    found = yolo_anchor_free.candidates({"predictions": values}, classes=1203, selection=selection)
+    given = np.ascontiguousarray(values.transpose(0, 2, 1)) if channels_last else values
+    check(find(machine, given, head, selection, (224, 224)), [keep(one, selection) for one in found])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("threshold", [0.2, 0.6])
 def test_oriented_boxes(machine: Machine, dtype: str, threshold: float) -> None:

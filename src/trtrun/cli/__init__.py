@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import Annotated, Any
@@ -79,6 +80,9 @@ def _options(
 
 def main() -> Any:
     """Run the command; trtrun's own errors become one message on stderr and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text; a message with \\udcff is one
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return app()
     except (TrtrunError, OSError) as error:  # OSError: an output that cannot be written

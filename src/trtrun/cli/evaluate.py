@@ -17,7 +17,10 @@ def command(
     images: Annotated[
         Path | None, typer.Option("--images", help="Folder of the annotated pictures; else that of the annotations.")
     ] = None,
-    task: Annotated[str, typer.Option("--task", help="detect, segment or pose, with COCO annotations.")] = "detect",
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="detect, segment or pose with COCO annotations, of which detect is the default."),
+    ] = None,
     head: HeadName = None,
     size: InputSize = None,
     batch: Batch = 1,
@@ -30,9 +33,17 @@ def command(
     from rich.console import Console
 
     from .. import vision
+    from ..errors import InputError
     from ..predictor import load
     from ..vision.evaluation import mean_average_precision, top_k
 
+    if data.is_dir():
+        given = {"--task": task not in (None, "classify"), "--images": images is not None, "--head": head is not None}
+        if any(given.values()):
+            raise InputError(
+                f"{str(data)!r} is a folder, for which classification is measured. Leave out "
+                f"{', '.join(option for option, is_given in given.items() if is_given)}, or give COCO annotations."
+            )
     console = Console(stderr=True)
     names = None if labels is None else dict(enumerate(read_labels(labels)))
     wanted = None if size is None else parse_size(size)
@@ -44,8 +55,8 @@ def command(
                 metrics = top_k(work, data, batch=batch, depth=depth)
         else:
             # As mAP is defined: every class of a box counts, down to the lowest scores.
-            every = vision.Selection(score_threshold=0.001, multi_label=True)
-            work = vision.task(runner, task, head=head, size=wanted, names=names, selection=every)
+            every = {"score_threshold": 0.001, "multi_label": True}  # all else is the head's own
+            work = vision.task(runner, task or "detect", head=head, size=wanted, names=names, selection=every)
             with console.status("detecting"):
                 metrics = mean_average_precision(work, data, images or data.parent, batch=batch, depth=depth)
         backend = runner.backend

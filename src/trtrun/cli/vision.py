@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ..vision.preprocess import Picture
     from ..vision.task import Found
 
+_SEGMENT = ("segment", "semantic", "matting")
 _ITEM_ROWS = 5  # lines of the table per picture
 
 
@@ -101,9 +104,9 @@ def segment(
     ] = None,
 ) -> None:
     """Find what every pixel belongs to: objects, classes, or foreground and background."""
-    if kind not in (None, "segment", "semantic", "matting"):
+    if kind not in (None, *_SEGMENT):
         raise typer.BadParameter("choose segment, semantic or matting", param_hint="--kind")
-    _run(kind, model, wishes)
+    _run(kind, model, wishes, among=_SEGMENT)
 
 
 @_takes_wishes("labels")
@@ -134,26 +137,31 @@ def ocr(
     from ..predictor import load
     from ..vision.ocr import TextReader
 
+    _check(wishes)
     with ExitStack() as stack:
         runners = [
             stack.enter_context(load(p, device=wishes.device, plugins=wishes.plugin or ()))
             for p in (detector, recognizer)
         ]
         characters = None if labels is None else read_labels(labels)
-        reader = TextReader(*runners, size=parse_size(size), characters=characters)
-        _report(reader.stream(wishes.source), runners[0], "ocr", wishes)
+        reader = TextReader(*runners, size=(wanted := parse_size(size)), characters=characters)
+        _report(reader.stream(wishes.source), runners[0], "ocr", wanted, wishes)
 
 
-def _run(task: str | None, model: Path, wishes: Wishes, **options: Any) -> None:
+def _run(task: str | None, model: Path, wishes: Wishes, *, among: tuple[str, ...] = (), **options: Any) -> None:
     from .. import vision
+    from ..errors import InputError
     from ..predictor import load
 
+    _check(wishes)
     with load(model, device=wishes.device, plugins=wishes.plugin or ()) as runner:
         names = None if wishes.labels is None else dict(enumerate(read_labels(wishes.labels)))
         size = None if wishes.size is None else parse_size(wishes.size)
         asked = {"score_threshold": wishes.score, "iou_threshold": wishes.iou}
         selection = {name: value for name, value in asked.items() if value is not None}
         work = vision.task(runner, task, head=wishes.head, size=size, names=names, selection=selection, **options)
+        if among and work.head.task not in among:
+            raise InputError(f"this model is {work.head}, which gives none of {', '.join(among)}: use another command.")
         # On the CPU requests in flight only share its cores.
         depth = 1 if runner.backend.startswith("ONNX Runtime") else None
         decode: Any = "GPU" if wishes.decode_on_gpu else "CPU"
@@ -162,11 +170,25 @@ def _run(task: str | None, model: Path, wishes: Wishes, **options: Any) -> None:
             from ..vision.tracking import track
 
             found = track(found)
-        _report(found, runner, str(work.head), wishes)
+        _report(found, runner, str(work.head), work.preprocess.size, wishes)
 
 
-def _report(found: Iterable[Found], runner: Runner, what: str, wishes: Wishes) -> None:
-    """Write, print and count what comes; exit code 1 when an item failed."""
+def _check(wishes: Wishes) -> None:
+    """Refuse what would be ignored."""
+    from ..errors import InputError
+    from ..vision.sources import length
+
+    if wishes.save_video and wishes.out is None:
+        raise InputError("--save-video says how --out is written. Give --out, a folder.")
+    if wishes.track and length(wishes.source) is not None:
+        raise InputError(f"--track follows objects through the frames of a video, and {wishes.source!r} has none.")
+
+
+def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, int], wishes: Wishes) -> None:
+    """Write, print and count what comes; exit code 1 when an item failed.
+
+    ``size`` is that of the network's input: a file that was exported for 32×32 runs at that, and finds little.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -181,7 +203,7 @@ def _report(found: Iterable[Found], runner: Runner, what: str, wishes: Wishes) -
     rows: list[dict[str, Any]] = []
     failed = done = 0
     start = time.perf_counter()
-    with _Writer(wishes.out, wishes.save_video) as writer:
+    with _Writer(wishes.out, wishes.save_video, wishes.source) as writer:
         for item in _with_progress(found, wishes.source, console):
             row: dict[str, Any] = {"name": item.name}
             if item.error is not None or item.picture is None or item.result is None:
@@ -202,13 +224,14 @@ def _report(found: Iterable[Found], runner: Runner, what: str, wishes: Wishes) -
                 rows.append(row)
         seconds = time.perf_counter() - start
     if wishes.as_json:
-        typer.echo(json.dumps({"backend": runner.backend, "head": what, "items": rows}, indent=2))
+        typer.echo(json.dumps({"backend": runner.backend, "head": what, "size": size, "items": rows}, indent=2))
     if table is not None:
         console.print(table)
     rate = f", {done / seconds:.1f} pictures/s" if done else ""
     where = f"; written to {wishes.out}" if wishes.out is not None and done else ""
     console.print(
-        f"{what} on {runner.backend}: {done} pictures in {seconds:.2f} s{rate}, {failed} failed{where}",
+        f"{what} at {size[0]}×{size[1]} on {runner.backend}: "
+        f"{done} pictures in {seconds:.2f} s{rate}, {failed} failed{where}",
         highlight=False,
         soft_wrap=True,
         markup=False,
@@ -236,45 +259,72 @@ def _with_progress(found: Iterable[Found], source: str, console: Any) -> Iterato
 
 
 class _Writer:
-    """Annotated pictures as files; the frames of a video as one video where that is wanted."""
+    """Annotated pictures as files; the frames of a video as one video where that is wanted.
 
-    def __init__(self, folder: Path | None, save_video: bool) -> None:
-        self.folder, self.save_video = folder, save_video
+    Names that several items would get are numbered. Raises InputError before it writes over a file of the source.
+    """
+
+    def __init__(self, folder: Path | None, save_video: bool, source: str) -> None:
+        self.folder, self.save_video, self._source = folder, save_video, source
         self._video: Any = None
         self._path: Path | None = None
+        self._writing: object = None  # which video, and the size of its frames
         self._taken: set[Path] = set()
 
     def write(self, item: Found, drawn: Picture) -> Path:
-        from ..errors import InputError
-        from ..vision.preprocess import import_cv2
+        from ..vision.draw import encode
 
-        cv2 = import_cv2()
-        assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
         name, _, frame = item.name.rpartition("#")
         is_frame = bool(name) and frame.isdecimal()
         stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in Path(name if is_frame else item.name).stem)
         if self.save_video and is_frame:
-            path = self.folder / f"{stem or 'video'}.mp4"
-            if path != self._path:
-                self.close()
-                height, width = drawn.shape[:2]
-                rate = item.frames_per_second or 25.0
-                self._video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
-                if not self._video.isOpened():
-                    raise InputError(f"OpenCV cannot write {str(path)!r}. Leave out --save-video for pictures.")
-                self._path = path
-            self._video.write(drawn)
-            return path
-        path = self.folder / (f"{stem}_{frame}.jpg" if is_frame else f"{stem}.jpg")
-        for number in range(2, 1_000_000):  # pictures of one name from several folders
-            if path not in self._taken:
-                break
-            path = self.folder / f"{stem}_{number}.jpg"
-        self._taken.add(path)
+            return self._write_frame(name, stem or "video", item.frames_per_second or 25.0, drawn)
         # Encoded first and then written, because imwrite only returns False when the disk is full.
-        path.write_bytes(cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+        suffix, data = encode(drawn)
+        path = self._free(f"{stem}_{frame}" if is_frame else stem, suffix)
+        path.write_bytes(data)
         return path
+
+    def _write_frame(self, video: str, stem: str, rate: float, drawn: Picture) -> Path:
+        from ..errors import InputError
+        from ..vision.preprocess import import_cv2
+        from ..vision.sources import encodable
+
+        cv2 = import_cv2()
+        height, width = drawn.shape[:2]
+        # mp4v has whole blocks of colour: of odd sizes the last row and column would be lost.
+        even = cv2.copyMakeBorder(drawn, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        if self._writing != (video, even.shape):
+            self.close()
+            path = self._free(stem, ".mp4")
+            if not encodable(str(path)):
+                raise InputError(f"{str(path)!r} is no name in UTF-8, and OpenCV writes no such video. Choose another.")
+            self._video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, even.shape[1::-1])
+            if not self._video.isOpened():
+                raise InputError(f"OpenCV cannot write {str(path)!r}. Leave out --save-video for pictures.")
+            self._writing, self._path = (video, even.shape), path
+        self._video.write(even)
+        assert self._path is not None
+        return self._path
+
+    def _free(self, stem: str, suffix: str) -> Path:
+        """A path in the folder that nothing was written to, and that is no file of the source."""
+        from ..errors import InputError
+
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        names = itertools.chain([f"{stem}{suffix}"], (f"{stem}_{number}{suffix}" for number in itertools.count(2)))
+        path = next(path for name in names if (path := self.folder / name) not in self._taken)
+        self._taken.add(path)
+        if path.exists() and _identity(path) in self._sources:
+            raise InputError(f"{str(path)!r} is a file of the source, and would be written over. Choose another --out.")
+        return path
+
+    @functools.cached_property
+    def _sources(self) -> set[tuple[int, int]]:
+        from ..vision.sources import files
+
+        return {_identity(path) for path in files(self._source) if path.exists()}
 
     def close(self) -> None:
         if self._video is not None:
@@ -286,6 +336,12 @@ class _Writer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What is the same for all names of one file."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _lines(results: list[dict[str, Any]]) -> list[str]:

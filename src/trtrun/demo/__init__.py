@@ -20,7 +20,7 @@ from ..building.builder import Progress
 from ..building.options import BuildOptions, parse_shapes
 from ..errors import MissingPackageError
 from ..runner import Runner
-from ..vision.draw import draw
+from ..vision.draw import draw, encode
 from ..vision.preprocess import Picture, Preprocess, import_cv2
 from ..vision.results import Detections
 from ..vision.task import Timing, classifier, detector, task
@@ -163,6 +163,7 @@ def write_pictures(results: list[DemoPicture], folder: Path) -> Mapping[str, Pat
 
 def _write(path: Path, picture: Picture) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Encoded first and then written, because imwrite only returns False when the disk is full.
-    path.write_bytes(import_cv2().imencode(".jpg", picture)[1].tobytes())
+    suffix, data = encode(picture)  # not imwrite, which only returns False when the disk is full
+    path = path.with_suffix(suffix)
+    path.write_bytes(data)
     return path

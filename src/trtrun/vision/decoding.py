@@ -47,7 +47,10 @@ def decode_jpeg(data: bytes | bytearray, name: str) -> Picture:
         )
     image = _local.decoder.decode(bytes(data), params=_local.how)
     if image is None:
-        raise InputError(f"{name} ({len(data):,} bytes) is no JPEG that the GPU can decode. Leave out decode='GPU'.")
+        raise InputError(
+            f"{name} ({len(data):,} bytes) is no JPEG that the GPU can decode. Leave out decode='GPU' "
+            "(--decode-on-gpu)."
+        )
     picture: Picture = np.array(image.cpu())
     return picture
 
@@ -65,7 +68,7 @@ def frames(path: str) -> Iterator[tuple[NV12, float]]:
                 if nbytes * 2 != width * height * 3:
                     raise InputError(
                         f"{path!r} is not of 8 bits with halved chroma: {nbytes:,} bytes for {width}×{height}. "
-                        "Leave out decode='GPU'."
+                        "Leave out decode='GPU' (--decode-on-gpu)."
                     )
                 # The decoder uses the memory of a frame again.
                 memory = (ctypes.c_uint8 * nbytes).from_address(int(frame.GetPtrToPlane(0)))
@@ -76,7 +79,9 @@ def frames(path: str) -> Iterator[tuple[NV12, float]]:
     except InputError:
         raise
     except Exception as error:  # of classes of its own
-        raise InputError(f"{path!r} cannot be decoded on the GPU: {error}. Leave out decode='GPU'.") from error
+        raise InputError(
+            f"{path!r} cannot be decoded on the GPU: {error}. Leave out decode='GPU' (--decode-on-gpu)."
+        ) from error
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from .preprocess import NV12, Picture, as_bgr, import_cv2
 from .results import Classification, Detections, Matte, Result, SegmentationMap, Text, import_supervision
 
@@ -16,6 +17,7 @@ _COCO_LIMBS = (
     (16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11),
     (2, 3), (1, 2), (1, 3), (2, 4), (3, 5),
 )  # fmt: skip
+_LONGEST_JPEG = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 _CROWD = 15  # from more objects on, small ones go without a label
 _VISIBLE = 0.5  # keypoints that are less sure are not drawn
 
@@ -33,6 +35,24 @@ def draw(picture: Picture | NV12, result: Result) -> Picture:
     if isinstance(result, Text):
         return _draw_text(picture, result)
     return _draw_matte(picture, result)
+
+
+def encode(picture: Picture) -> tuple[str, bytes]:
+    """A picture as the suffix and the bytes of a file: JPEG, or PNG where a side is longer than JPEG takes.
+
+    Raises InputError where PNG does not take it either.
+    """
+    cv2 = import_cv2()
+    suffix, options = (
+        (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 92]) if max(picture.shape[:2]) <= _LONGEST_JPEG else (".png", [])
+    )
+    try:
+        good, data = cv2.imencode(suffix, picture, options)
+    except cv2.error:
+        good = False
+    if not good:
+        raise InputError(f"OpenCV cannot encode a picture of {picture.shape[1]}×{picture.shape[0]} as {suffix}.")
+    return suffix, data.tobytes()
 
 
 def _sizes(picture: Picture) -> tuple[int, float, int]:

@@ -275,6 +275,11 @@ class VisionStages:
         pool = next(iter(self._pools.values()))
         return pool.empty(height * width * 3).reshape(height, width, 3)
 
+    @staticmethod
+    def lent(array: Array) -> bool:
+        """Whether this is memory of :meth:`empty`."""
+        return PinnedPool.lent(array)
+
 
 class OpenVisionStages:
     """:class:`VisionStages` of one runner."""
@@ -536,14 +541,14 @@ def _dense(head: Head, selection: Selection, how: Preprocess, outputs: Places) -
     ((address, shape),) = outputs.values()
     kind = _ORIENTED if head.task == "obb" else _KINDS[head.name]
     _, first, second = shape
-    # One prediction after another, or one of their numbers after another.
-    transposed = head.name == "yolov8" and first <= second
-    rows, numbers = (second, first) if transposed else (first, second)
+    # All others are channels-last.
+    channels_first = head.name == "yolov8" and not head.channels_last
+    rows, numbers = (second, first) if channels_first else (first, second)
     before = head.classes + (4 if head.name == "yolov8" else 5)
     width, height = how.size
     cells = sum((width // stride) * (height // stride) for stride in STRIDES)
     levels = len(STRIDES) + (rows != cells)
-    strides = (first * second, 1, second) if transposed else (first * second, second, 1)
+    strides = (first * second, 1, second) if channels_first else (first * second, second, 1)
     raw = _Head(
         address, *strides, rows, head.classes, numbers - before, before, kind, width, height, levels,
         selection.score_threshold,

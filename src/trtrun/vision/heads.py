@@ -51,6 +51,8 @@ class Head:
         classes: how many; 0 where the outputs do not say.
         names: what the classes are called, as far as is known.
         keypoint_shape: points per object, and numbers per point (2, or 3 with visibility), for the task pose.
+        channels_last: the predictions are [B, cells, channels], not [B, channels, cells]; which of the two sizes is
+            larger does not tell, because 1203 classes are more than a small input has cells.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Head:
     classes: int = 0
     names: Names = field(default_factory=dict)
     keypoint_shape: tuple[int, int] | None = None
+    channels_last: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} for {self.task}" + (f" with {self.classes} classes" if self.classes else "")
@@ -116,6 +119,8 @@ class Head:
         if self.name == "centerface":
             return centerface.candidates(outputs, selection=selection)
         if self.name == "yolov8":
+            if self.channels_last:
+                outputs = {"predictions": outputs["predictions"].transpose(0, 2, 1)}
             return yolo_anchor_free.candidates(outputs, classes=self.classes, selection=selection, oriented=oriented)
         if self.name in _OBJECTNESS:
             predictions = outputs.get("predictions")
@@ -265,7 +270,8 @@ def recognise(
     if len(fitting) > 1:
         raise InputError(
             f"the outputs ({outputs}) can be read in several ways{asked}: {'; '.join(map(str, fitting))}. "
-            "Name the one that is meant: task=…, head=… or names=…, or the same in the model's metadata."
+            "Name the one that is meant: task=…, head=… (--head) or names=… (--labels), or the same in the model's "
+            "metadata."
         )
     return fitting[0]
 
@@ -356,19 +362,20 @@ def _predictions(facts: _Facts) -> tuple[TensorSpec, TensorSpec | None] | None:
 def _dense(
     facts: _Facts, name: str, base: int, fits: Callable[[int, int], int | None], *, tasks: tuple[str, ...] = _OBJECTS
 ) -> Iterator[Head]:
-    """Heads with one wide output; ``fits`` says which of its two sizes (P, Q) is the width of a prediction, or None."""
+    """Heads with one wide output; ``fits`` says which axis, of the sizes (P, Q), has the channels: 1, 2 or None."""
     found = _predictions(facts)
     if found is None:
         return
     spec, maps = found
-    width = fits(spec.shape[1], spec.shape[2])
-    if width is None:
+    axis = fits(spec.shape[1], spec.shape[2])
+    if axis is None:
         return
+    width = spec.shape[axis]
     roles = {"predictions": spec.name} | ({"prototypes": maps.name} if maps else {})
     for task in facts.tasks:
         if task in tasks and (task == "segment") == (maps is not None):
             for classes, shape in facts.widths(base, width, task, maps.shape[1] if maps else 0):
-                yield Head(name, task, roles, classes, keypoint_shape=shape)
+                yield Head(name, task, roles, classes, keypoint_shape=shape, channels_last=axis == 2)
 
 
 def _yolov8(facts: _Facts) -> Iterator[Head]:
@@ -377,8 +384,8 @@ def _yolov8(facts: _Facts) -> Iterator[Head]:
 
     def fits(p: int, q: int) -> int | None:
         if p > 4 and _is_grid(q, facts.size, 1):
-            return p
-        return q if q > 4 and p != -1 and _is_grid(p, facts.size, 1) else None
+            return 1
+        return 2 if q > 4 and p != -1 and _is_grid(p, facts.size, 1) else None
 
     yield from _dense(facts, "yolov8", 4, fits)
 
@@ -388,7 +395,7 @@ def _yolov5(facts: _Facts) -> Iterator[Head]:
         facts,
         "yolov5",
         5,
-        lambda p, q: q if q > 5 and _is_grid(p, facts.size, 3) else None,
+        lambda p, q: 2 if q > 5 and _is_grid(p, facts.size, 3) else None,
         tasks=("detect", "segment"),
     )
 
@@ -397,7 +404,7 @@ def _one_per_cell(name: str) -> Callable[[_Facts], Iterator[Head]]:
     def match(facts: _Facts) -> Iterator[Head]:
         if not facts.ultralytics:  # Ultralytics exports neither
             yield from _dense(
-                facts, name, 5, lambda p, q: q if q > 5 and _is_grid(p, facts.size, 1) else None, tasks=("detect",)
+                facts, name, 5, lambda p, q: 2 if q > 5 and _is_grid(p, facts.size, 1) else None, tasks=("detect",)
             )
 
     return match
@@ -449,7 +456,7 @@ def _rtdetr(facts: _Facts) -> Iterator[Head]:
         "rtdetr",
         4,
         lambda p, q: (
-            q if q > 4 and 50 <= p <= _FEW and not _is_any_grid(p, facts) and not _is_any_grid(q, facts) else None
+            2 if q > 4 and 50 <= p <= _FEW and not _is_any_grid(p, facts) and not _is_any_grid(q, facts) else None
         ),
         tasks=("detect",),
     )

@@ -58,7 +58,9 @@ class TextReader:
         if characters is None:
             listed = recognizer.metadata.get("character")
             if not isinstance(listed, str):
-                raise InputError("the recognizer's metadata holds no characters. Give them: characters=[…].")
+                raise InputError(
+                    "the recognizer's metadata holds no characters. Give them: characters=[…] (--characters)."
+                )
             characters = listed.splitlines()
         (scores,) = recognizer.outputs.values()
         if len(scores.shape) != 3 or scores.shape[2] not in (-1, len(characters) + 2):
@@ -66,7 +68,9 @@ class TextReader:
                 f"the recognizer gives {scores}, which does not fit {len(characters)} characters, a blank and a space."
             )
         if any(length % 32 or length <= 0 for length in size):
-            raise InputError(f"the detector takes sizes that are multiples of 32, got {size}.")
+            raise InputError(
+                f"the detector takes sizes that are multiples of 32, got {size}. Choose another size (--size)."
+            )
         self.detector, self.recognizer = detector, recognizer
         self._inputs = image_input(detector).name, image_input(recognizer).name
         self._symbols = ["", *characters, " "]
@@ -86,12 +90,15 @@ class TextReader:
         return Text(tuple(lines[i][0] for i in kept), np.array([lines[i][1] for i in kept], np.float32), corners[kept])
 
     def stream(self, source: Source) -> Iterator[Found]:
-        """Everything in a source, in order; what cannot be read comes with its error in its turn."""
+        """Everything in a source, in order; what cannot be read or run comes with its error in its turn."""
         for item in read(source):
-            if item.picture is None:
-                yield Found(item.name, None, None, item.error)
-            else:
-                yield Found(item.name, item.picture, self(as_bgr(item.picture)), None, item.frames_per_second)
+            result, error = None, item.error
+            if item.picture is not None:
+                try:
+                    result = self(as_bgr(item.picture))
+                except Exception as failure:  # of this picture; the rest goes on
+                    error = failure
+            yield Found(item.name, item.picture, result, error, item.frames_per_second)
 
     def find(self, heat: Array, geometry: Geometry) -> Array:
         """Corners float32 [N, 4, 2] of the lines in a map [H, W] of probabilities, in pixels of the picture."""

@@ -40,6 +40,10 @@ class NV12:
         rows, width = self.planes.shape
         return rows // 3 * 2, width, 3
 
+    @property
+    def nbytes(self) -> int:
+        return self.planes.nbytes
+
     def to_bgr(self) -> Picture:
         cv2 = import_cv2()
         picture: Picture = cv2.cvtColor(self.planes, cv2.COLOR_YUV2BGR_NV12)
@@ -105,12 +109,22 @@ class Preprocess:
         return (batch, self.depth, height, width) if self.layout == "NCHW" else (batch, height, width, self.depth)
 
     def geometry(self, source: Size) -> Geometry:
-        """Where a picture of this size (width, height) lies in the input."""
+        """Where a picture of this size (width, height) lies in the input.
+
+        Raises InputError where it would become too large before its middle is cut out.
+        """
         if self.mode == "letterbox":
             return Geometry.letterbox(source, self.size, align=self.align)
         if self.mode == "stretch":
             return Geometry.stretch(source, self.size)
-        return Geometry.center_crop(source, self.size, short_side=self.short_side)
+        geometry = Geometry.center_crop(source, self.size, short_side=self.short_side)
+        width, height = geometry.resized
+        if width * height > _LARGEST:
+            raise InputError(
+                f"a picture of {source[0]}×{source[1]} would become {width}×{height} before its middle is cut out. "
+                "Crop it yourself, or use mode='letterbox' or 'stretch'."
+            )
+        return geometry
 
     def table(self) -> Array:
         """What the grey levels 0 … 255 become: [channels, 256] of the input's dtype, each rounded once."""
@@ -169,11 +183,6 @@ def place(picture: Picture, geometry: Geometry, padding: int) -> Picture:
     """The picture at its place in the input: BGR uint8 [height, width, 3], padded with a grey level."""
     cv2 = import_cv2()
     width, height = geometry.resized
-    if width * height > _LARGEST:
-        raise InputError(
-            f"a picture of {geometry.source[0]}×{geometry.source[1]} would become {width}×{height} before its middle "
-            "is cut out. Crop it yourself, or use mode='letterbox' or 'stretch'."
-        )
     resized = picture
     if (width, height) != geometry.source:
         resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full, Queue
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -80,6 +80,23 @@ def length(source: Source) -> int | None:
     return None if any(isinstance(entry, _Video) for entry in entries) else len(entries)
 
 
+def files(source: Source) -> list[Path]:
+    """The files that a source is read from. Raises what :func:`read` raises."""
+    videos = [
+        Path(str(entry.address)) if isinstance(entry, _Video) and entry.is_file else entry for entry in _entries(source)
+    ]
+    return [entry for entry in videos if isinstance(entry, Path)]
+
+
+def encodable(name: str) -> bool:
+    """Whether this is text: other file names come with surrogates, on which OpenCV's video functions crash."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _entries(source: Source) -> list[Any]:
     """What the source consists of: paths of pictures, videos (as _Video), arrays."""
     if isinstance(source, (str, os.PathLike)):
@@ -92,7 +109,7 @@ def _entries(source: Source) -> list[Any]:
         if _is_torch(source) and source.ndim == 4:
             return list(source)
         return [source]
-    if isinstance(source, Sequence):
+    if isinstance(source, Sequence) and not isinstance(source, (bytes, bytearray, memoryview)):
         return [entry for part in source for entry in _entries(part)]
     raise InputError(
         f"cannot read pictures from a {type(source).__name__}. Pass a path, glob, folder, camera number, address, "
@@ -179,8 +196,7 @@ def decode_picture(data: bytes | bytearray, name: str, *, decode: Decode = "CPU"
     cv2 = import_cv2()
     if not data:
         raise InputError(f"{name} is empty: 0 bytes.")
-    if _is_cut_off(data):
-        raise InputError(f"{name} is cut off: the file ends before the picture does. Copy or download it again.")
+    _check_whole(data, name)
     if decode == "GPU" and is_jpeg(data):
         return decode_jpeg(data, name)
     try:
@@ -193,13 +209,59 @@ def decode_picture(data: bytes | bytearray, name: str, *, decode: Decode = "CPU"
     return result
 
 
-def _is_cut_off(data: bytes | bytearray) -> bool:
-    """Whether a JPEG or PNG file lacks its end; OpenCV fills the rest with grey and says nothing."""
-    if data[:2] == b"\xff\xd8":  # the end marker must follow the last scan; a thumbnail has a scan and end of its own
-        return b"\xff\xd9" not in data[max(data.rfind(b"\xff\xda"), 0) :]
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return b"IEND" not in data[-4096:]
-    return False
+def _check_whole(data: bytes | bytearray, name: str) -> None:
+    """Raise InputError for a JPEG or PNG file that lacks its end, of which OpenCV would fill the rest with grey.
+
+    What stands behind the end (the video of a Motion Photo, further pictures of an MPO file) is not looked at.
+    """
+    if data[:2] == b"\xff\xd8":
+        found = _walk_jpeg(data)
+    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+        found = _walk_png(data)
+    else:
+        return
+    if found == "cut off":
+        raise InputError(f"{name} is cut off: the file ends before the picture does. Copy or download it again.")
+    if found == "damaged":
+        raise InputError(f"{name} is damaged: it has markers where JPEG allows none. Copy or download it again.")
+
+
+_Walked = Literal["whole", "cut off", "damaged"]
+# What may come behind the first scan: the tables of the next, DNL, the next, the end, application data, a comment.
+_BEHIND = frozenset([0xC4, 0xCC, 0xDA, 0xDB, 0xD9, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE])
+
+
+def _walk_jpeg(data: bytes | bytearray) -> _Walked:
+    """From segment to segment to the end marker: those of a thumbnail, inside a segment, are not met."""
+    values = np.frombuffer(data, np.uint8)
+    places = np.flatnonzero(values[:-1] == 0xFF)
+    codes = values[places + 1]
+    # Stuffed zeros and restart markers belong to the scan, further 0xFF to the marker behind them.
+    places = places[(codes != 0) & (codes != 0xFF) & (codes & 0xF8 != 0xD0)]
+    place, scanned, in_scan = 2, False, False
+    while (index := int(np.searchsorted(places, place))) < len(places):
+        found = int(places[index])
+        marker = data[found + 1]
+        # Between the segments behind a scan there is nothing.
+        if scanned and (marker not in _BEHIND or (not in_scan and data[place:found].strip(b"\xff"))):
+            return "damaged"
+        place = found + 2
+        if marker == 0xD9:
+            return "whole"
+        if marker not in (0x01, 0xD8):  # which have no segment
+            place += int.from_bytes(data[place : place + 2], "big")
+        in_scan = marker == 0xDA
+        scanned |= in_scan
+    return "cut off"
+
+
+def _walk_png(data: bytes | bytearray) -> _Walked:
+    place = 8
+    while place + 8 <= len(data):
+        if data[place + 4 : place + 8] == b"IEND":
+            return "whole"
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    return "cut off"
 
 
 def as_picture(value: Any) -> Picture:
@@ -272,6 +334,10 @@ class _Video:
 
         def work() -> None:
             try:
+                if not encodable(self.name):
+                    raise InputError(
+                        f"{self.name!r} is no name in UTF-8, and videos of others cannot be opened. Rename it."
+                    )
                 for item in self._read_on_gpu() if decode == "GPU" and self.is_file else self._read(empty):
                     put(item)
                     if stop.is_set():

@@ -124,7 +124,8 @@ class VisionTask:
 
     def timed(self, pictures: Picture | NV12 | Sequence[Picture | NV12]) -> tuple[Any, Timing]:
         """The same, and how long the stages took."""
-        several = pictures.ndim == 4 if isinstance(pictures, np.ndarray) else not isinstance(pictures, NV12)
+        # Anything else is one picture, or is refused as one: None, which cv2.imread returns for a missing file.
+        several = pictures.ndim == 4 if isinstance(pictures, np.ndarray) else isinstance(pictures, Sequence)
         waiting: list[Any] = [*pictures] if several else [pictures]  # type: ignore[misc]  # it is a sequence
         results: list[Result] = []
         preprocess = inference = postprocess = 0.0
@@ -166,6 +167,13 @@ class VisionTask:
         """
         return np.empty((height, width, 3), np.uint8) if self._staged is None else self._stages.empty(height, width)
 
+    def _own(self, entry: Any) -> Any:
+        """What an iterator yielded, so that it stays as it is."""
+        planes = entry.planes if isinstance(entry, NV12) else entry
+        if not isinstance(planes, np.ndarray) or (self._staged is not None and self._stages.lent(planes)):
+            return entry
+        return NV12(planes.copy()) if isinstance(entry, NV12) else planes.copy()
+
     def _results(self, outputs: dict[str, Any], geometries: Sequence[Geometry]) -> list[Result]:
         if self.postprocess_on == "CPU":
             return self.decode(outputs, geometries)
@@ -201,13 +209,20 @@ class VisionTask:
         An item that cannot be read or run comes with its error in its turn, and the rest goes on.
 
         Args:
-            source: see :func:`trtrun.vision.sources.read`.
+            source: see :func:`trtrun.vision.sources.read`. Arrays that an iterator yields are copied, because it may
+                fill one buffer again and again; those of :meth:`empty` and in items are taken as they are.
             batch: pictures per request.
             depth: requests in flight; see :class:`~trtrun.pipeline.Pipeline`, which measures the best without it.
             decode: where files are decoded; see :func:`trtrun.vision.sources.read`.
         """
         if batch < 1 or (self.batch_limit is not None and batch > self.batch_limit):
-            raise InputError(f"batch {batch} is not between 1 and {self.batch_limit}, which the network takes at once.")
+            most = "any number of" if self.batch_limit is None else f"at most {self.batch_limit}"
+            raise InputError(
+                f"batch {batch} does not fit: the network takes {most} pictures at once. Leave out batch (--batch), or "
+                "build the network for more."
+            )
+        if isinstance(source, Iterator):
+            source = map(self._own, source)
         items = iter(read(source, empty=None if self._staged is None else self.empty, decode=decode))
         order: deque[Found | tuple[list[Item], list[Geometry]]] = deque()
 
@@ -257,7 +272,8 @@ class VisionTask:
             yield from (entry for entry in order if isinstance(entry, Found))
 
     def __repr__(self) -> str:
-        return f"<VisionTask {self.head} on {self.runner.backend}>"
+        width, height = self.preprocess.size
+        return f"<VisionTask {self.head} at {width}×{height} on {self.runner.backend}>"
 
 
 def task(
@@ -299,7 +315,9 @@ def task(
     size = preprocess.size if preprocess else size or _size(runner, image)
     found = recognise(runner, size=size, task=task, head=head, names=names, keypoint_shape=keypoint_shape)
     if found.name == "centerface" and any(length % SIZE_MULTIPLE for length in size):
-        raise InputError(f"CenterFace takes sizes that are multiples of {SIZE_MULTIPLE}, got {size}.")
+        raise InputError(
+            f"CenterFace takes sizes that are multiples of {SIZE_MULTIPLE}, got {size}. Choose another size (--size)."
+        )
     how = preprocess or default_preprocess(found, runner, size)
     chosen = selection if isinstance(selection, Selection) else replace(found.selection(), **(selection or {}))
     return VisionTask(runner, found, how, chosen, top=top, activation=activation, normalize=normalize, gpu=gpu)
@@ -386,7 +404,9 @@ def _size(runner: Runner, image: TensorSpec) -> Size:
         return width, height
     if (told := read_metadata(runner.metadata).size) is not None:
         return told
-    raise InputError(f"the network takes pictures of any size ({image}). Say which: size=(640, 640).")
+    raise InputError(
+        f"the network takes pictures of any size ({image}). Say which: size=(640, 640), or --size 640x640."
+    )
 
 
 def _batch_limits(image: TensorSpec) -> tuple[int, int | None]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -13,8 +16,9 @@ from typer.testing import CliRunner
 
 import trtrun
 from tests import models
-from trtrun import demo
+from trtrun import demo, vision
 from trtrun.cli import app
+from trtrun.cli.vision import _Writer
 
 RUN = CliRunner()
 
@@ -67,6 +71,7 @@ def test_the_table_and_the_exit_code(brightness: Path, pictures: Path) -> None:
     done = RUN.invoke(app, ["classify", str(pictures / "*" / "*.png"), "-m", str(brightness), "--show-table"])
     assert done.exit_code == 0
     assert "6 pictures" in done.stdout
+    assert "at 32×32" in done.stdout
     assert "0 failed" in done.stdout
     assert "green" in done.stdout
 
@@ -87,6 +92,106 @@ def test_video_in_and_out(brightness: Path, tmp_path: Path) -> None:
     assert len(list(out.glob("clip_*.jpg"))) == 6
 
 
+def clip(path: Path, size: tuple[int, int] = (64, 48), frames: int = 6) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, size)
+    for _ in range(frames):
+        writer.write(np.full((size[1], size[0], 3), (0, 255, 0), np.uint8))
+    writer.release()
+    return path
+
+
+def test_sources_are_not_written_over(brightness: Path, tmp_path: Path) -> None:
+    """Neither by their own annotated pictures nor by those of others, under whatever name."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), np.full((40, 50, 3), 255, np.uint8))
+    cv2.imwrite(str(folder / "a.jpg"), np.full((40, 50, 3), 255, np.uint8))
+    clip(folder / "clip.avi").rename(folder / "clip.mp4")
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for source, out, more in (
+        (folder, folder, []),
+        (folder / "a.*", link, []),
+        (folder / "a.jpg", folder, []),
+        (folder / "clip.mp4", link, ["--save-video"]),
+    ):
+        done = RUN.invoke(app, ["classify", str(source), "-m", str(brightness), "--out", str(out), *more])
+        assert isinstance(done.exception, trtrun.InputError), done.output
+        assert "a file of the source" in str(done.exception)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    done = RUN.invoke(app, ["classify", str(folder / "a.png"), "-m", str(brightness), "--out", str(tmp_path / "o")])
+    assert done.exit_code == 0
+
+
+def test_videos_of_one_name_and_of_odd_sizes(brightness: Path, tmp_path: Path) -> None:
+    clip(tmp_path / "1" / "clip.avi", frames=4)
+    clip(tmp_path / "2" / "clip.avi", frames=7)
+    out = tmp_path / "out"
+    arguments = ["classify", str(tmp_path / "?" / "clip.avi"), "-m", str(brightness)]
+    done = RUN.invoke(app, [*arguments, "--out", str(out), "--save-video"])
+    assert done.exit_code == 0, done.output
+    found = {}
+    for path in out.iterdir():
+        written = cv2.VideoCapture(str(path))
+        found[path.name] = tuple(int(written.get(what)) for what in (7, 3, 4))  # frames, width, height
+    assert found == {"clip.mp4": (4, 64, 48), "clip_2.mp4": (7, 64, 48)}
+    refused = RUN.invoke(app, [*arguments, "--save-video"])
+    assert "Give --out" in str(refused.exception)
+    with _Writer(tmp_path / "odd", True, "") as writer:  # OpenCV writes even sizes only, other decoders read odd ones
+        for index, size in enumerate([(47, 63), (47, 63), (96, 64)]):  # a stream may change its size
+            path = writer.write(vision.Found(f"odd.y4m#{index:06d}", None, None), np.full((*size, 3), 90, np.uint8))
+    assert path.name == "odd_2.mp4"
+    good, frame = cv2.VideoCapture(str(tmp_path / "odd" / "odd.mp4")).read()
+    assert good
+    assert frame.shape == (48, 64, 3)
+    assert abs(frame.astype(int) - 90).max() < 5
+
+
+def test_pictures_longer_than_jpeg_takes(brightness: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "long.png"), np.zeros((12, 70_000, 3), np.uint8))
+    arguments = [
+        "classify",
+        str(tmp_path / "long.png"),
+        "-m",
+        str(brightness),
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
+    done = RUN.invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    (item,) = json.loads(done.stdout)["items"]
+    assert cv2.imread(item["file"]).shape == (12, 70_000, 3)
+
+
+def test_names_that_are_not_utf8(brightness: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "names"
+    clip(folder / "clip.avi", frames=2).rename(folder / os.fsdecode(b"a\xff.avi"))
+    cv2.imwrite(str(folder / "good.png"), np.full((40, 50, 3), 255, np.uint8))
+    (folder / "good.png").rename(folder / os.fsdecode(b"b\xff.png"))
+    command = [sys.executable, "-m", "trtrun", "classify", str(folder), "-m", str(brightness), "--show-table"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "1 pictures" in done.stdout
+    assert r"a\udcff.avi" in done.stdout
+    assert cv2.imread(str(tmp_path / "out" / "b_.jpg")).shape == (40, 50, 3)
+
+
+def test_what_would_be_ignored_is_refused(brightness: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "yolo.onnx").write_bytes(models.small_yolo())
+    model = ["-m", str(tmp_path / "yolo.onnx")]
+    for command in ("detect", "segment"):
+        done = RUN.invoke(app, [command, str(pictures / "red"), *model, "--track"])
+        assert "frames of a video" in str(done.exception)
+    (tmp_path / "names.txt").write_text("a\nb\nc")  # or it could be obb too
+    done = RUN.invoke(app, ["segment", str(pictures / "red"), *model, "--labels", str(tmp_path / "names.txt")])
+    assert "yolov8 for detect" in str(done.exception)
+    assert "none of segment, semantic, matting" in str(done.exception)
+
+
 def test_eval_on_folders(brightness: Path, pictures: Path) -> None:
     done = RUN.invoke(app, ["eval", str(pictures), "-m", str(brightness), "--json"])
     assert done.exit_code == 0, done.output
@@ -94,9 +199,29 @@ def test_eval_on_folders(brightness: Path, pictures: Path) -> None:
     assert metrics == {"top1": 1.0, "top5": 1.0, "pictures": 6, "unreadable": 0}
 
 
-def test_detect_finds_faces(tmp_path: Path) -> None:
-    source = tmp_path / "group.png"
-    cv2.imwrite(str(source), demo.pictures()["group"])
+def test_eval_says_what_a_folder_has_no_use_for(brightness: Path, pictures: Path) -> None:
+    for options in (["--task", "detect"], ["--images", "x"], ["--head", "yolov8"]):
+        done = RUN.invoke(app, ["eval", str(pictures), "-m", str(brightness), *options])
+        assert f"Leave out {options[0]}, or give COCO annotations" in str(done.exception)
+    assert RUN.invoke(app, ["eval", str(pictures), "-m", str(brightness), "--task", "classify"]).exit_code == 0
+
+
+def test_eval_keeps_what_else_the_head_selects_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def measure(task: vision.VisionTask, *_: object, **__: object) -> dict[str, float]:
+        measured.append(task.selection)
+        return {"unreadable": 0}
+
+    monkeypatch.setattr("trtrun.vision.evaluation.mean_average_precision", measure)
+    (tmp_path / "faces.onnx").write_bytes(faces())
+    done = RUN.invoke(app, ["eval", str(tmp_path / "annotations.json"), "-m", str(tmp_path / "faces.onnx")])
+    assert done.exit_code == 0, done.output
+    assert measured == [vision.Selection(score_threshold=0.001, multi_label=True, iou_threshold=0.3)]
+
+
+def faces() -> bytes:
+    """CenterFace for one picture of 640×640."""
     import onnx
 
     model = onnx.load(demo.model_path())
@@ -107,7 +232,13 @@ def test_detect_finds_faces(tmp_path: Path) -> None:
         for axis in (2, 3):
             output.type.tensor_type.shape.dim[axis].dim_value = 160
     del model.graph.value_info[:]
-    onnx.save(model, tmp_path / "faces.onnx")
+    return model.SerializeToString()
+
+
+def test_detect_finds_faces(tmp_path: Path) -> None:
+    source = tmp_path / "group.png"
+    cv2.imwrite(str(source), demo.pictures()["group"])
+    (tmp_path / "faces.onnx").write_bytes(faces())
     done = RUN.invoke(app, ["detect", str(source), "-m", str(tmp_path / "faces.onnx"), "--json"])
     assert done.exit_code == 0, done.output
     (item,) = json.loads(done.stdout)["items"]

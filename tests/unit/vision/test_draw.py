@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
-from trtrun.vision.draw import draw
+import trtrun
+from trtrun.vision.draw import draw, encode
 from trtrun.vision.results import Classification, Detections, Matte, SegmentationMap, Text
 
 
@@ -84,3 +86,15 @@ def test_labels_do_not_hide_a_crowd() -> None:
     drawn = (draw(picture, found) != 200).any(axis=2)
     assert not drawn[105:148].any()  # above the small ones
     assert drawn[28:38, 51:75].all()  # above the large one
+
+
+@pytest.mark.parametrize(("width", "suffix"), [(65_500, ".jpg"), (65_501, ".png")])
+def test_pictures_longer_than_jpeg_takes_become_png(width: int, suffix: str) -> None:
+    given, data = encode(np.zeros((2, width, 3), np.uint8))
+    assert given == suffix
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (2, width, 3)
+
+
+def test_pictures_longer_than_png_takes_are_refused() -> None:
+    with pytest.raises(trtrun.InputError, match="1000001×1"):
+        encode(np.zeros((1, 1_000_001, 3), np.uint8))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import trtrun
-from trtrun.vision.evaluation import match_categories, mean_average_precision, top_k
+from trtrun.vision.evaluation import match_categories, mean_average_precision, read_annotations, top_k
 from trtrun.vision.results import Classification, Detections
 from trtrun.vision.task import Found
 
@@ -97,6 +97,73 @@ def test_categories_and_files_that_do_not_fit(coco: Path) -> None:
         mean_average_precision(Known({}, "detect", {}, 2), coco.parent / "bad.json", coco.parent)
     more = Known({}, "detect", {0: "cat", 1: "bird"}, 2)
     assert match_categories(more, {3: "cat", 8: "dog"}) == {0: 3, 1: None}
+
+
+def spoil(coco: Path, key: str, number: int, **changes: Any) -> Path:
+    data = json.loads(coco.read_text())
+    row = data[key][number]
+    row.update(changes)
+    data[key][number] = {name: value for name, value in row.items() if value is not None}
+    path = coco.parent / "spoilt.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "said"),
+    [
+        ("images", {"file_name": "clip.mp4"}, "1 of 2 images .* number 1.*'clip.mp4' is a video"),
+        ("images", {"file_name": None}, "no file_name"),
+        ("images", {"id": 1}, "the id 1 is there twice"),
+        ("images", {"id": [1]}, r"its id \[1\] is no whole number"),
+        ("categories", {"id": 3}, "the id 3 is there twice"),
+        ("categories", {"name": None}, "it has no name"),
+        ("annotations", {"bbox": None}, r"1 of 4 annotations .* number 1.*its bbox is not \[x"),
+        ("annotations", {"bbox": [1, 2, 3]}, "its bbox"),
+        ("annotations", {"bbox": [1, 2, float("nan"), 3]}, "its bbox"),
+        ("annotations", {"bbox": "1234"}, "its bbox"),
+        ("annotations", {"image_id": None}, "its image_id None is unknown"),
+        ("annotations", {"image_id": 9}, "its image_id 9 is unknown"),
+        ("annotations", {"category_id": 9}, "its category_id 9 is unknown"),
+        ("annotations", {"category_id": [3]}, r"its category_id \[3\] is unknown"),
+    ],
+)
+def test_rows_that_cannot_be_used(coco: Path, key: str, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(trtrun.InputError, match=said):
+        mean_average_precision(Known(PERFECT, "detect", {}, 2), spoil(coco, key, 1, **changes), coco.parent)
+
+
+def test_annotations_that_are_none(coco: Path) -> None:
+    bad = coco.parent / "bad.json"
+    data = json.loads(coco.read_text())
+    for content, said in (
+        (bytes(range(256)) * 40, "as COCO annotations"),
+        (b"[" * 100_000, "as COCO annotations"),
+        (b"[1, 2]", "no list of images"),
+        (json.dumps(data | {"images": "x"}).encode(), "no list of images"),
+        (json.dumps(data | {"annotations": [5]}).encode(), "it is no object"),
+        (json.dumps(data | {"annotations": []}).encode(), "no list of annotations"),
+    ):
+        bad.write_bytes(content)
+        with pytest.raises(trtrun.InputError, match=said) as caught:
+            mean_average_precision(Known(PERFECT, "detect", {}, 2), bad, coco.parent)
+        assert len(str(caught.value)) < 400
+
+
+def test_what_is_not_needed_may_be_missing(coco: Path) -> None:
+    path = spoil(coco, "annotations", 0, area=None, iscrowd=None, id=None)
+    data = json.loads(path.read_text())
+    data["annotations"][1]["id"] = 0  # which COCO's code takes for "no match"
+    path.write_text(json.dumps(data))
+    assert mean_average_precision(Known(PERFECT, "detect", {}, 2), path, coco.parent)["mAP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "segmentation", [None, "x", [], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [["a"] * 6], {"counts": "x"}]
+)
+def test_segmentations_that_are_none(coco: Path, segmentation: Any) -> None:
+    with pytest.raises(trtrun.InputError, match="neither polygons nor run lengths"):
+        read_annotations(spoil(coco, "annotations", 0, segmentation=segmentation), "segm")
 
 
 def ranked(*ids: int) -> Classification:

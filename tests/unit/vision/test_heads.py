@@ -131,6 +131,19 @@ def test_planted_objects_come_back(name: str, seed: int) -> None:
         np.testing.assert_array_equal(runner.requests[0]["orig_target_sizes"], [SIZE])
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_more_channels_than_cells(channels_last: bool) -> None:
+    """LVIS's 1203 classes on 252 cells: which size is larger does not tell which axis has the channels."""
+    boxes, scores, _ = scene(0)
+    objects = boxes, scores, np.array([0, 1202, 7, 400, 251, 252])
+    planted = heads.plant_v8(objects, 1203)
+    assert planted.shape[1] > planted.shape[2]
+    planted = planted.transpose(0, 2, 1) if channels_last else planted
+    model = vision.detector(Outputs({"output0": planted}), head="yolov8", names=dict(enumerate(map(str, range(1203)))))
+    assert (model.head.classes, model.head.channels_last) == (1203, channels_last)
+    check(model(PICTURE), objects)
+
+
 @pytest.mark.parametrize("name", [n for n in PLANTED if n not in ("rt-detr, its authors",)])
 def test_a_larger_picture_gives_its_own_pixels(name: str) -> None:
     plant, options, _ = PLANTED[name]
@@ -345,6 +358,13 @@ def test_classification() -> None:
     np.testing.assert_allclose(vision.classifier(Outputs({"o": ready}))(PICTURE).scores, [0.7, 0.2, 0.1])
     again = vision.classifier(Outputs({"o": ready}), activation="softmax")(PICTURE).scores
     np.testing.assert_allclose(again, np.sort(np.exp(ready[0]) / np.exp(ready[0]).sum())[::-1], rtol=1e-6)
+
+
+def test_a_row_of_nan_does_not_change_the_other_rows() -> None:
+    ready = np.array([[0.1, 0.7, 0.2], [np.nan, 0.5, 0.5], [3.0, 1.0, 2.0]], np.float32)
+    scores = [found.scores for found in vision.classifier(Outputs({"o": ready}))([PICTURE] * 3)]
+    np.testing.assert_allclose(scores[0], [0.7, 0.2, 0.1])
+    np.testing.assert_allclose(scores[2], np.exp([3, 2, 1]) / np.exp([3, 2, 1]).sum(), rtol=1e-6)
 
 
 def test_semantic_maps() -> None:

@@ -153,6 +153,30 @@ def test_oriented_boxes(kernels: ctypes.CDLL, dtype: str, rows: int, threshold: 
     np.testing.assert_array_equal(class_ids[0, kept], expected.class_ids)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_more_channels_than_cells(kernels: ctypes.CDLL, channels_last: bool) -> None:
+    rng = np.random.default_rng(1)
+    classes, rows = 1203, 1029
+    values = rng.random((1, 4 + classes, rows)).astype(np.float32) ** 8
+    values[:, :4] *= 224
+    (expected,) = yolo_anchor_free.candidates(
+        {"predictions": values}, classes=classes, selection=(selection := Selection(score_threshold=0.999))
+    )
+    given = np.ascontiguousarray(values.transpose(0, 2, 1)) if channels_last else values
+    head = Head("yolov8", "detect", {"predictions": "o"}, classes, channels_last=channels_last)
+    name, raw, _ = gpu._dense(
+        head, selection, Preprocess((224, 224)), {"predictions": (given.ctypes.data, given.shape)}
+    )
+    found = np.zeros((1, rows), np.float32), np.zeros((1, rows, 4), np.float32), np.zeros((1, rows), np.int32)
+    candidates = gpu._Candidates(*(array.ctypes.data for array in found), 0)
+    getattr(kernels, f"run_{name}_f32")(ctypes.byref(raw), ctypes.byref(candidates), 1)
+    kept = found[0][0] > 0
+    assert 20 < kept.sum() < rows
+    np.testing.assert_array_equal(found[0][0, kept], expected.scores)
+    np.testing.assert_array_equal(found[1][0, kept], expected.boxes)
+    np.testing.assert_array_equal(found[2][0, kept], expected.class_ids)
+
+
 def test_faces(kernels: ctypes.CDLL) -> None:
     rng = np.random.default_rng(0)
     batch, rows, columns, most = 2, 20, 33, 300

@@ -14,6 +14,7 @@ import trtrun
 from tests import models
 from trtrun import vision
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.pipeline import _nbytes
 from trtrun.vision import NV12, decoding
 
 
@@ -89,3 +90,11 @@ def test_a_jpeg_is_known_by_its_first_bytes() -> None:
     picture = np.zeros((8, 8, 3), np.uint8)
     assert decoding.is_jpeg(cv2.imencode(".jpg", picture)[1].tobytes())
     assert not decoding.is_jpeg(cv2.imencode(".png", picture)[1].tobytes())
+
+
+def test_a_request_of_nv12_has_its_bytes() -> None:
+    """Large requests are tuned differently."""
+    frame = NV12(np.zeros((1620, 1920), np.uint8))
+    assert (
+        _nbytes({"pictures": [frame, np.zeros((4, 4, 3), np.uint8)], "more": np.zeros(2, np.int64)}) == 1620 * 1920 + 64
+    )

@@ -98,3 +98,18 @@ def test_other_networks_are_refused() -> None:
         TextReader(detector, Outputs({"scores": np.zeros((1, 4, 9), np.float32)}), characters="abc")
     with pytest.raises(trtrun.InputError, match="multiples of 32"):
         TextReader(detector, Outputs({"s": np.zeros((1, 4, 5), np.float32)}), characters="abc", size=(100, 64))
+
+
+def test_what_cannot_be_run_is_reported_and_the_rest_goes_on() -> None:
+    class Failing(Outputs):
+        def run(self, inputs, *, outputs="copy", stream=None):
+            if next(iter(inputs.values())).max() > 2:  # white
+                raise trtrun.InputError("not this one")
+            return super().run(inputs)
+
+    work = reader(np.zeros((64, 64), np.float32))
+    work.detector = Failing(work.detector.arrays, image=(-1, 3, -1, -1))
+    dark, white = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
+    found = list(work.stream([dark, white, dark]))
+    assert [str(item.error) for item in found] == ["None", "not this one", "None"]
+    assert [item.result is None for item in found] == [False, True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,65 @@ def test_a_thumbnail_does_not_hide_that_the_rest_is_missing(tmp_path: Path, scen
         read_picture(tmp_path / "cut.jpg")
 
 
+def test_what_stands_behind_a_picture_is_not_looked_at(tmp_path: Path, scene: np.ndarray) -> None:
+    """A Motion Photo has a video there, in which any bytes occur, markers of JPEG too."""
+    noise = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8).tobytes() + b"\xff\xda" + bytes(9)
+    for suffix, options in (
+        (".jpg", []),
+        (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+        (".jpg", [cv2.IMWRITE_JPEG_RST_INTERVAL, 1]),
+        (".png", []),
+    ):
+        path = tmp_path / f"picture{suffix}"
+        data = cv2.imencode(suffix, cv2.resize(scene, (800, 600)), options)[1].tobytes()
+        for behind in (noise, b"\xff\xd8" + noise, data[: len(data) // 2]):
+            path.write_bytes(data + behind)
+            assert read_picture(path).shape == (600, 800, 3)
+        for cut in (1, 12, 100, len(data) // 2, len(data) - 9):
+            if (suffix, cut) == (".png", 1):  # in the checksum of the last chunk, which has nothing
+                continue
+            path.write_bytes(data[:-cut])
+            with pytest.raises(trtrun.InputError):
+                read_picture(path)
+
+
+def test_a_jpeg_with_other_bytes_in_its_middle_is_damaged(tmp_path: Path, scene: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    noisy = cv2.resize(scene, (800, 600)) ^ rng.integers(0, 64, (600, 800, 3), dtype=np.uint8)
+    data = bytearray(cv2.imencode(".jpg", noisy)[1].tobytes())
+    data[20_000:24_096] = rng.integers(0, 256, 4096, np.uint8).tobytes()
+    (tmp_path / "damaged.jpg").write_bytes(data)
+    with pytest.raises(trtrun.InputError, match=r"damaged\.jpg' is (damaged|cut off)"):
+        read_picture(tmp_path / "damaged.jpg")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, scene: np.ndarray) -> None:
+    """OpenCV's VideoCapture crashes on them; pictures are read by Python."""
+    write_video(tmp_path / "clip.avi", 3)
+    cv2.imwrite(str(tmp_path / "good.png"), scene)
+    for name, copy in ((b"a\xff.avi", "clip.avi"), (b"b\xff.png", "good.png")):
+        (tmp_path / os.fsdecode(name)).write_bytes((tmp_path / copy).read_bytes())
+    items = list(read(tmp_path))
+    assert [item.error is None for item in items] == [False, True, True, True, True, True]
+    assert "UTF-8" in str(items[0].error)
+
+
+def test_a_generator_may_fill_one_buffer_again_and_again(scene: np.ndarray) -> None:
+    def frames(kind: type) -> Any:
+        buffer = np.zeros((60, 80, 3) if kind is np.ndarray else (90, 80), np.uint8)
+        for level in range(5):
+            buffer[:] = level
+            yield buffer if kind is np.ndarray else vision.NV12(buffer)
+
+    with OnnxRuntimeSession(models.small_yolo()) as runner:
+        task = vision.detector(runner)
+        for batch in (1, 4):
+            found = list(task.stream(frames(np.ndarray), batch=batch, depth=2))
+            assert [item.picture[0, 0, 0] for item in found] == list(range(5))
+            found = list(task.stream(frames(vision.NV12), batch=batch, depth=2))
+            assert [item.picture.planes[0, 0] for item in found] == list(range(5))
+
+
 def test_globs_lists_and_generators(tmp_path: Path, scene: np.ndarray) -> None:
     for name in ("a1.png", "a10.png", "a2.png", "b.png"):
         cv2.imwrite(str(tmp_path / name), scene)
@@ -170,6 +230,8 @@ def test_globs_lists_and_generators(tmp_path: Path, scene: np.ndarray) -> None:
         ("https://example.com/cat.jpg", "is not downloaded"),
         (3.5, "from a float"),
         (None, "from a NoneType"),
+        (b"pics", "from a bytes"),
+        (bytearray(b"12"), "from a bytearray"),
         ([None], "from a NoneType"),
     ],
 )

@@ -16,7 +16,7 @@ from trtrun import demo
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.runner import RunnerAbove
 from trtrun.tensor_spec import ShapeRange, TensorSpecs
-from trtrun.vision import Selection, detector
+from trtrun.vision import Preprocess, Selection, detector
 from trtrun.vision.results import box_iou
 from trtrun.vision.task import default_preprocess
 
@@ -77,6 +77,29 @@ def test_a_size_the_network_cannot_take_is_refused(centerface: OnnxRuntimeSessio
 def test_a_network_of_any_size_needs_one(centerface: OnnxRuntimeSession) -> None:
     with pytest.raises(trtrun.InputError, match=r"Say which: size=\(640, 640\)"):
         detector(centerface)
+
+
+def test_what_is_no_picture_is_refused(centerface: OnnxRuntimeSession) -> None:
+    model = detector(centerface, size=demo.SIZE)
+    for wrong, kind in ((None, "NoneType"), ("street.jpg", "str"), (7, "int"), ([None], "NoneType"), (b"ab", "int")):
+        with pytest.raises(trtrun.InputError, match=f"NumPy array, got {kind}"):
+            model(wrong)
+    assert model([]) == []
+
+
+def test_a_batch_that_does_not_fit_says_what_does() -> None:
+    with (
+        OnnxRuntimeSession(demo.model_path()) as session,
+        pytest.raises(trtrun.InputError, match=r"takes at most 10 .*--b"),
+    ):
+        next(detector(session).stream([np.zeros((9, 9, 3), np.uint8)], batch=11))
+
+
+def test_a_crop_of_a_very_long_picture_is_refused_wherever_it_is_prepared() -> None:
+    how = Preprocess((224, 224), "center_crop")
+    with pytest.raises(trtrun.InputError, match="before its middle is cut out"):
+        how.geometry((2, 10_000))
+    assert how.geometry((20, 10_000)).resized == (224, 112_000)
 
 
 def test_another_model_is_refused() -> None:

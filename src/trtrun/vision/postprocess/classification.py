@@ -20,15 +20,15 @@ def decode(
 
     Args:
         outputs: the role is ``scores``, [B, C] or [B, C, 1, 1].
-        activation: what makes the scores probabilities. "auto" looks at the values: rows that are not negative and sum
-            to 1 within 1 % are taken as they are, others get the softmax.
+        activation: what makes the scores probabilities. "auto" looks at each picture's: those that are not negative
+            and sum to 1 within 1 % are taken as they are, others get the softmax.
     """
     scores = outputs["scores"].reshape(len(outputs["scores"]), -1).astype(np.float32)
-    if activation == "auto":
-        ready = (scores >= 0).all() and (np.abs(scores.sum(axis=1) - 1) < 0.01).all()
-        activation = "none" if ready else "softmax"
-    if activation == "softmax":
+    if activation != "none":
         powers = np.exp(scores - np.nanmax(scores, axis=1, keepdims=True, initial=-np.finfo(np.float32).max))
-        scores = powers / np.nansum(powers, axis=1, keepdims=True)
+        softmax = powers / np.nansum(powers, axis=1, keepdims=True)
+        # Of each picture alone: one that came out as NaN must not decide for the others of its batch.
+        ready = (scores >= 0).all(axis=1) & (np.abs(scores.sum(axis=1) - 1) < 0.01)
+        scores = np.where(ready[:, None] & (activation == "auto"), scores, softmax)
     ids = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [Classification(row.astype(np.int64), values[row], names) for row, values in zip(ids, scores, strict=True)]

@@ -1,6 +1,6 @@
 """YOLOv8, v9, v11 and v12: one prediction per grid cell and no objectness (Ultralytics' export).
 
-The output [B, 4 + C + E, A], or transposed, is decoded up to the boxes: centre x, centre y, width, height in pixels of
+The output [B, 4 + C + E, A] is decoded up to the boxes: centre x, centre y, width, height in pixels of
 the input, then the C class probabilities, then what the task adds: mask coefficients, keypoints or the angle.
 """
 
@@ -20,11 +20,8 @@ def candidates(
     outputs: Mapping[str, Array], *, classes: int, selection: Selection, oriented: bool = False
 ) -> list[Candidates]:
     """Per picture what passes the score threshold; the role is ``predictions``."""
-    predictions = outputs["predictions"]
-    if predictions.shape[1] > predictions.shape[2]:
-        predictions = predictions.transpose(0, 2, 1)
     found = []
-    for values in predictions:
+    for values in outputs["predictions"]:
         rows, class_ids, scores = above(values[4 : 4 + classes].T, selection)
         boxes, extra = values[:4, rows].T, values[4 + classes :, rows].T
         if oriented:
