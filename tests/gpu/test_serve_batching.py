@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import trtrun
-from tests.gpu.conftest import TF32, relative_error
+from tests.gpu.conftest import TF32
 from trtrun.serve.batcher import Batcher, BatchOptions
 from trtrun.serve.protocol import Region, from_bytes
 from trtrun.serve.shared_memory import SharedMemory
@@ -37,7 +37,7 @@ def test_what_waits_together_is_answered_rightly(
                 for name, wanted in reference("affine")(x).items():
                     found = future.result(60)[name]
                     assert found.shape == wanted.shape
-                    assert relative_error(found, wanted) <= TF32
+                    np.testing.assert_allclose(found, wanted, rtol=TF32, atol=0.02)  # rows may be nearly zero
 
         failed: list[BaseException] = []
 
@@ -73,7 +73,7 @@ def test_tensors_in_shared_memory_go_straight_into_staging(plan: Callable[[str],
                 futures.append(batcher.submit({"x": from_bytes("x", part, np.dtype(np.float32), x.shape)}))
             for x, future in zip(xs, futures, strict=True):
                 for name, wanted in reference("affine")(x).items():
-                    assert relative_error(future.result(60)[name], wanted) <= TF32
+                    np.testing.assert_allclose(future.result(60)[name], wanted, rtol=TF32, atol=0.02)
             batcher.close()
     finally:
         shared.close()
