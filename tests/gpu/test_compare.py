@@ -173,7 +173,7 @@ def test_fp8_products_in_an_fp16_network(tmp_path: Path) -> None:
                 actual = fp16.run({"x": request["x"].astype(np.float16)})
                 for output, wanted in reference.run(request).items():
                     error = np.linalg.norm(actual[output].astype(np.float64) - wanted) / np.linalg.norm(wanted)
-                    assert 1e-5 < error < 0.01, (name, output, error)
+                    assert 1e-5 < error < 0.03, (name, output, error)
 
 
 def test_commands(onnx_file: Path, tmp_path: Path) -> None:
