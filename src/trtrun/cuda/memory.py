@@ -56,13 +56,14 @@ class PinnedPool:
 
     def empty(self, nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Uninitialised memory as a flat array; it, and what is viewed through it, keep the memory from others."""
+        size = rounded_up(nbytes)
         with self._lock:
-            waiting = self._free.get(nbytes)
+            waiting = self._free.get(size)
             memory = waiting.pop() if waiting else None
-            self._kept -= nbytes if memory else 0
-        lent = _Lent(memory or PinnedMemory(self._device, nbytes))
+            self._kept -= size if memory else 0
+        lent = _Lent(memory or PinnedMemory(self._device, size))
         weakref.finalize(lent, self._take_back, lent.memory).atexit = False
-        return np.asarray(lent)
+        return np.asarray(lent)[:nbytes]
 
     def _take_back(self, memory: PinnedMemory) -> None:
         with self._lock:
@@ -75,6 +76,12 @@ class PinnedPool:
         """True for what :meth:`empty` of any pool gave, and views of it."""
         base = array.base
         return isinstance(base.base if type(base) is np.ndarray else base, _Lent)
+
+
+def rounded_up(nbytes: int) -> int:
+    """Whole pages, and at most an eighth more: photographs of many sizes find each other's memory."""
+    step = max(1 << max(nbytes.bit_length() - 4, 0), 4096)
+    return -(-nbytes // step) * step
 
 
 class _Lent:

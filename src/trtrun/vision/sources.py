@@ -53,7 +53,7 @@ def read(source: Source | Iterable[Item], *, empty: Allocate | None = None, deco
         source: the path of a picture or a video, a folder of pictures, a glob; the number of a camera; an address
             (rtsp, rtmp, udp); a NumPy array, BGR [H, W, 3] or grey [H, W], also with alpha or of 16 bits; NV12; a PIL
             image; a torch tensor, RGB [3, H, W] uint8 or from 0 to 1; a sequence of any of these; or items themselves.
-        empty: what gives the memory that the frames of a video are decoded into; None leaves it to OpenCV.
+        empty: what gives the memory that pictures and the frames of a video come in; None leaves it to OpenCV.
         decode: "GPU" decodes JPEG files with nvImageCodec and video files, as NV12, with PyNvVideoCodec. OpenCV decodes
             what is of another kind.
 
@@ -64,7 +64,7 @@ def read(source: Source | Iterable[Item], *, empty: Allocate | None = None, deco
     """
     if isinstance(source, Iterator):
         require(decode, videos=False)
-        return _items(source, decode)
+        return _items(source, empty, decode)
     entries = _entries(source)
     require(
         decode,
@@ -148,9 +148,9 @@ def natural_key(name: str) -> list[Any]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _items(source: Iterator[Any], decode: Decode) -> Iterator[Item]:
+def _items(source: Iterator[Any], empty: Allocate | None, decode: Decode) -> Iterator[Item]:
     for index, entry in enumerate(source):
-        yield entry if isinstance(entry, Item) else _load(entry, f"picture {index}", decode)
+        yield entry if isinstance(entry, Item) else _load(entry, f"picture {index}", empty, decode)
 
 
 def _decoded(entries: Sequence[Any], empty: Allocate | None, decode: Decode) -> Iterator[Item]:
@@ -163,7 +163,8 @@ def _decoded(entries: Sequence[Any], empty: Allocate | None, decode: Decode) -> 
                 while len(waiting) < _AHEAD and (following := next(numbered, None)) is not None:
                     index, entry = following
                     name = str(entry) if isinstance(entry, Path) else f"picture {index}"
-                    waiting.append(entry if isinstance(entry, _Video) else threads.submit(_load, entry, name, decode))
+                    video = isinstance(entry, _Video)
+                    waiting.append(entry if video else threads.submit(_load, entry, name, empty, decode))
                 if not waiting:
                     return
                 first = waiting.popleft()
@@ -177,10 +178,15 @@ def _decoded(entries: Sequence[Any], empty: Allocate | None, decode: Decode) -> 
                     pending.cancel()
 
 
-def _load(entry: Any, name: str, decode: Decode) -> Item:
+def _load(entry: Any, name: str, empty: Allocate | None, decode: Decode) -> Item:
     try:
         if isinstance(entry, (str, os.PathLike)):
-            return Item(os.fspath(entry), read_picture(entry, decode=decode))
+            picture = read_picture(entry, decode=decode)
+            if empty is not None:  # here, in a thread that decodes ahead: OpenCV takes no memory to decode a file into
+                place = empty(*picture.shape[:2])
+                place[...] = picture
+                picture = place
+            return Item(os.fspath(entry), picture)
         return Item(name, entry if isinstance(entry, NV12) else as_picture(entry))
     except (InputError, OSError) as error:
         return Item(name, None, error)

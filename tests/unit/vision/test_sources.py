@@ -304,6 +304,27 @@ def test_frames_are_decoded_into_memory_that_is_given(tmp_path: Path) -> None:
         assert abs(float(item.picture.mean()) - index * 5) < 3
 
 
+def test_files_come_in_memory_that_is_given(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (20 + index, 30, 3), np.uint8) for index in range(6)]
+    for index, picture in enumerate(pictures):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), picture)
+    (tmp_path / "3.png").write_bytes(b"")
+    given: list[np.ndarray] = []
+
+    def empty(height: int, width: int) -> np.ndarray:
+        given.append(np.empty((height, width, 3), np.uint8))
+        return given[-1]
+
+    items = list(read(tmp_path, empty=empty))
+    assert [item.picture is None for item in items] == [False, False, False, True, False, False]
+    assert len(given) == 5
+    for item, picture in zip(items, pictures, strict=True):
+        if item.picture is not None:
+            np.testing.assert_array_equal(item.picture, picture)
+            assert sum(item.picture is place for place in given) == 1
+
+
 EXTREMES = [(1, 1), (20, 30_000), (30_000, 20), (1, 500), (3, 2)]
 
 
