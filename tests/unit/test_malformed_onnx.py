@@ -15,7 +15,7 @@ from trtrun.building.onnx_check import check_model
 
 # What could crash TensorRT runs in a process of its own, which says before each file that it begins with it.
 CHILD = """
-import json, resource, sys, trtrun
+import json, sys, trtrun
 for path in json.load(sys.stdin):
     print(json.dumps({"begins": path}), flush=True)
     try:
@@ -27,7 +27,8 @@ for path in json.load(sys.stdin):
     except BaseException as error:
         found = "an error without a type: " + repr(error)[:300]
     print(json.dumps({"path": path, "found": found}), flush=True)
-print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+with open("/proc/self/status") as status:  # getrusage's peak may be that of the process that started this one
+    print(json.dumps({"peak": next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))}))
 """
 
 
