@@ -282,9 +282,9 @@ class Batcher:
     def _take(self, request: _Request) -> None:
         """Out of the queue."""
         self._queue.remove(request)
-        self._rows[request.key] -= request.rows
-        if not self._rows[request.key]:
-            del self._rows[request.key]
+        left = self._rows.pop(request.key, 0) - request.rows  # nothing is noted where only empty requests wait
+        if left:
+            self._rows[request.key] = left
 
     def _expire(self) -> None:
         now = time.perf_counter()
