@@ -194,6 +194,7 @@ class Repository:
         self.on_failure: Callable[[DeviceError], None] = lambda error: None  # called when a GPU has failed for good
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()
+        self._reloading = threading.Lock()  # what one has loaded, the next has not to load again
         self._closed = False
         self._begun = False
         for name, path in (files or {}).items():
@@ -303,18 +304,19 @@ class Repository:
 
         What was unloaded stays so. What is no longer there is served until it is unloaded.
         """
-        for name in self.names():
-            entry, found = self._entries.get(name, _Entry()), self._newest(name)
-            model = entry.model
-            if found is None or entry.unloaded:
-                continue
-            if model is not None and found[1] == model.path and _stamp(found[1]) == model.stamp:
-                continue
-            try:
-                self.load(name)
-            except Exception as error:  # one model's error must not keep the others from being looked at
-                unknown = not isinstance(error, TrtrunError)
-                _LOG.error("%s was not loaded anew: %s", name, error, exc_info=unknown, extra={"model": name})
+        with self._reloading:
+            for name in self.names():
+                entry, found = self._entries.get(name, _Entry()), self._newest(name)
+                model = entry.model
+                if found is None or entry.unloaded:
+                    continue
+                if model is not None and found[1] == model.path and _stamp(found[1]) == model.stamp:
+                    continue
+                try:
+                    self.load(name)
+                except Exception as error:  # one model's error must not keep the others from being looked at
+                    unknown = not isinstance(error, TrtrunError)
+                    _LOG.error("%s was not loaded anew: %s", name, error, exc_info=unknown, extra={"model": name})
 
     def unload(self, name: str) -> None:
         """Take a model out, after the requests that it has. Raises ModelNotFoundError when it is not loaded."""

@@ -7,6 +7,7 @@ starting gets any.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -135,7 +136,13 @@ class Supervisor:
             begun = False
             while True:
                 start = time.monotonic()
-                status, ready = self._once(place)
+                try:
+                    status, ready = self._once(place)
+                except OSError:  # no room for a process just now, which must not end the others
+                    if not begun:
+                        raise
+                    _LOG.exception("worker %d cannot be started", place.index)
+                    status, ready = 1, False
                 begun = begun or ready
                 if self._ending.is_set():
                     self._failed |= status not in (0, -signal.SIGTERM, -signal.SIGINT)
@@ -204,6 +211,10 @@ def supervise(count: int, sockets: list[socket.socket], over_grpc: list[socket.s
             raise InputError(f"{folder!r} is too long a path for the workers' sockets. Set TMPDIR to a shorter one.")
         for name in ("regions", "unloaded"):
             Path(folder, name).mkdir()
+        # systemd-tmpfiles, which removes what is old from /tmp, leaves a folder alone that somebody has locked.
+        held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        undo.callback(os.close, held)
+        fcntl.flock(held, fcntl.LOCK_EX)
         grpc_port = over_grpc[0].getsockname()[1] if over_grpc else None
         _LOG.info("starting %d workers", count)
         return Supervisor(count, sockets[0].getsockname()[1], grpc_port, folder, bound).run()

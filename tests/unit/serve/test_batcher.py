@@ -17,6 +17,7 @@ from trtrun.errors import (
     DeviceError,
     ExecutionError,
     InputError,
+    OutOfMemoryError,
     RequestTimeoutError,
     ServerBusyError,
     ShapeError,
@@ -405,6 +406,21 @@ def test_empty_requests_are_answered_and_end_no_worker(gate: threading.Event, co
     assert [len(future.result(5)["y"]) for future in futures] == list(counts)
     assert batcher.submit(rows(2)).result(5)["y"][0, 0] == 4
     batcher.close()
+
+
+def test_instances_for_which_there_is_no_room_leave_none_behind() -> None:
+    made: list[Rows] = []
+
+    class Large(Rows):
+        def clone(self) -> Rows:
+            if len(made) == 2:
+                raise OutOfMemoryError("no room")
+            made.append(Rows())
+            return made[-1]
+
+    with pytest.raises(OutOfMemoryError):
+        Batcher(Large(), BatchOptions(8, instances=3))
+    assert [clone.closed for clone in made] == [True, True]
 
 
 def test_wrong_inputs_never_get_into_the_queue() -> None:

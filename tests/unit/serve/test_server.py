@@ -521,6 +521,28 @@ def test_what_any_library_raises_keeps_no_other_model_from_being_loaded(tmp_path
         repository.load("b")
 
 
+def test_hangups_that_come_together_load_a_change_once(tmp_path: Path) -> None:
+    file, loads = tmp_path / "a", 0
+
+    def load(path: Path) -> FakeRunner:
+        nonlocal loads
+        loads += 1
+        time.sleep(0.2)
+        return FakeRunner()
+
+    file.write_bytes(b"one")
+    repository = Repository(load, {"a": file})
+    assert not repository.load_all()
+    file.write_bytes(b"another")
+    threads = [threading.Thread(target=repository.reload_changed) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    repository.close()
+    assert loads == 2
+
+
 def test_clients_cannot_make_any_number_of_time_series() -> None:
     statistics = Statistics()
     for rows in range(1, 20_000):

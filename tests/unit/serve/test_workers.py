@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing.shared_memory
 import os
@@ -27,6 +28,7 @@ from tests import models
 from tests.unit.serve.process import Server
 from trtrun.errors import InputError
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.serve import workers
 from trtrun.serve.metrics import of_workers
 from trtrun.serve.repository import merged
 from trtrun.serve.shared_memory import SharedMemory, SharedRegistrations, SystemRegion
@@ -334,6 +336,39 @@ def test_a_port_that_is_taken_is_one_error(server: Server, tmp_path: Path) -> No
             assert done.returncode == 1
             assert f"cannot listen on 127.0.0.1:{wrong}: Address already in use" in done.stderr
             assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_worker_that_cannot_be_started_again_at_once_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, calls = subprocess.Popen, 0
+
+    def popen(command: list[str], env: dict[str, str], pass_fds: list[int], **_: object) -> subprocess.Popen[bytes]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise BlockingIOError("Resource temporarily unavailable")
+        if calls == 3:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        seconds = 0 if calls == 1 else 20
+        program = f"import os, time; os.write({pass_fds[0]}, b'r'); time.sleep({seconds})"
+        return start([sys.executable, "-S", "-c", program], pass_fds=pass_fds)
+
+    monkeypatch.setattr(workers.subprocess, "Popen", popen)
+    monkeypatch.setattr(workers, "_DELAYS", (0.05, 0.1))
+    assert workers.Supervisor(1, 0, None, str(tmp_path), 5.0).run()
+    assert calls == 3
+
+
+def test_nobody_tidies_the_workers_folder_away(server: Server) -> None:
+    environments = [Path(f"/proc/{pid}/environ").read_bytes().decode() for pid in set(pids(server)) & running()]
+    folder = json.loads(next(v for e in environments for v in e.split("\0") if v.startswith("TRTRUN_WORKER="))[14:])[
+        "folder"
+    ]
+    held = os.open(folder, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(held)
 
 
 def test_workers_end_with_their_supervisor(tmp_path: Path) -> None:
