@@ -543,6 +543,29 @@ def test_hangups_that_come_together_load_a_change_once(tmp_path: Path) -> None:
     assert loads == 2
 
 
+def test_connections_are_kept_longer_than_load_balancers_keep_theirs(server: Server) -> None:
+    connection = http.client.HTTPConnection(server.address, timeout=20)
+    connection.request("GET", "/v2")
+    kept = connection.getresponse()
+    assert kept.read()
+    time.sleep(6)
+    assert connection.sock is not None
+    connection.sock.setblocking(False)
+    with pytest.raises(BlockingIOError):  # nothing has come, the end of the connection neither
+        connection.sock.recv(1)
+    connection.close()
+
+
+def test_as_many_files_as_the_system_allows() -> None:
+    program = (
+        "import resource as r; from trtrun.serve.server import raise_limit; hard = r.getrlimit(r.RLIMIT_NOFILE)[1];"
+        "r.setrlimit(r.RLIMIT_NOFILE, (300, min(hard, 3000) if hard > 0 else 3000)); raise_limit();"
+        "print(*r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["3000", "3000"]
+
+
 def test_clients_cannot_make_any_number_of_time_series() -> None:
     statistics = Statistics()
     for rows in range(1, 20_000):
