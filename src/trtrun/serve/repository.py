@@ -224,9 +224,9 @@ class Repository:
             try:
                 self.load(name)
             except Exception as error:  # what else a library raises must not keep the others, nor go unheard
-                unknown = not isinstance(error, TrtrunError)
-                _LOG.error("%s was not loaded: %s", name, error, exc_info=unknown, extra={"model": name})
-                errors.append(ModelFileError(f"{name}: {error!r}") if unknown else error)
+                known = error if isinstance(error, TrtrunError) else ModelFileError(f"{name}: {error!r}")
+                _LOG.error("%s was not loaded: %s", name, error, exc_info=known is not error, extra={"model": name})
+                errors.append(known)
         self._begun = not errors
         return errors
 

@@ -7,6 +7,7 @@ starting gets any.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import logging
@@ -28,7 +29,8 @@ from ..errors import InputError
 
 _LOG = logging.getLogger("trtrun.serve")
 _VARIABLE = "TRTRUN_WORKER"
-_READY = b"r"
+_READY, _ALIVE = b"r", b"a"
+_BEAT, _SILENCE = 2.0, 60.0  # seconds between a worker's signs of life, and without any until it counts as hanging
 _DELAYS = (1.0, 60.0)  # seconds before a worker is started again: the first, and the longest
 _LONGEST_PATH = 100  # bytes of a Unix socket's, less than the kernel's 108
 
@@ -42,7 +44,8 @@ class Place:
         count: the number of workers.
         folder: for them alone; holds their Unix sockets, what is registered and what was unloaded.
         port, grpc_port: those that all listen on; None for no gRPC.
-        channel: a file descriptor that ends when the supervisor does, and takes the word that this worker is ready.
+        channel: a file descriptor that ends when the supervisor does, and takes the word that this worker is ready and
+            the signs of its life thereafter.
     """
 
     index: int
@@ -66,8 +69,14 @@ class Place:
         return Path(self.folder, f"{index}.sock")
 
     def say_ready(self) -> None:
+        """Called in the event loop, which from now on says that it is alive: one that hangs gets clients, too."""
+        os.set_blocking(self.channel, False)
+        self._say(_READY)
+
+    def _say(self, what: bytes) -> None:
         with suppress(OSError):
-            os.write(self.channel, _READY)
+            os.write(self.channel, what)
+        asyncio.get_running_loop().call_later(_BEAT, self._say, _ALIVE)
 
 
 class Supervisor:
@@ -185,6 +194,13 @@ class Supervisor:
                 _LOG.info("worker %d is ready: process %d", place.index, process.pid)
                 with self._lock:
                     self._ready.add(place.index)
+                ours.settimeout(_SILENCE)
+                try:
+                    while ours.recv(64):
+                        pass
+                except TimeoutError:
+                    _LOG.error("worker %d hangs: no sign of life for %.0f s; it is killed", place.index, _SILENCE)
+                    process.kill()
             status = process.wait()
             with self._lock:
                 del self._running[place.index]
