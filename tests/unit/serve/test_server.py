@@ -521,6 +521,26 @@ def test_what_any_library_raises_keeps_no_other_model_from_being_loaded(tmp_path
         repository.load("b")
 
 
+def test_a_hangup_does_not_end_a_server_that_starts(tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    server = Server(str(tmp_path / "affine.onnx"), log=tmp_path / "log", wait=False)
+    status, masks = Path(f"/proc/{server.process.pid}/status"), {"SigIgn": 0, "SigCgt": 0}
+    for _ in range(2000):
+        found = dict(line.split(":") for line in status.read_text().splitlines())
+        masks = {name: int(found[name], 16) & 1 for name in masks}
+        if any(masks.values()):
+            break
+        time.sleep(0.005)
+    assert masks == {"SigIgn": 1, "SigCgt": 0}  # long before it has a handler
+    server.process.send_signal(signal.SIGHUP)
+    for _ in range(200):
+        if server.get("/v2/health/ready")[0] == 200:
+            break
+        time.sleep(0.1)
+    assert server.get("/v2/health/ready")[0] == 200
+    assert server.stop() == 0
+
+
 def test_hangups_that_come_together_load_a_change_once(tmp_path: Path) -> None:
     file, loads = tmp_path / "a", 0
 
