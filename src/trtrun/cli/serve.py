@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import ssl
 from pathlib import Path
 from typing import Annotated
@@ -82,6 +83,9 @@ def command(
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log one JSON object a line.")] = False,
 ) -> None:
     """Serve models over HTTP and gRPC; clients of Triton and KServe work unchanged."""
+    # Until there is a handler, which takes seconds of imports, "systemctl reload" would end it, and for good: systemd
+    # calls that a clean exit. Workers inherit it. Whoever starts reads all models anyway.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         from ..serve.batcher import BatchOptions
         from ..serve.http_api import HttpOptions

@@ -129,7 +129,14 @@ class Batcher:
         self.sizes: tuple[int, ...] = ()
         self._probe: Mapping[str, Array] | None = None  # a request that ran
         self.failure: DeviceError | None = None
-        self._clones = [runner.clone() for _ in range(self.options.instances * runner.parallel)]
+        self._clones: list[Runner] = []
+        try:
+            for _ in range(self.options.instances * runner.parallel):
+                self._clones.append(runner.clone())
+        except BaseException:  # of memory there may be too little for all
+            for clone in self._clones:
+                clone.close()
+            raise
         if self.max_batch_size > 1 and all(getattr(clone, "staging", None) is not None for clone in self._clones):
             self.sizes = _sizes(runner, self.max_batch_size)
         self._workers = [
@@ -282,9 +289,9 @@ class Batcher:
     def _take(self, request: _Request) -> None:
         """Out of the queue."""
         self._queue.remove(request)
-        self._rows[request.key] -= request.rows
-        if not self._rows[request.key]:
-            del self._rows[request.key]
+        left = self._rows.pop(request.key, 0) - request.rows  # nothing is noted where only empty requests wait
+        if left:
+            self._rows[request.key] = left
 
     def _expire(self) -> None:
         now = time.perf_counter()

@@ -86,8 +86,12 @@ class Body:
         return self.data
 
     async def _unpack(self, chunks: AsyncIterable[bytes], unpacker: Any, patience: _Patience) -> None:
+        came = 0
         async for chunk in chunks:
             patience.renew()
+            came += len(chunk)
+            if came > self._bodies.most:  # what unpacks to nothing, too, ends some time
+                raise RequestTooLargeError(f"the body is larger than {self._bodies.most} bytes.")
             rest, full = chunk, True
             while rest or full:  # in steps: a small body may unpack to any size
                 step = partial(unpacker.decompress, rest, _STEP)
@@ -97,9 +101,11 @@ class Body:
                     raise InputError(f"the body cannot be unpacked: {error}.") from error
                 self.grow(len(piece))
                 self.data += piece
+                if unpacker.unused_data:  # zlib would keep all that follows
+                    raise InputError("the body cannot be unpacked: more follows its end.")
                 rest, full = unpacker.unconsumed_tail, len(piece) == _STEP
-        if not unpacker.eof or unpacker.unused_data:
-            raise InputError("the body cannot be unpacked: it ends too early, or more follows its end.")
+        if not unpacker.eof:
+            raise InputError("the body cannot be unpacked: it ends too early.")
 
 
 class _Patience:

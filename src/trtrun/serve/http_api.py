@@ -181,6 +181,7 @@ class _Api:
                     response = _error(403, "pages of other sites may not use this server from a browser")
                 elif not self._allowed(request):
                     response = _error(401, "a bearer token is needed")
+                    response.headers["WWW-Authenticate"] = "Bearer"
                 else:
                     response = await handler(request)
             except ClientDisconnect:
@@ -473,4 +474,7 @@ def _error(status: int, message: str) -> Response:
 def _is_foreign(request: Request) -> bool:
     """True for what a browser sends for a page of another site, which could use a server on loopback otherwise."""
     origin = request.headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    try:
+        return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    except ValueError:  # no browser's
+        return True

@@ -17,6 +17,8 @@ from typing import Any, TextIO
 _LOG = logging.getLogger("trtrun.serve")
 _PIPE = 4096  # bytes that a pipe takes whole
 _WAITING = 10_000  # records that have not been written
+# A client may write some of a line: it must not end it, nor tell a terminal anything.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _GATHER = 0.05  # seconds in which others join the first: waking a thread for each costs more than the line
 
 
@@ -62,7 +64,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         identity = getattr(record, "request_id", "")
-        message = record.getMessage().replace("\n", "\\n").replace("\r", "\\r")  # a client may write some of it
+        message = _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], record.getMessage())
         if hasattr(record, "worker"):
             message = f"worker {record.worker}: {message}"
         line = f"{_time_of(record)} {record.levelname.lower():7} {message}"
@@ -126,7 +128,10 @@ class Writer(logging.Handler):
             self._closing.wait(_GATHER)
             lines = []
             while record is not None:
-                lines.append(f"{self.format(record)}\n")
+                try:
+                    lines.append(f"{self.format(record)}\n")
+                except Exception as error:  # another library's line must not end the log
+                    lines.append(f"a line of {record.pathname}:{record.lineno} cannot be written: {error!r}\n")
                 if self._queue.empty() or len(lines) == 1000:
                     break
                 record = self._queue.get()

@@ -72,6 +72,13 @@ class InferRequest:
     timeout: float | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for output in self.outputs or ():
+            if output.name in seen:  # a small request would have an answer of any size
+                raise InputNameError(f"output {output.name!r:.100} is named twice.")
+            seen.add(output.name)
+
 
 class RegionBytes(Protocol):
     """Bytes of a shared memory region, on the host or on a GPU."""

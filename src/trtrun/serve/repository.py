@@ -41,6 +41,7 @@ EXTENSIONS = [
     "statistics",
     "system_shared_memory",
 ]
+_EXACT = 1024  # rows of batches that are counted apart
 SUFFIXES = (".engine", ".plan", ".trt", ".onnx", ".bundle")
 
 Load = Callable[[Path], Runner]
@@ -60,7 +61,8 @@ class Statistics:
         rows: of the requests that succeeded; Triton calls them inferences.
         queued, computed: of the requests that succeeded.
         failed: time that requests took that failed in the end.
-        batches: rows -> batches of so many that ran, and the time that they took.
+        batches: rows -> batches of so many that ran, and the time that they took; beyond 1024 rows, those up to each
+            power of two together.
         histogram: requests that succeeded within each of ``BOUNDS``, and beyond the last.
     """
 
@@ -95,8 +97,11 @@ class Statistics:
             self.histogram[bisect.bisect_left(BOUNDS, seconds)] += 1
             self.latencies.append((self.last, seconds))
             if outcome.first:
-                count, spent = self.batches.get(outcome.batch, (0, 0.0))
-                self.batches[outcome.batch] = count + 1, spent + outcome.computed
+                rows = outcome.batch
+                if rows > _EXACT:  # a model without profiles takes any number, and clients may try them all
+                    rows = 1 << (rows - 1).bit_length()
+                count, spent = self.batches.get(rows, (0, 0.0))
+                self.batches[rows] = count + 1, spent + outcome.computed
 
     def recent(self, seconds: float = 10.0) -> dict[str, float]:
         """Requests per second and latency percentiles (seconds) of the last moments."""
@@ -189,6 +194,7 @@ class Repository:
         self.on_failure: Callable[[DeviceError], None] = lambda error: None  # called when a GPU has failed for good
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()
+        self._reloading = threading.Lock()  # what one has loaded, the next has not to load again
         self._closed = False
         self._begun = False
         for name, path in (files or {}).items():
@@ -217,9 +223,10 @@ class Repository:
                 continue
             try:
                 self.load(name)
-            except TrtrunError as error:
-                _LOG.error("%s was not loaded: %s", name, error, extra={"model": name})
-                errors.append(error)
+            except Exception as error:  # what else a library raises must not keep the others, nor go unheard
+                known = error if isinstance(error, TrtrunError) else ModelFileError(f"{name}: {error!r}")
+                _LOG.error("%s was not loaded: %s", name, error, exc_info=known is not error, extra={"model": name})
+                errors.append(known)
         self._begun = not errors
         return errors
 
@@ -297,17 +304,19 @@ class Repository:
 
         What was unloaded stays so. What is no longer there is served until it is unloaded.
         """
-        for name in self.names():
-            entry, found = self._entries.get(name, _Entry()), self._newest(name)
-            model = entry.model
-            if found is None or entry.unloaded:
-                continue
-            if model is not None and found[1] == model.path and _stamp(found[1]) == model.stamp:
-                continue
-            try:
-                self.load(name)
-            except TrtrunError as error:
-                _LOG.error("%s was not loaded anew: %s", name, error, extra={"model": name})
+        with self._reloading:
+            for name in self.names():
+                entry, found = self._entries.get(name, _Entry()), self._newest(name)
+                model = entry.model
+                if found is None or entry.unloaded:
+                    continue
+                if model is not None and found[1] == model.path and _stamp(found[1]) == model.stamp:
+                    continue
+                try:
+                    self.load(name)
+                except Exception as error:  # one model's error must not keep the others from being looked at
+                    unknown = not isinstance(error, TrtrunError)
+                    _LOG.error("%s was not loaded anew: %s", name, error, exc_info=unknown, extra={"model": name})
 
     def unload(self, name: str) -> None:
         """Take a model out, after the requests that it has. Raises ModelNotFoundError when it is not loaded."""
@@ -326,7 +335,7 @@ class Repository:
             why = f"version {model.version} is served" if model else entry.reason if entry else ""
             raise ModelNotFoundError(
                 f"model {name!r}{f' version {version!r}' if version else ''} is not served"
-                f"{f': {why}' if why else ''}. Served are {[key for key, e in self._entries.items() if e.model]}."
+                f"{f': {why}' if why else ''}. Served are {[key for key, e in list(self._entries.items()) if e.model]}."
             )
         return model
 
@@ -349,7 +358,7 @@ class Repository:
 
     def summary(self, model: Model) -> dict[str, Any]:
         """A model's statistics as the protocol has them, and what the last moments were like."""
-        found = self.statistics(model.name)
+        found = self._entries[model.name].statistics  # of one, too, that is just being unloaded
 
         def duration(count: int, seconds: float) -> dict[str, int]:
             return {"count": count, "ns": int(1e9 * seconds)}
@@ -411,7 +420,7 @@ class Repository:
             raise ModelNotFoundError(f"there is no model {name!r} in the repository; it has {self.names()}.")
         with self._lock:
             if self._closed:
-                raise ModelNotFoundError("the server is shutting down.")
+                raise ClosedError("the server is shutting down.")
             return self._entries.setdefault(name, _Entry())
 
     def _newest(self, name: str) -> tuple[str, Path] | None:

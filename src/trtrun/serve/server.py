@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import resource
 import shutil
 import signal
 import socket
@@ -28,6 +29,8 @@ from .siblings import Siblings
 from .workers import Place, supervise
 
 _LOG = logging.getLogger("trtrun.serve")
+_FILES = 1 << 16  # open at once, where the system allows it
+_KEPT = 75  # seconds that an idle connection stays: longer than load balancers, most with 60 s, keep theirs for reuse
 _CLOSING = 10.0  # seconds for what runs on the GPU when nobody waits for it any more
 
 
@@ -77,6 +80,7 @@ def serve(repository: Repository, options: ServerOptions | None = None) -> list[
     Raises InputError where it cannot listen.
     """
     options = options or ServerOptions()
+    raise_limit()
     try:
         return _serve(repository, options)
     finally:
@@ -102,6 +106,7 @@ def _serve(repository: Repository, options: ServerOptions) -> list[TrtrunError]:
         ssl_certfile=options.tls_certificate,
         ssl_keyfile=options.tls_key,
         timeout_graceful_shutdown=max(1, round(options.drain)),
+        timeout_keep_alive=_KEPT,
         lifespan="off",
     )
     server = _Server(config)
@@ -208,6 +213,15 @@ def serve_by_workers(count: int, options: ServerOptions) -> bool:
             one.close()
         raise
     return supervise(count, sockets, over_grpc, options.drain + _CLOSING + 3)
+
+
+def raise_limit() -> None:
+    """Allow this process as many open files as it may have: each connection and each shared memory region is one, and
+    a login shell or systemd grants 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen(host: str, port: int, *, among_workers: bool = False) -> list[socket.socket]:

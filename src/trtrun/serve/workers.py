@@ -7,6 +7,8 @@ starting gets any.
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
 import logging
 import os
@@ -27,7 +29,8 @@ from ..errors import InputError
 
 _LOG = logging.getLogger("trtrun.serve")
 _VARIABLE = "TRTRUN_WORKER"
-_READY = b"r"
+_READY, _ALIVE = b"r", b"a"
+_BEAT, _SILENCE = 2.0, 60.0  # seconds between a worker's signs of life, and without any until it counts as hanging
 _DELAYS = (1.0, 60.0)  # seconds before a worker is started again: the first, and the longest
 _LONGEST_PATH = 100  # bytes of a Unix socket's, less than the kernel's 108
 
@@ -41,7 +44,8 @@ class Place:
         count: the number of workers.
         folder: for them alone; holds their Unix sockets, what is registered and what was unloaded.
         port, grpc_port: those that all listen on; None for no gRPC.
-        channel: a file descriptor that ends when the supervisor does, and takes the word that this worker is ready.
+        channel: a file descriptor that ends when the supervisor does, and takes the word that this worker is ready and
+            the signs of its life thereafter.
     """
 
     index: int
@@ -65,8 +69,14 @@ class Place:
         return Path(self.folder, f"{index}.sock")
 
     def say_ready(self) -> None:
+        """Called in the event loop, which from now on says that it is alive: one that hangs gets clients, too."""
+        os.set_blocking(self.channel, False)
+        self._say(_READY)
+
+    def _say(self, what: bytes) -> None:
         with suppress(OSError):
-            os.write(self.channel, _READY)
+            os.write(self.channel, what)
+        asyncio.get_running_loop().call_later(_BEAT, self._say, _ALIVE)
 
 
 class Supervisor:
@@ -135,7 +145,13 @@ class Supervisor:
             begun = False
             while True:
                 start = time.monotonic()
-                status, ready = self._once(place)
+                try:
+                    status, ready = self._once(place)
+                except OSError:  # no room for a process just now, which must not end the others
+                    if not begun:
+                        raise
+                    _LOG.exception("worker %d cannot be started", place.index)
+                    status, ready = 1, False
                 begun = begun or ready
                 if self._ending.is_set():
                     self._failed |= status not in (0, -signal.SIGTERM, -signal.SIGINT)
@@ -178,6 +194,13 @@ class Supervisor:
                 _LOG.info("worker %d is ready: process %d", place.index, process.pid)
                 with self._lock:
                     self._ready.add(place.index)
+                ours.settimeout(_SILENCE)
+                try:
+                    while ours.recv(64):
+                        pass
+                except TimeoutError:
+                    _LOG.error("worker %d hangs: no sign of life for %.0f s; it is killed", place.index, _SILENCE)
+                    process.kill()
             status = process.wait()
             with self._lock:
                 del self._running[place.index]
@@ -204,6 +227,10 @@ def supervise(count: int, sockets: list[socket.socket], over_grpc: list[socket.s
             raise InputError(f"{folder!r} is too long a path for the workers' sockets. Set TMPDIR to a shorter one.")
         for name in ("regions", "unloaded"):
             Path(folder, name).mkdir()
+        # systemd-tmpfiles, which removes what is old from /tmp, leaves a folder alone that somebody has locked.
+        held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        undo.callback(os.close, held)
+        fcntl.flock(held, fcntl.LOCK_EX)
         grpc_port = over_grpc[0].getsockname()[1] if over_grpc else None
         _LOG.info("starting %d workers", count)
         return Supervisor(count, sockets[0].getsockname()[1], grpc_port, folder, bound).run()

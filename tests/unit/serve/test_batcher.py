@@ -17,6 +17,7 @@ from trtrun.errors import (
     DeviceError,
     ExecutionError,
     InputError,
+    OutOfMemoryError,
     RequestTimeoutError,
     ServerBusyError,
     ShapeError,
@@ -393,6 +394,33 @@ def test_closing_runs_what_waits(gate: threading.Event) -> None:
     batcher.close()
     assert all(future.done() for future in futures)
     assert [future.result()["y"][0, 0] for future in futures] == [0, 2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (0, 0, 3, 0), (3, 0, 0)])
+def test_empty_requests_are_answered_and_end_no_worker(gate: threading.Event, counts: tuple[int, ...]) -> None:
+    batcher = Batcher(Rows(gate=gate), BatchOptions(8, instances=1))
+    batcher.submit(rows(1))
+    waiting(batcher, 0)
+    futures = [batcher.submit({"x": np.ones((count, 4), np.float32)}) for count in counts]
+    gate.set()
+    assert [len(future.result(5)["y"]) for future in futures] == list(counts)
+    assert batcher.submit(rows(2)).result(5)["y"][0, 0] == 4
+    batcher.close()
+
+
+def test_instances_for_which_there_is_no_room_leave_none_behind() -> None:
+    made: list[Rows] = []
+
+    class Large(Rows):
+        def clone(self) -> Rows:
+            if len(made) == 2:
+                raise OutOfMemoryError("no room")
+            made.append(Rows())
+            return made[-1]
+
+    with pytest.raises(OutOfMemoryError):
+        Batcher(Large(), BatchOptions(8, instances=3))
+    assert [clone.closed for clone in made] == [True, True]
 
 
 def test_wrong_inputs_never_get_into_the_queue() -> None:

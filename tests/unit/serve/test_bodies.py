@@ -54,6 +54,26 @@ def test_what_is_refused() -> None:
     assert bodies.held == 0
 
 
+@pytest.mark.parametrize("begin", [gzip.compress(b"some text"), b"\x1f\x8b\x08\x08" + bytes([1] * 6)])
+def test_what_unpacks_to_nothing_is_not_taken_for_ever(begin: bytes) -> None:
+    bodies, came = Bodies(1 << 20, 1 << 20), 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal came
+        yield begin  # a whole body, or the name of a file that does not end
+        while came < 1 << 23:
+            came += 1 << 14
+            yield b"x" * (1 << 14)
+
+    async def run() -> None:
+        with bodies.hold() as body:
+            await body.read(endless(), "gzip")
+
+    with pytest.raises(InputError, match=r"follows its end|larger"):
+        asyncio.run(run())
+    assert came <= 2 << 20
+
+
 def test_a_body_that_stops_coming_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trtrun.serve.bodies, "_IDLE", 0.2)
     bodies = Bodies(1 << 20, 1 << 20)

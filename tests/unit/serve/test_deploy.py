@@ -45,6 +45,13 @@ def test_every_option_exists() -> None:
     assert wanted <= options()
 
 
+def test_a_pod_is_given_the_time_to_drain() -> None:
+    (spec,) = (one["spec"]["template"]["spec"] for one in documents() if one["kind"] == "Deployment")
+    sleep, seconds = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert sleep == "sleep"
+    assert spec["terminationGracePeriodSeconds"] > int(seconds) + ServerOptions().drain + server._CLOSING
+
+
 def test_probes_ask_what_the_server_answers() -> None:
     served = {route.path for route in application(Repository(lambda path: None)).routes}  # type: ignore[arg-type, return-value]
     probes = [

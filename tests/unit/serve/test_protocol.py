@@ -72,6 +72,7 @@ def tensor(**changes: Any) -> dict[str, Any]:
         ({"inputs": [3]}, InputError, "an input must be"),
         ({"inputs": [tensor(name=None)]}, InputNameError, "no name"),
         ({"inputs": [tensor(), tensor()]}, InputNameError, "twice"),
+        ({"inputs": [tensor()], "outputs": [{"name": "y"}] * 2}, InputNameError, "twice"),
         ({"inputs": [tensor(datatype="BYTES")]}, DtypeError, "no engine takes strings"),
         ({"inputs": [tensor(datatype="FP8")]}, DtypeError, "must be one of"),
         ({"inputs": [tensor(shape=[3])]}, ShapeError, "needs 3 numbers, got 2"),

@@ -27,12 +27,13 @@ from tritonclient.utils import InferenceServerException
 from tests import models
 from tests.fakes import FakeRunner
 from tests.unit.serve.process import Server
-from trtrun.errors import DeviceError
+from trtrun.errors import ClosedError, DeviceError
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.serve import logs
+from trtrun.serve.batcher import Outcome
 from trtrun.serve.http_api import application
 from trtrun.serve.logs import TextFormatter, identity_of
-from trtrun.serve.repository import Repository
+from trtrun.serve.repository import Repository, Statistics
 
 RNG = np.random.default_rng()
 
@@ -212,7 +213,12 @@ def test_a_request_whose_body_is_slow_goes_to_the_model_that_is_loaded_then(
 
 
 def test_pages_of_other_sites_are_refused(server: Server) -> None:
-    for origin, status in ((f"http://{server.address}", 200), ("http://elsewhere.example", 403), ("null", 403)):
+    for origin, status in (
+        (f"http://{server.address}", 200),
+        ("http://elsewhere.example", 403),
+        ("http://[", 403),
+        ("null", 403),
+    ):
         connection = http.client.HTTPConnection(server.address, timeout=20)
         connection.request("POST", "/v2/repository/index", b"", {"Origin": origin, "Content-Type": "text/plain"})
         assert connection.getresponse().status == status, origin
@@ -475,6 +481,118 @@ def test_lines_of_text_name_the_request(tmp_path: Path) -> None:
     assert sum("ModelMetadata OK" in line and line.endswith("[over-grpc]") for line in lines) == 1
     forged = logging.makeLogRecord({"msg": "one\ntwo", "request_id": identity_of("a\nb \x1b[3")})
     assert TextFormatter().format(forged).endswith("one\\ntwo [ab[3]")
+    assert (
+        TextFormatter().format(logging.makeLogRecord({"msg": "a\x1b[2J\x9b\u2028é"})).endswith("a\\x1b[2J\\x9b\\u2028é")
+    )
+
+
+def test_a_line_that_cannot_be_formatted_does_not_end_the_log() -> None:
+    stream = io.StringIO()
+    writer = logs.Writer(stream)
+    writer.setFormatter(TextFormatter())
+    writer.emit(logging.makeLogRecord({"msg": "%d", "args": ("no number",), "pathname": "theirs.py", "lineno": 7}))
+    writer.emit(logging.makeLogRecord({"msg": "the next"}))
+    writer.close()
+    assert "theirs.py:7 cannot be written" in stream.getvalue()
+    assert "the next\n" in stream.getvalue()
+
+
+def test_what_any_library_raises_keeps_no_other_model_from_being_loaded(tmp_path: Path) -> None:
+    good, files = FakeRunner(), {"a": tmp_path / "a", "b": tmp_path / "b"}
+
+    def load(path: Path) -> FakeRunner:
+        if path.name == "a":
+            raise RuntimeError("theirs")
+        return good
+
+    repository = Repository(load, files)
+    errors = repository.load_all()
+    assert len(errors) == 1
+    assert "theirs" in str(errors[0])
+    repository.get("b")
+    repository.unload("b")
+    repository._entries["b"].unloaded = False
+    repository.reload_changed()
+    model = repository.get("b")
+    repository.unload("b")
+    assert repository.summary(model)["inference_count"] == 0  # asked for just before
+    repository.close()
+    with pytest.raises(ClosedError, match="shutting down"):
+        repository.load("b")
+
+
+def test_a_hangup_does_not_end_a_server_that_starts(tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    server = Server(str(tmp_path / "affine.onnx"), log=tmp_path / "log", wait=False)
+    status, masks = Path(f"/proc/{server.process.pid}/status"), {"SigIgn": 0, "SigCgt": 0}
+    for _ in range(2000):
+        found = dict(line.split(":") for line in status.read_text().splitlines())
+        masks = {name: int(found[name], 16) & 1 for name in masks}
+        if any(masks.values()):
+            break
+        time.sleep(0.005)
+    assert masks == {"SigIgn": 1, "SigCgt": 0}  # long before it has a handler
+    server.process.send_signal(signal.SIGHUP)
+    for _ in range(200):
+        if server.get("/v2/health/ready")[0] == 200:
+            break
+        time.sleep(0.1)
+    assert server.get("/v2/health/ready")[0] == 200
+    assert server.stop() == 0
+
+
+def test_hangups_that_come_together_load_a_change_once(tmp_path: Path) -> None:
+    file, loads = tmp_path / "a", 0
+
+    def load(path: Path) -> FakeRunner:
+        nonlocal loads
+        loads += 1
+        time.sleep(0.2)
+        return FakeRunner()
+
+    file.write_bytes(b"one")
+    repository = Repository(load, {"a": file})
+    assert not repository.load_all()
+    file.write_bytes(b"another")
+    threads = [threading.Thread(target=repository.reload_changed) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    repository.close()
+    assert loads == 2
+
+
+def test_connections_are_kept_longer_than_load_balancers_keep_theirs(server: Server) -> None:
+    connection = http.client.HTTPConnection(server.address, timeout=20)
+    connection.request("GET", "/v2")
+    kept = connection.getresponse()
+    assert kept.read()
+    time.sleep(6)
+    assert connection.sock is not None
+    connection.sock.setblocking(False)
+    with pytest.raises(BlockingIOError):  # nothing has come, the end of the connection neither
+        connection.sock.recv(1)
+    connection.close()
+
+
+def test_as_many_files_as_the_system_allows() -> None:
+    program = (
+        "import resource as r; from trtrun.serve.server import raise_limit; hard = r.getrlimit(r.RLIMIT_NOFILE)[1];"
+        "r.setrlimit(r.RLIMIT_NOFILE, (300, min(hard, 3000) if hard > 0 else 3000)); raise_limit();"
+        "print(*r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["3000", "3000"]
+
+
+def test_clients_cannot_make_any_number_of_time_series() -> None:
+    statistics = Statistics()
+    for rows in range(1, 20_000):
+        statistics.note(Outcome(0.0, 0.001, rows, rows))
+    assert len(statistics.batches) <= 1024 + 5
+    assert statistics.batches[2048] == (1024, pytest.approx(1.024))
+    assert statistics.rows == sum(range(1, 20_000))
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing.shared_memory
 import os
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from tests import models
 from tests.unit.serve.process import Server
 from trtrun.errors import InputError
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.serve import workers
 from trtrun.serve.metrics import of_workers
 from trtrun.serve.repository import merged
 from trtrun.serve.shared_memory import SharedMemory, SharedRegistrations, SystemRegion
@@ -334,6 +337,82 @@ def test_a_port_that_is_taken_is_one_error(server: Server, tmp_path: Path) -> No
             assert done.returncode == 1
             assert f"cannot listen on 127.0.0.1:{wrong}: Address already in use" in done.stderr
             assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_worker_that_cannot_be_started_again_at_once_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, calls = subprocess.Popen, 0
+
+    def popen(command: list[str], env: dict[str, str], pass_fds: list[int], **_: object) -> subprocess.Popen[bytes]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise BlockingIOError("Resource temporarily unavailable")
+        if calls == 3:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        seconds = 0 if calls == 1 else 20
+        program = f"import os, time; os.write({pass_fds[0]}, b'r'); time.sleep({seconds})"
+        return start([sys.executable, "-S", "-c", program], pass_fds=pass_fds)
+
+    monkeypatch.setattr(workers.subprocess, "Popen", popen)
+    monkeypatch.setattr(workers, "_DELAYS", (0.05, 0.1))
+    assert workers.Supervisor(1, 0, None, str(tmp_path), 5.0).run()
+    assert calls == 3
+
+
+def test_a_worker_that_hangs_is_killed_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, made = subprocess.Popen, []
+
+    def popen(command: list[str], env: dict[str, str], pass_fds: list[int], **_: object) -> subprocess.Popen[bytes]:
+        if made:
+            threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        beats = 100 if made else 3
+        program = (
+            f"import os, time\nfor _ in range({beats}): os.write({pass_fds[0]}, b'r'); time.sleep(0.1)\ntime.sleep(20)"
+        )
+        made.append(start([sys.executable, "-S", "-c", program], pass_fds=pass_fds))
+        return made[-1]
+
+    monkeypatch.setattr(workers.subprocess, "Popen", popen)
+    monkeypatch.setattr(workers, "_DELAYS", (0.05, 0.1))
+    monkeypatch.setattr(workers, "_SILENCE", 0.8)
+    assert workers.Supervisor(1, 0, None, str(tmp_path), 5.0).run()
+    assert [process.returncode for process in made] == [-signal.SIGKILL, -signal.SIGTERM]
+
+
+def test_a_worker_gives_signs_of_life(tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    for name in ("regions", "unloaded"):
+        (tmp_path / name).mkdir()
+    ours, theirs = socket.socketpair()
+    place = Place(0, 1, str(tmp_path), 0, None, theirs.fileno())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trtrun", "serve", str(tmp_path / "affine.onnx")],
+        env={**os.environ, "TRTRUN_WORKER": json.dumps(asdict(place)), "CUDA_VISIBLE_DEVICES": ""},
+        pass_fds=[theirs.fileno()],
+    )
+    theirs.close()
+    try:
+        ours.settimeout(20)
+        assert ours.recv(1) == b"r"
+        assert [ours.recv(1), ours.recv(1)] == [b"a", b"a"]
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        ours.close()
+
+
+def test_nobody_tidies_the_workers_folder_away(server: Server) -> None:
+    environments = [Path(f"/proc/{pid}/environ").read_bytes().decode() for pid in set(pids(server)) & running()]
+    folder = json.loads(next(v for e in environments for v in e.split("\0") if v.startswith("TRTRUN_WORKER="))[14:])[
+        "folder"
+    ]
+    held = os.open(folder, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(held)
 
 
 def test_workers_end_with_their_supervisor(tmp_path: Path) -> None:
