@@ -146,12 +146,13 @@ def plot(path: Path) -> None:
     for y, r in enumerate(records):
         low, high = r["spread"]
         color = "#2e7d32" if r["ratio"] >= 1 else "#b26a00"
-        axes.barh(y, r["ratio"], color=color, alpha=0.85)
+        axes.barh(y, r["ratio"] - 1, left=1, color=color, alpha=0.85)  # a logarithmic axis has no 0 to begin from
         axes.plot([low, high], [y, y], color="black", linewidth=1)
-        axes.text(max(high, r["ratio"]) * 1.04, y, f"{r['ratio']:.2f}", va="center", fontsize=8)
+        axes.text(max(high, r["ratio"], 1) * 1.04, y, f"{r['ratio']:.2f}", va="center", fontsize=8)
     axes.set_xscale("log")
     axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
-    axes.set_xlim(0.5, 1.6 * max(r["spread"][1] for r in records))
+    lows, highs = zip(*(r["spread"] for r in records), strict=True)
+    axes.set_xlim(min(0.5, 0.8 * min(lows)), 1.6 * max(highs))
     axes.minorticks_off()
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(records)), [r["id"] for r in records], fontsize=8)
