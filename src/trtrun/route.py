@@ -514,12 +514,11 @@ class Route:
         if self.graph_reason is not None or not self._warm:
             return
         plain = _without_borrowing(steps)
-        if plain not in self._graphs:
-            with self._engine.compile_lock:
+        with self._engine.compile_lock:
+            if plain not in self._graphs:
                 self._make_room(plain)
                 self._capture(plain)
-        if steps[2] and plain in self._graphs and not self.settled(steps):
-            with self._engine.compile_lock:
+            if steps[2] and plain in self._graphs and not self.settled(steps):
                 if self._make_room(steps):
                     self._worth_a_graph = min(2 * self._worth_a_graph, 1 << 20)
                 self._capture(steps)

@@ -23,7 +23,7 @@ from .flavor import Flavor
 _LOG = logging.getLogger("trtrun")
 _MAX_SHAPES = 4096  # that are remembered; kernels of further ones are kept in this process only
 _MAX_KEPT = 32  # caches of plans, the least recently loaded goes first
-_kept: OrderedDict[tuple[Path, int], RuntimeCache] = OrderedDict()
+_kept: OrderedDict[Path, RuntimeCache] = OrderedDict()
 _kept_lock = threading.Lock()
 
 
@@ -52,10 +52,9 @@ class RuntimeCache:
         for part in (flavor.title, device.uuid, device.driver_version):
             key.update(b"\0" + part.encode())
         path = cache_dir() / "runtime" / f"{key.hexdigest()[:32]}.cache"
-        place = path, device.ordinal
         with _kept_lock:
-            cache = _kept.pop(place) if place in _kept else cls(path)
-            _kept[place] = cache
+            cache = _kept.pop(path) if path in _kept else cls(path)
+            _kept[path] = cache
             if len(_kept) > _MAX_KEPT:
                 _kept.popitem(last=False)  # engines that are open have it still
             return cache

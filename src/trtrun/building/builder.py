@@ -68,7 +68,7 @@ def build_plan(
         if not _parse(parser, model if changed is None else changed):
             raise OnnxError(_describe(parser, name), log=lines)
         config = builder.create_builder_config()
-        _configure(trt, config, network, options, name)
+        _configure(flavor, config, network, options, name)
         timings = _full_flavor_only(flavor, config, options)
         profiles = _profiles(network, options, name)
         for profile in (*_specialized(profiles, options, name), *profiles):
@@ -106,7 +106,8 @@ def _describe(parser: Any, name: str) -> str:
     return f"{name} cannot be parsed:\n{text}\nCheck the model with onnx.checker, or export it with another opset."
 
 
-def _configure(trt: Any, config: Any, network: Any, options: BuildOptions, name: str) -> None:
+def _configure(flavor: flavors.Flavor, config: Any, network: Any, options: BuildOptions, name: str) -> None:
+    trt = flavor.module
     inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
     for input_name, shape in options.input_shapes.items():
         if input_name not in inputs:
@@ -118,7 +119,7 @@ def _configure(trt: Any, config: Any, network: Any, options: BuildOptions, name:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
-        if trt.__name__ == "tensorrt_rtx":
+        if flavor.capabilities.name == "tensorrt_rtx":
             _LOG.warning(
                 "TensorRT-RTX multiplies fp32 with TF32's 10 bits whatever it is told, so tf32=False changes nothing "
                 "for %s on GPUs that have TF32.",
