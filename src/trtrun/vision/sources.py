@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, TrtrunError
 from .decoding import Decode, decode_jpeg, frames, is_jpeg, require
 from .preprocess import NV12, Picture, import_cv2
 
@@ -188,7 +188,7 @@ def _load(entry: Any, name: str, empty: Allocate | None, decode: Decode) -> Item
                 picture = place
             return Item(os.fspath(entry), picture)
         return Item(name, entry if isinstance(entry, NV12) else as_picture(entry))
-    except (InputError, OSError) as error:
+    except (TrtrunError, OSError) as error:  # page-locked memory that has run out is one, and costs this picture alone
         return Item(name, None, error)
 
 

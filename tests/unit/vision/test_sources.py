@@ -325,6 +325,20 @@ def test_files_come_in_memory_that_is_given(tmp_path: Path) -> None:
             assert sum(item.picture is place for place in given) == 1
 
 
+def test_memory_that_runs_out_costs_one_picture(tmp_path: Path) -> None:
+    for index in range(4):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), np.zeros((20 + index, 30, 3), np.uint8))
+
+    def empty(height: int, width: int) -> np.ndarray:
+        if height == 22:
+            raise trtrun.OutOfMemoryError("no page-locked memory is left")
+        return np.empty((height, width, 3), np.uint8)
+
+    items = list(read(tmp_path, empty=empty))
+    assert [item.picture is None for item in items] == [False, False, True, False]
+    assert isinstance(items[2].error, trtrun.OutOfMemoryError)
+
+
 EXTREMES = [(1, 1), (20, 30_000), (30_000, 20), (1, 500), (3, 2)]
 
 
