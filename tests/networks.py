@@ -148,8 +148,8 @@ def scaled(factor: float, *, refit: bool) -> bytes:
     return build(define, flags=[trt.BuilderFlag.REFIT] if refit else [])
 
 
-def one_weight_streamed(megabytes: int) -> bytes:
-    """x [1, 1024] -> y = x @ W1 @ W2 …, fp16, with weight streaming."""
+def large(megabytes: int, *, streaming: bool) -> bytes:
+    """x [1, 1024] -> y = x @ W1 @ W2 …, fp16, with or without weight streaming."""
     count = megabytes // 2
     weights = [np.random.default_rng(i).standard_normal((1024, 1024)).astype(np.float16) / 32 for i in range(count)]
 
@@ -161,7 +161,7 @@ def one_weight_streamed(megabytes: int) -> bytes:
             x = network.add_matrix_multiply(x, none, w, none).get_output(0)
         output(network, x, "y")
 
-    return build(define, flags=[trt.BuilderFlag.WEIGHT_STREAMING])
+    return build(define, flags=[trt.BuilderFlag.WEIGHT_STREAMING] if streaming else [])
 
 
 def squared(most: int = 64) -> bytes:

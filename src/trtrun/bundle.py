@@ -25,7 +25,7 @@ from typing import Any
 
 from .building.files import check_target, write_atomic
 from .errors import BundleError, MissingPackageError
-from .plan import PlanInfo, identify, map_model_file, model_file_error, read_model_file
+from .plan import ModelFile, PlanInfo, identify, model_file_error, pieces, read_model_file
 
 FORMAT = "trtrun bundle 1"
 _MANIFEST, _SIGNATURE = "manifest.json", "manifest.sig"
@@ -261,10 +261,10 @@ def write_bundle(
     files: list[tuple[str, bytes]] = []
     members: list[EngineMember] = []
     for index, (engine, capability) in enumerate(given):
-        data = map_model_file(engine)
+        data = ModelFile(engine)
         plan = identify(data, source=os.fspath(engine))
         facts.update(plan.metadata)
-        body = bytes(data[plan.offset :])
+        body = data[plan.offset :]
         file = f"engines/{index}-{plan.family}-{plan.version_text}.engine"
         digest = hashlib.sha256(body).hexdigest()
         members.append(EngineMember(file, len(body), digest, plan.family, plan.version_text, capability))
@@ -280,7 +280,7 @@ def write_bundle(
         "name": name or Path(path).stem,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "source": None if origin is None else Path(origin).name,
-        "source_sha256": None if origin is None else hashlib.sha256(map_model_file(origin)).hexdigest(),
+        "source_sha256": None if origin is None else _sha256(ModelFile(origin)),
         "licence": licence,
         "metadata": {**facts, **(metadata or {})},
         "accuracy": accuracy,
@@ -300,6 +300,13 @@ def write_bundle(
             archive.writestr(zipfile.ZipInfo(file, (1980, 1, 1, 0, 0, 0)), body)
     write_atomic(Path(path), memory.getvalue())
     return open_bundle(path)
+
+
+def _sha256(file: ModelFile) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces(file):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def with_ultralytics_header(plan: bytes, metadata: Mapping[str, Any]) -> bytes:

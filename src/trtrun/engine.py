@@ -25,7 +25,8 @@ from .errors import (
     TrtrunError,
     UnsupportedTensorError,
 )
-from .plan import PlanInfo, identify, map_model_file
+from .plan import ModelData, ModelFile, PlanInfo, identify, pieces
+from .plan_reader import PlanReader
 from .runtime_cache import RuntimeCache
 from .tensor_spec import ShapeRange, TensorSpec, TensorSpecs, to_shape
 
@@ -42,7 +43,8 @@ class Engine:
     """A deserialized plan on one GPU.
 
     Args:
-        source: the path of a plan, or its bytes. Exporter metadata in front of it (Ultralytics) is understood.
+        source: the path of a plan, its bytes or its open file. Exporter metadata in front of it (Ultralytics) is
+            understood.
         device: ordinal of the GPU.
         plugins: paths of plugin libraries to register first.
         engine_host_code_allowed: let the plan run code on the host: the lean runtime inside a version-compatible plan,
@@ -64,7 +66,7 @@ class Engine:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | bytes | bytearray | memoryview,
+        source: str | os.PathLike[str] | bytes | bytearray | memoryview | ModelFile,
         *,
         device: int = 0,
         plugins: Sequence[str | os.PathLike[str]] = (),
@@ -72,10 +74,12 @@ class Engine:
         weight_streaming_budget: int | None = None,
         runtime_cache: bool = True,
     ) -> None:
+        data: ModelData
         if isinstance(source, (bytes, bytearray, memoryview)):
             data, name = memoryview(source), "this plan"
         else:
-            data, name = map_model_file(source), os.fspath(source)
+            data = source if isinstance(source, ModelFile) else ModelFile(source)
+            name = data.name
         self.plan: PlanInfo = identify(data, source=name)
         self.flavor: flavors.Flavor = flavors.for_plan(self.plan)
         self.device = Device(device)  # before any call into TensorRT, which crashes without a driver
@@ -90,16 +94,15 @@ class Engine:
         self._idle_contexts: list[IExecutionContext] = []
         self._idle_lock = threading.Lock()
         self.flavor.initialize_plugins(plugins)
-        plan = data[self.plan.offset :]
         with self.device:
             self._runtime: Runtime | None = self._create_runtime(engine_host_code_allowed)
-            self._engine: ICudaEngine | None = self._deserialize(self._runtime, plan)
+            self._engine: ICudaEngine | None = self._deserialize(self._runtime, data)
             if weight_streaming_budget is not None:
                 self._set_weight_streaming_budget(weight_streaming_budget)
             self.inputs, self.outputs = self._read_specs()
             self.aliases = self._read_aliases()
         self._runtime_cache = (
-            RuntimeCache.of(plan, self.flavor, self.device)
+            RuntimeCache.of(pieces(data, self.plan.offset), self.flavor, self.device)
             if runtime_cache and self.flavor.capabilities.has_runtime_cache
             else None
         )
@@ -115,22 +118,26 @@ class Engine:
             runtime.engine_host_code_allowed = True
         return runtime
 
-    def _deserialize(self, runtime: Runtime, plan: memoryview) -> ICudaEngine:
+    def _deserialize(self, runtime: Runtime, data: ModelData) -> ICudaEngine:
+        start = self.plan.offset
+        engine: ICudaEngine | None
         with self.flavor.logger.capture() as lines:
-            # The plan is a mapped file here, so its pages are read as TensorRT asks for them and can be dropped again.
-            # TensorRT's own stream readers are slower from Python, and give up nothing that this does not.
-            engine: ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
+            if self.flavor.capabilities.has_stream_reader:
+                engine = PlanReader(data, start).deserialize(self.flavor.module, runtime)
+            else:
+                buffer = data.mapped() if isinstance(data, ModelFile) else memoryview(data)
+                engine = runtime.deserialize_cuda_engine(buffer[start:])
         if engine is None:
-            raise self._diagnose(runtime, plan, lines)
+            raise self._diagnose(runtime, data, lines)
         return engine
 
-    def _diagnose(self, runtime: Any, plan: memoryview, lines: list[str]) -> TrtrunError:
+    def _diagnose(self, runtime: Any, data: ModelData, lines: list[str]) -> TrtrunError:
         """Which error a failed deserialization is, from TensorRT's own words."""
         said = "\n".join(lines).lower()
         ours = f"{self.flavor.title} on {self.device.name} (compute capability {_dotted(self.device)})"
         if "out of memory" in said or "outofmemory" in said:
             return OutOfMemoryError(
-                f"{self.name}, a plan of {len(plan):,} bytes, needs more device memory than is free "
+                f"{self.name}, a plan of {self.plan.size:,} bytes, needs more device memory than is free "
                 f"({self.device.memory()[0]:,} bytes). Close other engines and processes on this GPU, use a larger "
                 "GPU, or build it with weight streaming and load it with a weight_streaming_budget below what is free.",
                 log=lines,
@@ -156,7 +163,8 @@ class Engine:
             )
         if self.flavor.capabilities.has_engine_validity:
             with suppress(Exception):
-                validity, diagnostics = runtime.get_engine_validity(plan)
+                header = data[self.plan.offset : self.plan.offset + runtime.engine_header_size]
+                validity, diagnostics = runtime.get_engine_validity(header)
                 lines = [*lines, f"engine validity {validity.name}, diagnostics {diagnostics}"]
         return PlanError(
             f"{self.name} could not be deserialized by {ours}; the file may be damaged. "

@@ -83,6 +83,7 @@ class Capabilities:
     has_kernel_specialization: bool  # IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy
     has_stream_capturable: bool  # IExecutionContext.is_stream_capturable
     has_engine_validity: bool  # Runtime.get_engine_validity
+    has_stream_reader: bool  # IStreamReaderV2, answered in parts
     has_strongly_typed_flag: bool  # networks must ask for STRONGLY_TYPED; from 11 on every network is
     has_progress_monitor: bool  # IProgressMonitor
     has_aliases: bool  # ICudaEngine.get_aliased_input_tensor
@@ -330,6 +331,8 @@ def _inspect(name: FlavorName, module: Any) -> Capabilities:
         has_kernel_specialization=has("IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy"),
         has_stream_capturable=has("IExecutionContext.is_stream_capturable"),
         has_engine_validity=has("Runtime.get_engine_validity"),
+        # The bindings of 10.7 and 10.8 take the first part for all (NVIDIA/TensorRT#4327).
+        has_stream_reader=has("IStreamReaderV2") and not module.__version__.startswith(("10.7.", "10.8.")),
         has_strongly_typed_flag=has("NetworkDefinitionCreationFlag.STRONGLY_TYPED"),
         has_progress_monitor=has("IProgressMonitor"),
         has_aliases=has("ICudaEngine.get_aliased_input_tensor"),

@@ -14,6 +14,8 @@ import json
 import mmap
 import os
 import struct
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,22 +69,59 @@ def read_model_file(path: str | os.PathLike[str]) -> bytes:
         raise model_file_error(path, error) from error
 
 
-_MAP_FROM = 256 << 20  # bytes
+class ModelFile:
+    """An open model file whose slices are read when they are taken: host memory never holds the whole.
 
+    It is read and not mapped: the pages of a mapped file count as the process's while they are mapped, and a file that
+    is cut short in place takes the process with it. Closed when the last reference to it goes.
 
-def map_model_file(path: str | os.PathLike[str]) -> memoryview:
-    """The file's bytes; a large file is mapped instead of read, so that host memory holds one copy and not two.
-
-    A file that is cut short in place while it is mapped takes the process with it, so small ones are read. Raises
-    ModelFileError with the reason.
+    Raises:
+        ModelFileError: with the reason; also a slice that cannot be read any more.
     """
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < _MAP_FROM:
-                return memoryview(file.read())
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise model_file_error(path, error) from error
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  # outlives this function
+        except OSError as error:
+            raise model_file_error(path, error) from error
+        weakref.finalize(self, self._file.close)
+        self._size = os.fstat(self.fileno()).st_size
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        read: list[bytes] = []
+        while start < stop:
+            try:
+                read.append(os.pread(self.fileno(), stop - start, start))
+            except OSError as error:
+                raise model_file_error(self.name, error) from error
+            if not read[-1]:
+                raise ModelFileError(
+                    f"{self.name!r} was cut short while it was read: it had {self._size:,} bytes, and ends after "
+                    f"{start:,} now. Replace a model file by renaming a whole one to its name; then load it again."
+                )
+            start += len(read[-1])
+        return b"".join(read)
+
+    def mapped(self) -> memoryview:
+        """All of it as one buffer. Whoever cuts the file short while it is in use takes the process with it."""
+        return memoryview(mmap.mmap(self.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+ModelData = bytes | memoryview | ModelFile
+PIECE = 4 << 20  # bytes that are read at once
+
+
+def pieces(data: ModelData, start: int = 0) -> Iterator[bytes | memoryview]:
+    """What stands from ``start`` on, a piece after the other."""
+    return (data[at : at + PIECE] for at in range(start, len(data), PIECE))
 
 
 def model_file_error(path: str | os.PathLike[str], error: OSError) -> ModelFileError:
@@ -116,25 +155,16 @@ def is_onnx_file(path: str | os.PathLike[str]) -> bool:
 
 def identify_file(path: str | os.PathLike[str]) -> PlanInfo:
     """Identify a plan by reading only its first bytes. Raises ModelFileError and PlanError."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4 + _HEAD)
-            length = _metadata_length(head)
-            if head[:4] not in _TAGS and length is not None:
-                head += file.read(length)
-            total = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise model_file_error(path, error) from error
-    return identify(head, total=total, source=os.fspath(path))
+    return identify(ModelFile(path), source=os.fspath(path))
 
 
-def identify(data: bytes | memoryview, *, total: int | None = None, source: str = "these bytes") -> PlanInfo:
-    """Identify a plan from its bytes (or its first bytes, when ``total`` gives the whole size).
+def identify(data: ModelData, *, source: str = "these bytes") -> PlanInfo:
+    """Identify a plan from its bytes, of which only the first are read.
 
     Raises:
         PlanError: the bytes are no plan, say what they are when that can be known, or end inside the header.
     """
-    total = len(data) if total is None else total
+    total = len(data)
     head = bytes(data[: 4 + _HEAD])
     offset, metadata = 0, {}
     if head[:4] not in _TAGS:

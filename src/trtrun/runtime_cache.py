@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,14 @@ class RuntimeCache:
         self._saved = 0  # of the shapes
 
     @classmethod
-    def of(cls, plan: memoryview, flavor: Flavor, device: Device) -> RuntimeCache:
-        """The cache of this plan with this version of TensorRT on this GPU.
+    def of(cls, plan: Iterable[bytes | memoryview], flavor: Flavor, device: Device) -> RuntimeCache:
+        """The cache of the plan of these pieces with this version of TensorRT on this GPU.
 
         This very one: TensorRT-RTX 1.6.1 refuses what another GPU of the same kind compiled.
         """
-        key = hashlib.sha256(plan)
+        key = hashlib.sha256()
+        for piece in plan:
+            key.update(piece)
         for part in (flavor.title, device.uuid, device.driver_version):
             key.update(b"\0" + part.encode())
         path = cache_dir() / "runtime" / f"{key.hexdigest()[:32]}.cache"

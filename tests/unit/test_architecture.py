@@ -19,7 +19,7 @@ LAYERS = [
     ["runner", "arrays", "flavor", "layout"],
     ["cuda"],
     ["building"],
-    ["runtime_cache", "buffers", "output_allocator", "refit", "turns"],
+    ["runtime_cache", "buffers", "output_allocator", "plan_reader", "refit", "turns"],
     ["engine", "batches", "filling"],
     ["route", "session", "bound", "staged", "state", "debug_tensors", "onnx_runtime"],
     ["pipeline"],

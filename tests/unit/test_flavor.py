@@ -30,10 +30,13 @@ OWNERS = {
     "runtime_cache": {"cache": "IRuntimeCache", "_handle": "IRuntimeCache", "config": "IRuntimeConfig"},
     "route": {"context": "IExecutionContext", "_context": "IExecutionContext"},
     "output_allocator": {"module": ""},
+    "plan_reader": {"module": "", "runtime": "Runtime"},
 }
 # Attributes that exist only where a capability says so.
 CONDITIONAL = {
     "Runtime.get_engine_validity": "has_engine_validity",
+    "Runtime.engine_header_size": "has_engine_validity",
+    "IStreamReaderV2": "has_stream_reader",
     "ICudaEngine.create_runtime_config": "has_runtime_config",
     "IRuntimeCache.deserialize": "has_runtime_cache",
     "IRuntimeCache.serialize": "has_runtime_cache",
@@ -99,7 +102,17 @@ def test_capabilities(name: flavor.FlavorName) -> None:
     full = name == "tensorrt_rtx"
     assert capabilities.can_build is full
     assert capabilities.has_plugin_library is full
+    assert capabilities.has_stream_reader
     assert capabilities.version == ("1.6.1.120" if full else "11.4.0.106")
+
+
+@pytest.mark.parametrize("version", ["10.7.0.23", "10.8.0.43"])
+def test_a_stream_reader_that_must_give_all_at_once_is_not_used(version: str) -> None:
+    module = SimpleNamespace(__version__=version, IStreamReaderV2=object)
+    assert not flavor._inspect("tensorrt", module).has_stream_reader
+    assert not flavor._inspect("tensorrt", SimpleNamespace(__version__="10.3.0.26")).has_stream_reader
+    module.__version__ = "10.9.0.34"
+    assert flavor._inspect("tensorrt", module).has_stream_reader
 
 
 def test_several_flavours_live_in_one_process() -> None:

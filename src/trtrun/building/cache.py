@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import mmap
 import os
 import time
 import zlib
@@ -31,6 +30,7 @@ from filelock import FileLock, Timeout
 
 from .. import flavor as flavors
 from ..errors import BuildError, ModelFileError
+from ..plan import ModelFile, pieces
 from . import files, graph
 from .builder import Progress, build_plan
 from .content import Content, content_of, forget
@@ -203,11 +203,11 @@ def cached_engine(
 
 def cached_plan(
     model: str | os.PathLike[str] | bytes, options: BuildOptions | None = None, *, progress: Progress | None = None
-) -> tuple[Path, memoryview]:
+) -> tuple[Path, ModelFile | memoryview]:
     """The path and the bytes of an engine, as :func:`cached_engine` finds or builds it; the model may be bytes too.
 
-    An engine that is found is mapped into memory, not read. One that is built where the cache cannot be written is
-    not kept, with a warning; then there is no file at the path.
+    An engine that is found is an open file. One that is built where the cache cannot be written is not kept, with a
+    warning; then there is no file at the path.
     """
     options = options or BuildOptions()
     flavor = flavors.for_building(options.flavor)
@@ -268,24 +268,33 @@ def _facts(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _intact(path: Path) -> memoryview | None:
+def _intact(path: Path) -> ModelFile | None:
     """The plan of an entry that matches its checksum, noted as used now; None when there is none, or a damaged one."""
     try:
-        with open(path, "rb") as file:
-            state = file_state(file.fileno())
-            plan = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        plan = ModelFile(path)
+        state = file_state(plan.fileno())
         facts = json.loads(_facts(path).read_bytes())
         known, checksum = facts.get("state"), facts.get("crc32")
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (ModelFileError, OSError, ValueError, AttributeError, RecursionError):
         return None
     with suppress(OSError):  # removed since, or a cache that may only be read
         if known == state:
             os.utime(_facts(path))
-        elif zlib.crc32(plan) != checksum:
+        elif not _has_checksum(plan, checksum):
             return None
         elif files.has_settled(state, time.time_ns()):
             write_atomic(_facts(path), json.dumps({**facts, "state": state}, indent=1).encode())
     return plan
+
+
+def _has_checksum(plan: ModelFile, checksum: object) -> bool:
+    crc = 0
+    try:
+        for piece in pieces(plan):
+            crc = zlib.crc32(piece, crc)
+    except ModelFileError:
+        return False
+    return crc == checksum
 
 
 def _plugin_hash(plugin: str | os.PathLike[str]) -> str:

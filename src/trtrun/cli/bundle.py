@@ -86,12 +86,12 @@ def header(
     from ..building.files import check_target, write_atomic
     from ..bundle import with_ultralytics_header
     from ..errors import BundleError
-    from ..plan import identify, map_model_file
+    from ..plan import ModelFile, identify
 
     check_target(output, [metadata], BundleError)
-    data = map_model_file(engine)
+    data = ModelFile(engine)
     plan = identify(data, source=str(engine))
-    write_atomic(output, with_ultralytics_header(bytes(data[plan.offset :]), _json(metadata)))
+    write_atomic(output, with_ultralytics_header(data[plan.offset :], _json(metadata)))
     typer.echo(f"{output}: {plan}, with {metadata.name} in front")
 
 
