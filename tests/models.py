@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -171,6 +172,39 @@ def small_yolo(classes: int = 3, extras: int = 0, prototypes: bool = False) -> b
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def residual(batch: int | str = "N", channels: int = 512, width: int = 256, side: int = 28, stride: int = 2) -> bytes:
+    """Two of ResNet-50's residual blocks: the first has a convolution in its shortcut, the second has none."""
+    rng = np.random.default_rng(3)
+    nodes: list = []
+    weights: dict[str, np.ndarray] = {}
+
+    def conv(x: str, name: str, cin: int, cout: int, kernel: int = 1, step: int = 1, gain: float = 2.0) -> str:
+        scale = np.sqrt(gain / (cin * kernel * kernel))
+        weights[f"{name}.w"] = (rng.standard_normal((cout, cin, kernel, kernel)) * scale).astype(np.float32)
+        weights[f"{name}.b"] = (rng.standard_normal(cout) * 0.1).astype(np.float32)
+        inputs = [x, f"{name}.w", f"{name}.b"]
+        attributes: dict[str, Any] = {"strides": [step] * 2, "pads": [kernel // 2] * 4}
+        nodes.append(helper.make_node("Conv", inputs, [name], **attributes))
+        return name
+
+    def node(kind: str, inputs: Sequence[str], name: str) -> str:
+        nodes.append(helper.make_node(kind, list(inputs), [name]))
+        return name
+
+    x, cin = "x", channels
+    for block, step in (("a", stride), ("b", 1)):
+        h = node("Relu", [conv(x, f"{block}1", cin, width)], f"{block}1r")
+        h = node("Relu", [conv(h, f"{block}2", width, width, 3, step)], f"{block}2r")
+        h = conv(h, f"{block}3", width, 4 * width, gain=0.2)
+        if block == "a":
+            x = conv(x, "shortcut", cin, 4 * width, step=step, gain=1.0)
+        x, cin = node("Relu", [node("Add", [h, x], f"{block}s")], "y" if block == "b" else f"{block}y"), 4 * width
+    out = side // stride
+    return _model(
+        nodes, [value("x", [batch, channels, side, side])], [value("y", [batch, 4 * width, out, out])], weights
+    )
 
 
 def overflowing() -> bytes:

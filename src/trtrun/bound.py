@@ -152,7 +152,7 @@ class Bound:
     def _captured(self) -> Graph:
         for left in reversed(range(CAPTURE_ATTEMPTS)):
             try:
-                return capture(self._own, self._execute)
+                return capture(self._own, self._execute, self._engine.hold_back)
             except TrtrunError:  # another thread that synchronizes the whole device spoils a capture
                 if not left:
                     raise

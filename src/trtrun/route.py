@@ -12,13 +12,13 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .arrays import Host, copy_out, nbytes_of
 from .buffers import Buffers
-from .cuda.graph import capture
+from .cuda.graph import capture, launch
 from .cuda.memory import copy_async, fill_async, host_view
 from .cuda.stream import create_stream
 from .cuda.transfer import Copy, Transfers
@@ -152,6 +152,7 @@ class Route:
         self._after: list[Step] = []
         self._generation = -1
         self._graphs: dict[Steps, Graph] = {}
+        self._ordered: Graph | Literal["as enqueued"] | None = None  # the engine alone, for steps that are enqueued
         self._borrowing: OrderedDict[Steps, int] = OrderedDict()  # those that read the caller's memory: times launched
         self._worth_a_graph = 2  # such launches
         self._failed_captures = 0
@@ -449,11 +450,53 @@ class Route:
         transfers.enqueue(stream)
 
     def execute(self, stream: int) -> None:
-        """Enqueue the engine itself. Raises ExecutionError with TensorRT's log when it refuses."""
+        """Enqueue the engine itself. Raises ExecutionError with TensorRT's log when it refuses.
+
+        Outside a capture its kernels may read too early, see :meth:`_execute_in_order`.
+        """
         with self._engine.compile_lock, self._engine.flavor.logger.capture() as lines:
             for context in self._contexts:
                 if not context.execute_async_v3(stream):
                     raise ExecutionError(f"TensorRT could not enqueue {self._engine.name}.", log=lines)
+
+    def _execute_in_order(self, stream: int) -> None:
+        """Enqueue the engine, as a graph of its own where its kernels must be kept from starting too early.
+
+        Whether they must is known once they were captured, which they can be after they ran: so the first time they
+        may run twice. Not where an output is written over an input, nor where memory is asked for while they run.
+        """
+        if self._ordered is None:
+            self.execute(stream)
+            self._ordered = self._capture_in_order()
+            if self._ordered == "as enqueued":
+                return
+        if self._ordered == "as enqueued":
+            self.execute(stream)
+        else:
+            launch(self._ordered, stream)
+
+    def _capture_in_order(self) -> Graph | Literal["as enqueued"]:
+        engine, held_back = self._engine, 0
+
+        def amend(graph: Any) -> None:
+            nonlocal held_back
+            held_back = engine.hold_back(graph)
+
+        if not engine.starts_early or engine.aliases or self.allocators or not self._is_capturable():
+            return "as enqueued"
+        with engine.compile_lock:
+            for left in reversed(range(CAPTURE_ATTEMPTS)):
+                try:
+                    graph = capture(self._stream, self.execute, amend)
+                    break
+                except TrtrunError as error:
+                    if not left:
+                        _LOG.warning("the kernels of %s may start too early, before their data: %s", engine.name, error)
+                        return "as enqueued"
+            if held_back:
+                return graph
+            graph.close()
+            return "as enqueued"
 
     def copy_out(self, stream: int) -> None:
         """Enqueue the copies of the outputs from device to page-locked memory."""
@@ -471,10 +514,10 @@ class Route:
         if graph is not None:
             graph.launch(stream)
         else:
-            self._enqueue(int(stream.handle), steps)
+            self._enqueue(int(stream.handle), steps, self._execute_in_order)
             self._warm = True
 
-    def _enqueue(self, stream: int, steps: Steps) -> None:
+    def _enqueue(self, stream: int, steps: Steps, execute: Callable[[int], None]) -> None:
         which, to_host, borrowed = steps
         if which:
             self.copy_in(stream, which)
@@ -482,7 +525,7 @@ class Route:
             Transfers(self._engine.device, borrowed).enqueue(stream)
         for step in self._before:
             step.enqueue(stream)
-        self.execute(stream)
+        execute(stream)
         self._feedback.enqueue(stream)
         for step in self._after:
             step.enqueue(stream)
@@ -535,15 +578,16 @@ class Route:
         """Under the compile lock: the process died where a thread ended a capture, or instantiated its graph, while
         another executed a shape for the first time; in a stress test 1 of 150 rounds of a new engine did.
         """
-        capabilities = self._engine.flavor.capabilities
         try:
             with self._bound(steps[2]) as copied:
-                context: Any  # is_stream_capturable is TensorRT-RTX's, and the stubs know the full API
-                for context in self._contexts:
-                    if capabilities.has_stream_capturable and not context.is_stream_capturable(self._handle):
-                        raise ExecutionError("TensorRT says that this engine cannot be captured for these shapes")
+                if not self._is_capturable():
+                    raise ExecutionError("TensorRT says that this engine cannot be captured for these shapes")
                 steps_left = (steps[0], steps[1], copied)
-                self._graphs[steps] = capture(self._stream, lambda stream: self._enqueue(stream, steps_left))
+                self._graphs[steps] = capture(
+                    self._stream,
+                    lambda stream: self._enqueue(stream, steps_left, self.execute),
+                    self._engine.hold_back,
+                )
         except TrtrunError as error:
             # Another thread that synchronizes the whole device spoils a capture, whatever its mode; the next may do.
             self._failed_captures += 1
@@ -552,6 +596,12 @@ class Route:
                 return
             self.graph_reason = f"capture failed: {error}"
             _LOG.warning("%s runs without a CUDA graph, which is slower: %s", self._engine.name, error)
+
+    def _is_capturable(self) -> bool:
+        contexts: list[Any] = self._contexts  # is_stream_capturable is TensorRT-RTX's, and the stubs know the full API
+        return not self._engine.flavor.capabilities.has_stream_capturable or all(
+            context.is_stream_capturable(self._handle) for context in contexts
+        )
 
     @contextmanager
     def _bound(self, borrowed: tuple[Copy, ...]) -> Iterator[tuple[Copy, ...]]:
@@ -585,6 +635,9 @@ class Route:
             for graph in self._graphs.values():
                 graph.close()
             self._graphs.clear()
+            if self._ordered is not None and self._ordered != "as enqueued":
+                self._ordered.close()
+            self._ordered = None
         self._borrowing.clear()
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import trtrun
 from tests import models
+from tests.gpu.conftest import TF32, relative_error
 from trtrun.building.quantization import quantize
 from trtrun.cli import app
 from trtrun.comparison import build_verified
@@ -127,7 +128,9 @@ def test_the_layer_that_overflows_fp16_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["convolution", "affine"])
-def test_without_tf32_products_are_those_of_fp32(name: str, tmp_path: Path) -> None:
+def test_without_tf32_it_is_said_that_products_are_tf32(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(getattr(models, name)())
     shape = (1, 3, 64, 64) if name == "convolution" else (4, 12)
@@ -135,8 +138,9 @@ def test_without_tf32_products_are_those_of_fp32(name: str, tmp_path: Path) -> N
     x = np.random.default_rng().standard_normal(shape).astype(np.float32)
     wanted = trtrun.OnnxRuntimeSession(path)(x)
     with trtrun.load(path, build_options=options) as session:
+        assert "TF32" in caplog.text
         for output, array in session(x).items():
-            assert np.linalg.norm(array - wanted[output]) <= 1e-5 * np.linalg.norm(wanted[output])
+            assert relative_error(array, wanted[output]) <= TF32
 
 
 def test_fp8_computes_what_its_graph_says(tmp_path: Path) -> None:

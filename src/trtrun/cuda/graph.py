@@ -6,11 +6,13 @@ import gc
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
+from cuda.bindings import driver
 from cuda.core import Stream
 from cuda.core.graph import Graph
 
-from .check import translated
+from .check import check, translated
 
 
 class _GarbageCollection:
@@ -42,8 +44,10 @@ class _GarbageCollection:
 _garbage_collection_paused = _GarbageCollection()
 
 
-def capture(stream: Stream, enqueue: Callable[[int], None]) -> Graph:
+def capture(stream: Stream, enqueue: Callable[[int], None], amend: Callable[[Any], object] | None = None) -> Graph:
     """Capture what ``enqueue(stream_handle)`` enqueues, instantiate it and upload it to the GPU.
+
+    ``amend`` may change the ``CUgraph`` before it is instantiated.
 
     Thread-local capture mode: other threads may allocate and synchronize meanwhile. The caller holds the device's
     context current. Whatever ``enqueue`` raises is raised after the capture was ended.
@@ -60,9 +64,16 @@ def capture(stream: Stream, enqueue: Callable[[int], None]) -> Graph:
                         builder.end_building()
                     raise
                 builder.end_building()
+                if amend is not None:
+                    amend(builder.graph_definition.handle)
                 graph: Graph = builder.complete()
         finally:
             with suppress(Exception):  # the builder of a failed capture cannot be closed without an error
                 builder.close()
         graph.upload(stream)
         return graph
+
+
+def launch(graph: Graph, stream: int) -> None:
+    """Launch on a stream that is known by its handle alone."""
+    check(driver.cuGraphLaunch(graph.handle, stream), "launch a CUDA graph")

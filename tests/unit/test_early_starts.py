@@ -1,0 +1,51 @@
+"""Which kernels may start early, from their operands alone; what CUDA says of them is in tests/gpu."""
+
+from __future__ import annotations
+
+import pytest
+
+from trtrun.cuda.early_starts import too_early
+
+# One residual block and the next: what each kernel reads first, its weights, what it adds, and what it writes.
+X, SHORT, H1, H2, Y1, G1, Y2 = range(100, 107)
+REDUCE, CONV, MAIN, SHORTCUT, NEXT, LAST = range(6)
+OPERANDS = {
+    REDUCE: [X, 1, H1],
+    CONV: [H1, 2, H2],
+    MAIN: [H2, 3, SHORT],
+    SHORTCUT: [X, 4, SHORT, Y1],  # adds what the kernel just ahead writes
+    NEXT: [Y1, 5, G1],
+    LAST: [G1, 6, Y1, Y2],  # adds what was written two kernels ahead
+}
+CHAIN = [(REDUCE, CONV), (CONV, MAIN), (MAIN, SHORTCUT), (SHORTCUT, NEXT), (NEXT, LAST)]
+
+
+def test_a_kernel_that_adds_what_is_still_being_written_waits() -> None:
+    assert too_early(CHAIN, OPERANDS, far=False) == [(MAIN, SHORTCUT)]
+
+
+def test_far_counts_all_up_to_the_next_ordinary_edge() -> None:
+    assert too_early(CHAIN, OPERANDS, far=True) == [(MAIN, SHORTCUT), (NEXT, LAST)]
+    # Between the two kernels stands an edge that is no early start.
+    without = [edge for edge in CHAIN if edge != (SHORTCUT, NEXT)]
+    assert too_early(without, OPERANDS, far=True) == [(MAIN, SHORTCUT)]
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_the_first_operand_and_the_output_are_waited_for_by_the_kernel_itself(far: bool) -> None:
+    assert too_early([(0, 1)], {0: [X, 1, H1], 1: [H1, 2, X]}, far=far) == []
+
+
+def test_adding_in_place_is_reading() -> None:
+    assert too_early([(0, 1)], {0: [X, 1, Y1], 1: [H2, 2, Y1, Y1]}, far=False) == [(0, 1)]
+
+
+def test_unknown_operands_wait() -> None:
+    assert too_early([(0, 1), (1, 2)], {0: [X, 1, H1], 1: None, 2: [H2, 2, Y1]}, far=False) == [(0, 1), (1, 2)]
+
+
+def test_few_operands_and_no_edges() -> None:
+    assert too_early([(0, 1)], {0: [], 1: [X]}, far=True) == []
+    assert too_early([], {}, far=True) == []
+    # A kernel with two ahead of it, in a graph that forks.
+    assert too_early([(0, 2), (1, 2)], {0: [X, H1], 1: [X, H2], 2: [H1, H2, Y1]}, far=False) == [(1, 2)]
