@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Results = dict[str, Any]
 _BURST = 0.1  # seconds that a queue may stand and still be called a burst
 _SHORT = 0.005  # seconds that are not worth turning anybody away for
+_QUICK = 0.001  # seconds: of what takes less, waking another thread for it is a good part
+_KNOWN = 64  # kinds of requests whose time is known
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ class Batcher:
         self.sizes: tuple[int, ...] = ()
         self._probe: Mapping[str, Array] | None = None  # a request that ran
         self.failure: DeviceError | None = None
+        self._first = threading.Lock()  # held by who runs on the first instance, a worker or a caller
+        self._alone: dict[tuple[Any, ...], float] = {}  # seconds that such a request took there last
         self._clones: list[Runner] = []
         try:
             for _ in range(self.options.instances * runner.parallel):
@@ -167,6 +172,7 @@ class Batcher:
         priority: int = 0,
         timeout: float | None = None,
         outputs: OutputMode = "copy",
+        here: bool = False,
     ) -> Future[Results]:
         """Put a request into the queue.
 
@@ -176,6 +182,8 @@ class Batcher:
             priority: 1 is served first, 2 after it, and so on; 0 is last.
             timeout: seconds in which it must be begun, else the future raises RequestTimeoutError.
             outputs: as :meth:`~trtrun.runner.Runner.run` has it; a request with others than copies runs alone.
+            here: it may run in the calling thread, and its future is done then: where nothing waits, the first instance
+                is idle, and such a request took less than a millisecond there. For a caller that has no other.
 
         Raises InputError for inputs that do not fit, ServerBusyError when the queue is full, DeviceError when the GPU
         has failed, ClosedError after close().
@@ -204,6 +212,8 @@ class Batcher:
             now,
             None if timeout is None else now + timeout,
         )
+        if here and self._runs_here(request):
+            return request.future
         with self._condition:
             self.check_room(priority)
             if not self._queue:
@@ -213,6 +223,22 @@ class Batcher:
             if self._idle or not key or self._rows[key] >= self.max_batch_size:
                 self._condition.notify_all()  # one alone may be somebody who waits for another batch to fill
         return request.future
+
+    def _runs_here(self, request: _Request) -> bool:
+        """Run it in this thread if that is the quicker way: waking a worker, and being woken, takes two changes of
+        threads. False where it is not."""
+        waits = self.options.max_queue_delay > 0 and self.max_batch_size > 1
+        if self._queue or waits or self._alone.get((request.key, request.rows), _QUICK) >= _QUICK:
+            return False
+        if not self._first.acquire(blocking=False):
+            return False
+        try:
+            with self._condition:
+                self.check_room()
+            self._run(self._clones[0], [request])
+        finally:
+            self._first.release()
+        return True
 
     def check_room(self, priority: int = 0) -> None:
         """Raise what :meth:`submit` would for any request of this priority now, whatever its inputs."""
@@ -256,8 +282,10 @@ class Batcher:
         self._probe = inputs
 
     def _work(self, runner: Runner) -> None:
+        shared = self._first if runner is self._clones[0] else nullcontext()
         while batch := self._next():
-            self._run(runner, batch)
+            with shared:
+                self._run(runner, batch)
             del batch  # what it holds, shared memory too, is not kept until the next one comes
 
     def _next(self) -> list[_Request]:
@@ -358,6 +386,10 @@ class Batcher:
                 self._fail(request, error, start - request.arrived, time.perf_counter() - start, rows)
             return True
         computed = time.perf_counter() - start
+        if len(batch) == 1 and batch[0].key and runner is self._clones[0]:
+            if len(self._alone) == _KNOWN:
+                self._alone.clear()
+            self._alone[batch[0].key, rows] = computed
         self._batch_time += 0.2 * (computed - self._batch_time)
         first = 0
         for request in batch:
@@ -436,8 +468,9 @@ class Batcher:
             self._condition.notify_all()
         for worker in self._workers:
             worker.join()
-        for clone in self._clones:
-            clone.close()
+        with self._first:
+            for clone in self._clones:
+                clone.close()
 
 
 def _sizes(runner: Runner, most: int) -> tuple[int, ...]:

@@ -32,10 +32,17 @@ class Bodies:
         self.most_together = max(most, most_together)
         self.held = 0
         self.refused = 0
+        self._count = 0
 
     def hold(self) -> Body:
         """A body that has no bytes yet: ``with bodies.hold() as body``."""
         return Body(self)
+
+    async def one(self) -> bool:
+        """Whether there is only one, when what has come meanwhile was looked at."""
+        if self._count == 1:
+            await asyncio.sleep(0)
+        return self._count == 1
 
 
 @dataclass
@@ -47,9 +54,11 @@ class Body:
     data: bytearray = field(default_factory=bytearray)
 
     def __enter__(self) -> Body:
+        self._bodies._count += 1
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._bodies._count -= 1
         self._bodies.held -= self.size
         self.size = 0
 

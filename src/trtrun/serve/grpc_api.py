@@ -33,7 +33,7 @@ from ..errors import (
 from . import protocol
 from .aside import aside
 from .bodies import Bodies
-from .logs import identity_of, log_bug, log_request
+from .logs import identity_of, log_bug, log_request, log_soon
 from .peer import peer_of
 from .protocol import InferRequest, RequestedOutput
 from .repository import EXTENSIONS, Repository, configuration, describe
@@ -226,8 +226,8 @@ class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def _identity(context: Any, request: Any) -> str:
-    given = dict(context.invocation_metadata()).get("x-request-id", "")
-    return identity_of(str(given) or getattr(request, "id", ""))
+    given = next((str(value) for key, value in context.invocation_metadata() if key == "x-request-id"), "")
+    return identity_of(given or getattr(request, "id", ""))
 
 
 class _Service:
@@ -262,8 +262,8 @@ class _Service:
                 log_bug(identity)
                 code, problem = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
             finally:
-                model = getattr(request, "model_name", "")
-                log_request(f"{name} {model}".rstrip(), code.name, start, identity, problem)
+                what = f"{name} {getattr(request, 'model_name', '')}".rstrip()
+                log_soon(what, code.name, start, identity, problem)
             return await context.abort(code, problem)
 
         return guarded
@@ -361,8 +361,9 @@ class _Service:
             priority=parsed.priority,
             timeout=timeout,
             outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
+            here=await self._bodies.one(),
         )
-        results = await asyncio.wrap_future(future)
+        results = future.result() if future.done() else await asyncio.wrap_future(future)
         if sum(array.nbytes for array in results.values()) < _LARGE:
             return self._render(model.name, model.version, parsed, results)
         return await aside(lambda: self._render(model.name, model.version, parsed, results))
@@ -474,6 +475,8 @@ class _Service:
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    if not given:
+        return {}
     chosen = {key: value.WhichOneof("parameter_choice") for key, value in given.items()}
     return {key: getattr(given[key], which) for key, which in chosen.items() if which}
 

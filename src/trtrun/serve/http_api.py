@@ -40,7 +40,7 @@ from ..errors import (
 from . import json_text, protocol
 from .aside import aside
 from .bodies import Bodies, Body, packed
-from .logs import identity_of, log_bug, log_request
+from .logs import identity_of, log_bug, log_request, log_soon
 from .pictures import Pictures, form_of
 from .repository import EXTENSIONS, Model, Repository, configuration, describe
 from .shared_memory import CudaRegion, SharedMemory, SystemRegion
@@ -196,7 +196,7 @@ class _Api:
                 problem = f"{type(error).__name__}: {error}"
                 response = _error(500, problem)
             response.headers["X-Request-Id"] = identity
-            log_request(f"{request.method} {request.url.path}", response.status_code, start, identity, problem)
+            log_soon(f"{request.method} {request.url.path}", response.status_code, start, identity, problem)
             return response
 
         return guard
@@ -287,8 +287,9 @@ class _Api:
                 priority=parsed.priority,
                 timeout=parsed.timeout,
                 outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
+                here=await self._bodies.one(),
             )
-            results = await asyncio.wrap_future(future)
+            results = future.result() if future.done() else await asyncio.wrap_future(future)
         pieces, header = await _beside(
             sum(array.nbytes for array in results.values()),
             lambda: protocol.render(model.name, model.version, parsed, results, self._memory),
