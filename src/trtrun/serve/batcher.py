@@ -126,6 +126,7 @@ class Batcher:
         self._condition = threading.Condition()
         self._idle = 0  # workers that wait for the first request of a batch
         self._emptied = time.perf_counter()  # when nothing waited last
+        self._refused = 0.0  # when one was turned away last because it would have waited too long
         self._batch_time = 0.0  # seconds that a batch takes: a moving average
         self._closing = False
         self._rows: dict[tuple[Any, ...], int] = {}  # that wait, by key
@@ -258,17 +259,19 @@ class Batcher:
                 f"{len(self._queue)} requests wait already, which is all the queue holds. Come back later."
             )
 
-        standing = time.perf_counter() - self._emptied
-        if not self._queue or standing < _BURST:
+        now = time.perf_counter()
+        standing = now - self._emptied
+        # A short queue may be empty for a moment whatever comes: that alone is no room for another burst.
+        if not self._queue or (standing < _BURST and now - self._refused > _BURST):
             return
         rank = (priority or sys.maxsize, sys.maxsize)
         batches = sum(other.rows for other in self._queue if other.rank < rank) / self.max_batch_size
         wait = batches / len(self._clones) * self._batch_time
         bound = self.options.max_queue_time
         if wait > (max(self._batch_time, _SHORT) if bound is None else bound):
+            self._refused = now
             raise ServerBusyError(
-                f"more comes than can be done: requests have been waiting for {standing:.1f} s, and this one would for "
-                f"{1e3 * wait:.0f} ms. Come back later."
+                f"more comes than can be done: this request would wait for {1e3 * wait:.0f} ms. Come back later."
             )
 
     def warm_up(self, inputs: Mapping[str, Array]) -> None:
@@ -293,6 +296,7 @@ class Batcher:
         with self._condition:
             while True:
                 while not self._queue and not self._closing:
+                    self._refused = 0.0
                     self._idle += 1
                     self._condition.wait()
                     self._idle -= 1

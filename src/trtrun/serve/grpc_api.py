@@ -31,7 +31,7 @@ from ..errors import (
     TrtrunError,
 )
 from . import protocol
-from .aside import aside
+from .aside import aside, result_of
 from .bodies import Bodies
 from .logs import identity_of, log_bug, log_request, log_soon
 from .peer import peer_of
@@ -246,7 +246,7 @@ class _Service:
             request = received.message
             start, identity = time.perf_counter(), _identity(context, request)
             context.set_trailing_metadata((("x-request-id", identity),))
-            code, problem = grpc.StatusCode.OK, ""
+            code, problem, busy = grpc.StatusCode.OK, "", False
             try:
                 with self._bodies.hold() as body:
                     body.grow(received.size)
@@ -255,6 +255,7 @@ class _Service:
                     return await method(received if name == "ModelInfer" else request, context)
             except TrtrunError as error:
                 code, problem = code_of(error), str(error)
+                busy = isinstance(error, ServerBusyError)
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED
                 raise
@@ -263,7 +264,7 @@ class _Service:
                 code, problem = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
             finally:
                 what = f"{name} {getattr(request, 'model_name', '')}".rstrip()
-                log_soon(what, code.name, start, identity, problem)
+                log_soon(what, code.name, start, identity, problem, refused=busy)
             return await context.abort(code, problem)
 
         return guarded
@@ -349,6 +350,10 @@ class _Service:
 
     async def _infer(self, received: _Received, remaining: float | None) -> Any:
         request = received.message
+        parameters = _parameters(request.parameters)
+        priority = protocol.integer(parameters.get("priority", 0), "priority")
+        # Who is to come back later costs as little as possible: when most are, it is most of the work.
+        self._repository.get(request.model_name, request.model_version).batcher.check_room(priority)
         if not received.raw and received.size > _LARGE:  # numbers one by one
             parsed = await aside(lambda: self._parse(received))
         else:
@@ -363,7 +368,7 @@ class _Service:
             outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
             here=await self._bodies.one(),
         )
-        results = future.result() if future.done() else await asyncio.wrap_future(future)
+        results = await result_of(future)
         if sum(array.nbytes for array in results.values()) < _LARGE:
             return self._render(model.name, model.version, parsed, results)
         return await aside(lambda: self._render(model.name, model.version, parsed, results))

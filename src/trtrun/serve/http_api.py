@@ -38,7 +38,7 @@ from ..errors import (
     TrtrunError,
 )
 from . import json_text, protocol
-from .aside import aside
+from .aside import aside, result_of
 from .bodies import Bodies, Body, packed
 from .logs import identity_of, log_bug, log_request, log_soon
 from .pictures import Pictures, form_of
@@ -175,7 +175,7 @@ class _Api:
         async def guard(request: Request) -> Response:
             start = time.perf_counter()
             identity = identity_of(request.headers.get("x-request-id", ""))
-            problem = ""
+            problem, busy = "", False
             try:
                 if _is_foreign(request):
                     response = _error(403, "pages of other sites may not use this server from a browser")
@@ -187,7 +187,7 @@ class _Api:
             except ClientDisconnect:
                 problem, response = "the client has gone", Response(status_code=499)
             except TrtrunError as error:
-                problem = str(error)
+                problem, busy = str(error), isinstance(error, ServerBusyError)
                 response = _error(status_of(error), problem)
                 if response.status_code == 503:
                     response.headers["Retry-After"] = "1"
@@ -196,7 +196,9 @@ class _Api:
                 problem = f"{type(error).__name__}: {error}"
                 response = _error(500, problem)
             response.headers["X-Request-Id"] = identity
-            log_soon(f"{request.method} {request.url.path}", response.status_code, start, identity, problem)
+            log_soon(
+                f"{request.method} {request.url.path}", response.status_code, start, identity, problem, refused=busy
+            )
             return response
 
         return guard
@@ -289,7 +291,7 @@ class _Api:
                 outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
                 here=await self._bodies.one(),
             )
-            results = future.result() if future.done() else await asyncio.wrap_future(future)
+            results = await result_of(future)
         pieces, header = await _beside(
             sum(array.nbytes for array in results.values()),
             lambda: protocol.render(model.name, model.version, parsed, results, self._memory),

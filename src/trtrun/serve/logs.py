@@ -52,9 +52,43 @@ def log_request(what: str, status: int | str, start: float, identity: str, probl
     _LOG.handle(record)
 
 
-def log_soon(what: str, status: int | str, start: float, identity: str, problem: str = "") -> None:
-    """:func:`log_request` when the event loop has done what it is doing: no answer waits for its line."""
-    asyncio.get_running_loop().call_soon(log_request, what, status, start, identity, problem)
+def log_soon(
+    what: str, status: int | str, start: float, identity: str, problem: str = "", *, refused: bool = False
+) -> None:
+    """:func:`log_request` when the event loop has done what it is doing: no answer waits for its line.
+
+    Of requests that are ``refused`` because there is too much to do, one a second has its line and the others are
+    counted: there may be thousands, and lines about them would be part of what is too much.
+    """
+    loop = asyncio.get_running_loop()
+    if refused and not _refusals.has_line(loop):
+        return
+    loop.call_soon(log_request, what, status, start, identity, problem)
+
+
+class _Refusals:
+    """Requests that were turned away and have no line of their own."""
+
+    def __init__(self) -> None:
+        self._since = -1.0  # when one had a line
+        self._more = 0
+
+    def has_line(self, loop: asyncio.AbstractEventLoop) -> bool:
+        now = time.monotonic()
+        if now - self._since < 1.0:
+            self._more += 1
+            return False
+        self._since = now
+        loop.call_later(1.0, self._say)
+        return True
+
+    def _say(self) -> None:
+        more, self._more = self._more, 0
+        if more:
+            _LOG.info("%d more requests were turned away within a second", more)
+
+
+_refusals = _Refusals()
 
 
 def log_bug(identity: str) -> None:

@@ -15,6 +15,7 @@ from ..vision.preprocess import Picture, import_cv2
 from ..vision.results import Result
 from ..vision.sources import decode_picture
 from ..vision.task import VisionTask
+from .aside import result_of
 from .repository import Model
 
 # The kinds that both Pillow, which reads the size, and OpenCV, which decodes, tell by the same first bytes.
@@ -55,7 +56,7 @@ class Pictures:
         task = model.task()
         model.batcher.check_room(priority)  # before the work that decoding is
         picture, inputs, geometries = await self._in_thread(lambda: self._prepare(task, data))
-        outputs = await asyncio.wrap_future(model.batcher.submit(inputs, priority=priority, timeout=timeout))
+        outputs = await result_of(model.batcher.submit(inputs, priority=priority, timeout=timeout))
         return await self._in_thread(lambda: _answer(model, task, picture, task.decode(outputs, geometries)[0], form))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
