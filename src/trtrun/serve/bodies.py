@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections.abc import AsyncIterable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from .aside import aside
 _CODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _LARGE = 1 << 16  # bytes whose compression is not worth a thread's while
 _STEP = 1 << 20
+_PAUSE = 0.0002  # seconds without a request that clients who wait for their answers leave, and many together do not
 _IDLE = 20.0  # seconds without a byte, after which a client does not hold its part of the memory any longer
 
 
@@ -33,16 +35,18 @@ class Bodies:
         self.held = 0
         self.refused = 0
         self._count = 0
+        self._ended = 0.0  # when there was none any more
+        self._quiet = False  # before the newest came
 
     def hold(self) -> Body:
         """A body that has no bytes yet: ``with bodies.hold() as body``."""
         return Body(self)
 
-    async def one(self) -> bool:
-        """Whether there is only one, when what has come meanwhile was looked at."""
-        if self._count == 1:
+    async def lone(self) -> bool:
+        """Whether the newest is the only one, came after a pause, and none has come meanwhile."""
+        if self._quiet:
             await asyncio.sleep(0)
-        return self._count == 1
+        return self._quiet
 
 
 @dataclass
@@ -54,11 +58,14 @@ class Body:
     data: bytearray = field(default_factory=bytearray)
 
     def __enter__(self) -> Body:
-        self._bodies._count += 1
+        bodies = self._bodies
+        bodies._quiet = not bodies._count and time.perf_counter() - bodies._ended > _PAUSE
+        bodies._count += 1
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bodies._count -= 1
+        self._bodies._ended = time.perf_counter()
         self._bodies.held -= self.size
         self.size = 0
 

@@ -366,7 +366,7 @@ class _Service:
             priority=parsed.priority,
             timeout=timeout,
             outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
-            here=await self._bodies.one(),
+            here=await self._bodies.lone(),
         )
         results = await result_of(future)
         if sum(array.nbytes for array in results.values()) < _LARGE:

@@ -289,7 +289,7 @@ class _Api:
                 priority=parsed.priority,
                 timeout=parsed.timeout,
                 outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
-                here=await self._bodies.one(),
+                here=await self._bodies.lone(),
             )
             results = await result_of(future)
         pieces, header = await _beside(
