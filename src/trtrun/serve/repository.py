@@ -212,6 +212,15 @@ class Repository:
                         found.add(name)
         return sorted(found)
 
+    def size(self) -> int:
+        """Bytes of the files of all models there are."""
+        found = 0
+        for name in self.names():
+            newest = self._newest(name)
+            with suppress(OSError):
+                found += 0 if newest is None else newest[1].stat().st_size
+        return found
+
     def load_all(self, skip: Callable[[str], bool] = lambda name: False) -> list[TrtrunError]:
         """Load every model but those to ``skip``, which count as unloaded; what failed is returned, and the rest is
         served."""
