@@ -162,8 +162,8 @@ def command(
         if count > 1:
             if workers is None:
                 logging.getLogger("trtrun.serve").info(
-                    "%d workers for %d cores and %d GPU(s): each takes GPU memory for %.0f MiB of model files and a CUDA "
-                    "context; --workers 1 starts one",
+                    "%d workers for %d cores and %d GPU(s): each takes GPU memory for %.0f MiB of model files and a "
+                    "CUDA context; --workers 1 starts one",
                     count,
                     cores,
                     gpus,
