@@ -307,8 +307,7 @@ class Batcher:
                     continue
                 batch, left = self._fitting()
                 if left <= 0 or self._closing:
-                    for request in batch:
-                        self._take(request)
+                    self._take(batch)
                     if not self._queue:
                         self._emptied = time.perf_counter()
                     if self._queue and self._idle:
@@ -318,17 +317,21 @@ class Batcher:
                 deadlines = [request.deadline for request in self._queue if request.deadline is not None]
                 self._condition.wait(min([left, *(deadline - time.perf_counter() for deadline in deadlines)]))
 
-    def _take(self, request: _Request) -> None:
+    def _take(self, requests: list[_Request]) -> None:
         """Out of the queue."""
-        self._queue.remove(request)
-        left = self._rows.pop(request.key, 0) - request.rows  # nothing is noted where only empty requests wait
-        if left:
-            self._rows[request.key] = left
+        taken = {request.rank for request in requests}
+        self._queue = [request for request in self._queue if request.rank not in taken]
+        for request in requests:
+            left = self._rows.pop(request.key, 0) - request.rows  # nothing is noted where only empty requests wait
+            if left:
+                self._rows[request.key] = left
 
     def _expire(self) -> None:
         now = time.perf_counter()
-        for request in [r for r in self._queue if r.deadline is not None and r.deadline < now]:
-            self._take(request)
+        late = [r for r in self._queue if r.deadline is not None and r.deadline < now]
+        if late:
+            self._take(late)
+        for request in late:
             error = RequestTimeoutError(f"the request was not begun within {request.deadline - request.arrived:.3g} s.")  # type: ignore[operator]
             self._fail(request, error, now - request.arrived, 0.0, 0)
 
@@ -338,33 +341,30 @@ class Batcher:
         That is the first that need not wait, whatever waits before it: a request must not keep a full batch of other
         shapes from running. Where all wait, it is what has to go first.
         """
-        found: list[tuple[list[_Request], float]] = []
-        seen = set()
+        batches: dict[tuple[Any, ...], list[_Request]] = {}
+        rows: dict[tuple[Any, ...], int] = {}
+        for request in self._queue:
+            # One that runs alone is a batch of its own, and so is each where there are none.
+            key = request.key if request.key and self.max_batch_size > 1 else (request.rank,)
+            if key not in batches:
+                if batches and not self.options.max_queue_delay:
+                    continue  # the first does not wait
+                batches[key], rows[key] = [request], request.rows
+            elif rows[key] + request.rows <= self.max_batch_size:
+                batches[key].append(request)
+                rows[key] += request.rows
+            if len(batches) == 1 and (not request.key or rows[key] >= self.max_batch_size):
+                break  # nothing can join the first, and what comes behind it does not matter
         now = time.perf_counter()
-        for first in self._queue:
-            if first.key and first.key in seen:
-                continue
-            seen.add(first.key)
-            batch, full = self._joinable(first)
+        found: list[tuple[list[_Request], float]] = []
+        for key, batch in batches.items():
+            full = not batch[0].key or rows[key] >= self.max_batch_size
             oldest = min(request.arrived for request in batch)
             left = 0.0 if full else oldest + self.options.max_queue_delay - now
             if left <= 0:
                 return batch, left
             found.append((batch, left))
         return min(found, key=lambda pair: pair[1])
-
-    def _joinable(self, first: _Request) -> tuple[list[_Request], bool]:
-        """The request and those that fit into a batch with it; and whether no other could join them."""
-        batch, rows = [first], first.rows
-        if not first.key or self.max_batch_size == 1:
-            return batch, True
-        for request in self._queue:
-            if rows >= self.max_batch_size:
-                break
-            if request is not first and request.key == first.key and rows + request.rows <= self.max_batch_size:
-                batch.append(request)
-                rows += request.rows
-        return batch, rows >= self.max_batch_size
 
     def _run(self, runner: Runner, batch: list[_Request]) -> None:
         batch = [request for request in batch if request.future.set_running_or_notify_cancel()]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -42,6 +43,16 @@ class Bodies:
         """A body that has no bytes yet: ``with bodies.hold() as body``."""
         return Body(self)
 
+    def take(self, count: int) -> None:
+        """Count so many bytes. Raises ServerBusyError where there is no room for them now."""
+        if self.held + count > self.most_together:
+            self.refused += 1
+            raise ServerBusyError(
+                f"the requests that are here hold {self.held} bytes, and {self.most_together} are taken together. Come "
+                "back later."
+            )
+        self.held += count
+
     async def lone(self) -> bool:
         """Whether the newest is the only one, came after a pause, and none has come meanwhile."""
         if self._quiet:
@@ -73,14 +84,27 @@ class Body:
         """Count so many bytes more. Raises RequestTooLargeError, and ServerBusyError where there is no room now."""
         if self.size + count > self._bodies.most:
             raise RequestTooLargeError(f"the body is larger than {self._bodies.most} bytes.")
-        if self._bodies.held + count > self._bodies.most_together:
-            self._bodies.refused += 1
-            raise ServerBusyError(
-                f"the requests that are here hold {self._bodies.held} bytes, and {self._bodies.most_together} are "
-                "taken together. Come back later."
-            )
+        self._bodies.take(count)
         self.size += count
-        self._bodies.held += count
+
+    @contextmanager
+    def reserve(self, count: int) -> Iterator[None]:
+        """Count so many bytes more for as long as the block runs: what reading the body takes beside it.
+
+        Raises RequestTooLargeError where all bodies together may not take that, and ServerBusyError where there is no
+        room now.
+        """
+        bodies = self._bodies
+        if self.size + count > bodies.most_together:
+            raise RequestTooLargeError(
+                f"reading JSON of this size takes {count} bytes of memory, and {bodies.most_together} are for all "
+                "requests together. Send the tensors as binary data."
+            )
+        bodies.take(count)
+        try:
+            yield
+        finally:
+            bodies.held -= count
 
     async def read(self, chunks: AsyncIterable[bytes], coding: str = "") -> bytearray:
         """Read it, and unpack what its ``Content-Encoding`` says.

@@ -36,7 +36,7 @@ from .bodies import Bodies
 from .logs import identity_of, log_bug, log_request, log_soon
 from .peer import peer_of
 from .protocol import InferRequest, RequestedOutput
-from .repository import EXTENSIONS, Repository, configuration, describe
+from .repository import EXTENSIONS, MODEL_ERRORS, Repository, configuration, describe
 from .shared_memory import CudaRegion, SharedMemory, SystemRegion
 from .siblings import Siblings
 
@@ -84,7 +84,7 @@ def code_of(error: BaseException) -> grpc.StatusCode:
         (ServerBusyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
         ((ClosedError, DeviceError), grpc.StatusCode.UNAVAILABLE),  # another server may do it
         (RequestTimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),
-        (InputError, grpc.StatusCode.INVALID_ARGUMENT),
+        ((InputError, *MODEL_ERRORS), grpc.StatusCode.INVALID_ARGUMENT),
     )
     return next((code for kind, code in kinds if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 

@@ -18,13 +18,19 @@ from typing import Any
 import numpy as np
 
 from ..errors import (
+    BuildError,
+    BundleError,
     ClosedError,
     DeviceError,
     InputError,
     ModelFileError,
     ModelNotFoundError,
+    OnnxError,
+    PlanError,
+    PluginError,
     ServerBusyError,
     TrtrunError,
+    UnsupportedTensorError,
 )
 from ..runner import Runner
 from ..vision.task import VisionTask, task
@@ -42,6 +48,8 @@ EXTENSIONS = [
     "system_shared_memory",
 ]
 _EXACT = 1024  # rows of batches that are counted apart
+# A file that cannot be loaded is its owner's mistake, and not the server's.
+MODEL_ERRORS = (ModelFileError, PlanError, BundleError, OnnxError, BuildError, PluginError, UnsupportedTensorError)
 SUFFIXES = (".engine", ".plan", ".trt", ".onnx", ".bundle")
 
 Load = Callable[[Path], Runner]
