@@ -25,7 +25,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[_GONE] = []  # type: ignore[typeddict-unknown-key]
+        self.scope[_GONE] = []  # type: ignore[literal-required]
         if self._waiting is None:
             self._waiting = self.loop.call_later(_PATIENCE, self.transport.abort)
 
