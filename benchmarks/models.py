@@ -84,6 +84,15 @@ def tiny(batch: int | None = 1) -> bytes:
     return net.model(net.linear(x, 8, 10), [batch or "N", 3, 32, 32], 10)
 
 
+def nothing(batch: int | None = 1, dtype: str = "float16") -> bytes:
+    """No network: of images [N, 3, 224, 224] the first thousand values are the logits [N, 1000]."""
+    net = _Network(dtype)
+    for name, values in (("starts", [0, 0, 0]), ("ends", [1, 5, 200]), ("axes", [1, 2, 3])):
+        net.weights.append(numpy_helper.from_array(np.int64(values), name))
+    x = net.node("Slice", ["images", "starts", "ends", "axes"])
+    return net.model(net.node("Flatten", [x]), [batch or "N", 3, 224, 224], 1000)
+
+
 def resnet50(batch: int | None = 1, dtype: str = "float16", side: int = 224, enlarge: int = 1) -> bytes:
     """ResNet-50: images [N, 3, side, side], which it enlarges first, to logits [N, 1000]."""
     net = _Network(dtype)

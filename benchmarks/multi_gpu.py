@@ -208,6 +208,7 @@ def served(path: Path, arguments: list[str], workers: int, clients: int, seconds
         fixed = ("--max-batch-size", str(BATCH), "--max-queue-time", "10000")
         port, http = serve.free_port(), serve.free_port()
         command = ["-m", "trtrun", "serve", f"model={path}", "--port", str(http), "--grpc-port", str(port)]
+        command += ["--workers", str(workers)]
         command += [*fixed, *arguments]
         server = serve.Server(path.parent, "server", command, port, http=http, workers=workers)
         running.callback(server.stop)
@@ -236,7 +237,7 @@ def serve_scaling(folder: Path) -> Iterator[Record]:
     rates = {
         "one": [gpus * rate for rate in served(path, ["--device", "0"], 1, CLIENTS)],
         "each": served(path, ["--all-devices"], gpus, CLIENTS * gpus),
-        "together": served(path, ["--all-devices", "--workers", "1"], 1, CLIENTS * gpus),
+        "together": served(path, ["--all-devices"], 1, CLIENTS * gpus),
     }
     what = f"trtrun serve --all-devices on {gpus} GPUs / {gpus} × one GPU, gRPC and shared memory, batch {BATCH}"
     yield compare_rates("multi_gpu.serve_scaling", what, rates["each"], rates["one"])

@@ -1,10 +1,10 @@
 """Measure trtrun serve with Triton's own client: server processes, and load from processes of their own.
 
-    python benchmarks/serve.py [overhead batching naive workers shm overload reload]
+    python benchmarks/serve.py [overhead throughput shm overload reload]
 
 With a GPU the models are engines, and each figure goes to benchmarks/results/<gpu>.json as soon as it is measured;
-without one they run in ONNX Runtime on the CPU, and the figures are only printed. Needs tritonclient[grpc]; ``naive``
-and ``workers`` also fastapi. All together take less than four minutes on a GPU: every wait is bounded, a group that
+without one they run in ONNX Runtime on the CPU, and the figures are only printed. Needs tritonclient[grpc];
+``throughput`` also fastapi. All together take less than four minutes on a GPU: every wait is bounded, a group that
 fails leaves the others, and after ``LIMIT`` seconds whatever is left is ended.
 """
 
@@ -40,6 +40,7 @@ import trtrun
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
 from trtrun.cuda.device import Device, gpu_count
+from trtrun.serve.workers import suitable_count, usable_cores
 
 ROW = (3, 224, 224)
 GPU = gpu_count() > 0
@@ -49,7 +50,6 @@ DTYPE = "float16" if GPU else "float32"  # CPUs compute no fp16
 PROCESSES, CLIENTS = (8 if GPU else 4), 64
 CALL = 30.0  # seconds that one request may take
 LIMIT = 238.0  # seconds for all of it
-WORKERS = 4 if GPU else 2
 # Clients of one process would share a connection otherwise, and with it a worker.
 APART = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -82,7 +82,8 @@ class Models:
         elif name == "single":
             model, options = models.mobilenet_v3_small(1, DTYPE), BuildOptions()
         else:
-            model = {"resnet50": models.resnet50, "mobilenet": models.mobilenet_v3_small}[name](None, DTYPE)
+            make = {"resnet50": models.resnet50, "mobilenet": models.mobilenet_v3_small, "nothing": models.nothing}
+            model = make[name](None, DTYPE)
             shape = "x".join(map(str, ROW))
             profiles = parse_shapes([f"images=1x{shape}:16x{shape}:32x{shape}"])
             options = BuildOptions(profiles=profiles, specialize=(1, 8, 32))
@@ -110,7 +111,7 @@ class Server:
         workers: int = 1,
     ) -> None:
         self.address, self.http = f"127.0.0.1:{port}", f"127.0.0.1:{http or port}"
-        self._workers = workers
+        self.workers = workers
         self._triton = triton
         self._ready = False
         self._log = folder / f"{name}.log"
@@ -135,10 +136,10 @@ class Server:
         import tritonclient.grpc as triton
 
         try:
-            if self._workers > 1:
+            if self.workers > 1:
                 with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=5) as answer:
                     text = answer.read().decode()
-                return all(f'worker="{index}"' in text for index in range(self._workers))
+                return all(f'worker="{index}"' in text for index in range(self.workers))
             with triton.InferenceServerClient(self.address) as client:
                 return bool(client.is_server_ready(client_timeout=5))
         except Exception:  # not listening yet
@@ -173,19 +174,25 @@ class Servers:
         if name == "naive":
             command = ["-c", _NAIVE, str(self._files("single")), str(port), str(Path(__file__).parent), DTYPE]
             return Server(self._folder, name, command, port, triton=False)
-        served, batch = {
-            "batched": (("mobilenet", "resnet50"), 32),
-            "workers": (("mobilenet",), 32),
-            "single": (("mobilenet",), 1),
-            "slow": (("slow",), SLOW_BATCH),
+        if name == "bare":
+            return Server(self._folder, name, ["-c", _BARE, str(port)], port, triton=False)
+        several = ("mobilenet", "resnet50", "nothing")
+        served, batch, workers = {
+            "batched": (several, 32, 0),  # as many workers as it thinks fit
+            "single": (several, 1, 0),
+            "one batched": (several, 32, 1),
+            "one single": (several, 1, 1),
+            "slow": (("slow",), SLOW_BATCH, 1),
         }[name]
         command = ["-m", "trtrun", "serve", *(f"{one}={self._files(one)}" for one in served)]
         http = free_port()
         command += ["--port", str(http), "--grpc-port", str(port), "--max-batch-size", str(batch)]
         if name != "slow":  # clients that wait for their answers are measured there, and none is to be turned away
             command += ["--max-queue-time", "5000"]
-        workers = WORKERS if name == "workers" else 1
-        command += ["--workers", str(workers)]
+        command += ["--workers", str(workers)] if workers else []
+        workers = workers or suitable_count(
+            int(GPU), usable_cores(), sum(self._files(one).stat().st_size for one in served)
+        )
         return Server(self._folder, name, command, port, http=http, workers=workers)
 
     def stop(self) -> None:
@@ -227,9 +234,11 @@ def _closed(
 ) -> Answers:
     """Clients that ask again when they are answered, until the time is over or another order comes.
 
-    ``protocol`` is "grpc" (Triton's client), "grpc apart" (each client with a connection of its own), "http", or
-    "naive", whose bodies are the array's bytes.
+    ``protocol`` is "grpc" (Triton's client, each with a connection of its own), "shm" (the same, with its images in
+    system shared memory), "http", or "naive", whose bodies are the array's bytes.
     """
+    from multiprocessing import shared_memory
+
     import tritonclient.grpc as triton
 
     path = "/infer" if protocol == "naive" else f"/v2/models/{model}/infer"
@@ -250,10 +259,16 @@ def _closed(
 
         client: Any
         requests: list[Any]
-        if protocol.startswith("grpc"):
-            apart = APART if protocol == "grpc apart" else None
-            client = triton.InferenceServerClient(address, channel_args=apart)
+        memory = None
+        if protocol in ("grpc", "shm"):
+            client = triton.InferenceServerClient(address, channel_args=APART)
             requests = [request(array) for array in arrays]
+            if protocol == "shm":
+                memory = shared_memory.SharedMemory(create=True, size=arrays[0].nbytes)
+                client.register_system_shared_memory(memory.name, memory.name, memory.size, client_timeout=CALL)
+                target = np.frombuffer(memory.buf, DTYPE, arrays[0].size).reshape(arrays[0].shape)
+                for one in requests:
+                    one[0].set_shared_memory(memory.name, arrays[0].nbytes)
         else:
             client = http.client.HTTPConnection(address, timeout=CALL)
             requests = [over_http(array) if protocol == "http" else (array.tobytes(), {}) for array in arrays]
@@ -262,7 +277,9 @@ def _closed(
             start = time.perf_counter()
             turn += 1
             try:
-                if not protocol.startswith("grpc"):
+                if memory is not None:
+                    target[...] = arrays[turn % 4]
+                if protocol not in ("grpc", "shm"):
                     client.request("POST", path, *requests[turn % 4])
                     answer = client.getresponse()
                     answer.read()
@@ -279,6 +296,11 @@ def _closed(
                 status = getattr(error, "status", None)
                 kind = str(status() if callable(status) else error) or type(error).__name__
                 errors[kind] = errors.get(kind, 0) + 1
+        if memory is not None:
+            client.unregister_system_shared_memory(memory.name, client_timeout=CALL)
+            target = None  # else the memory could not be closed
+            memory.close()
+            memory.unlink()
         client.close()
 
     pool = [threading.Thread(target=ask) for _ in range(threads)]
@@ -383,10 +405,10 @@ class Load:
         for end in self._ends:
             end.send("stop")
 
-    def rate(self, server: Server, protocol: str = "grpc", seconds: float = 1.3) -> float:
-        """Requests per second of ``CLIENTS`` clients for one image each of mobilenet."""
-        address = server.wait() if protocol.startswith("grpc") else server.wait() and server.http
-        orders = [("closed", protocol, address, "mobilenet", seconds, CLIENTS // PROCESSES, False)] * PROCESSES
+    def rate(self, server: Server, protocol: str = "grpc", seconds: float = 1.0, model: str = "mobilenet") -> float:
+        """Requests per second of ``CLIENTS`` clients for one image each."""
+        address = server.wait() if protocol in ("grpc", "shm") else server.wait() and server.http
+        orders = [("closed", protocol, address, model, seconds, CLIENTS // PROCESSES, False)] * PROCESSES
         latencies, errors = self(orders, seconds)
         if errors:
             print(f"  errors: {errors}", flush=True)
@@ -427,46 +449,81 @@ class Bench:
         return Load()
 
 
+_BARE = """
+import asyncio, sys
+import grpc, grpc.aio
+
+async def main():
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+    answer = None
+
+    async def infer(request, context):
+        return answer
+
+    from trtrun.serve.grpc_api import messages
+    message = messages().ModelInferResponse(model_name="resnet50", model_version="1", raw_output_contents=[bytes(2000)])
+    message.outputs.add(name="logits", datatype="FP16", shape=[1, 1000])
+    answer = message.SerializeToString()
+    handlers = {"ModelInfer": grpc.unary_unary_rpc_method_handler(infer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers),))
+    server.add_insecure_port("127.0.0.1:" + sys.argv[1])
+    await server.start()
+    await server.wait_for_termination()
+
+asyncio.run(main())
+"""
+
+
 def overhead(bench: Bench) -> Iterator[Record]:
-    """One request at a time over gRPC, against the same in the process."""
+    """One request at a time over gRPC, against the same in the process; and against a gRPC server that only receives
+    the request and replies, which is what this client and this library take by themselves."""
     import tritonclient.grpc as triton
 
     array = images(1, 1)[0]
     with (
         triton.InferenceServerClient(bench.servers["batched"].wait()) as client,
+        triton.InferenceServerClient(bench.servers["bare"].wait()) as bare,
         trtrun.load(bench.files("resnet50")) as runner,
     ):
         inputs = request(array)
         times = in_turns(
             {
                 "served": lambda: client.infer("resnet50", inputs, client_timeout=CALL),
+                "bare": lambda: bare.infer("resnet50", inputs, client_timeout=CALL),
                 "here": lambda: runner.run({"images": array}),
             },
-            calls=100 if GPU else 5,
-            rounds=7 if GPU else 5,
+            calls=100 if GPU else 10,
+            rounds=9 if GPU else 5,
         )
-    difference = [1e3 * (a - b) for a, b in zip(times["served"], times["here"], strict=True)]
-    yield Record(
-        "serve.grpc.b1.overhead",
-        round(1e6 * statistics.median(times["served"]), 1),
-        round(1e6 * statistics.median(times["here"]), 1),
-        "µs",
-        round(statistics.median(difference), 4),
-        (round(min(difference), 4), round(max(difference), 4)),
-        "milliseconds that gRPC on loopback adds to a request, p50",
-    )
-
-
-def batching(bench: Bench) -> Iterator[Record]:
-    for protocol, id in (("grpc", "serve.batching.vs_off"), ("http", "serve.http.batching.vs_off")):
-        rates: dict[str, list[float]] = {"batched": [], "single": []}
-        for server in rates:
-            bench.load.rate(bench.servers[server], protocol, 0.5)
-        for _ in range(3):
-            for server in rates:
-                rates[server].append(bench.load.rate(bench.servers[server], protocol))
-        what = f"{CLIENTS} clients, one image each, over {protocol}: dynamic batching / the same server without"
-        yield compare_rates(id, what, rates["batched"], rates["single"])
+    served, floor, here = times["served"], times["bare"], times["here"]
+    zero = [0.0] * len(floor)
+    for id, ours, reference, more, what in (
+        ("serve.grpc.b1.overhead", served, here, zero, "milliseconds that gRPC on loopback adds to a request, p50"),
+        (
+            "serve.grpc.b1.floor",
+            floor,
+            zero,
+            zero,
+            "milliseconds of the same request to a gRPC server in Python that only receives it and replies, p50",
+        ),
+        (
+            "serve.grpc.b1.over_floor",
+            served,
+            here,
+            floor,
+            "milliseconds that trtrun serve adds to the request in the process and to that server's reply, p50",
+        ),
+    ):
+        differences = [1e3 * (a - b - c) for a, b, c in zip(ours, reference, more, strict=True)]
+        yield Record(
+            id,
+            round(1e6 * statistics.median(ours), 1),
+            round(1e6 * (statistics.median(reference) + statistics.median(more)), 1),
+            "µs",
+            round(statistics.median(differences), 4),
+            (round(min(differences), 4), round(max(differences), 4)),
+            what,
+        )
 
 
 _NAIVE = """
@@ -499,35 +556,63 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
 """
 
 
-def naive(bench: Bench) -> Iterator[Record]:
-    """A plain FastAPI handler around the recipe, with an engine of batch 1, as it is pasted."""
-    ours, other = bench.servers["batched"], bench.servers["naive"]
-    rates: dict[str, list[float]] = {"grpc": [], "http": [], "naive": []}
-    bench.load.rate(other, "naive", 0.5)
-    for _ in range(3):
-        for protocol, found in rates.items():
-            found.append(bench.load.rate(other if protocol == "naive" else ours, protocol))
-    what = f"{CLIENTS} clients, one image each: trtrun serve over {{}} / a FastAPI handler around the recipe"
-    yield compare_rates("serve.vs_naive", what.format("gRPC"), rates["grpc"], rates["naive"])
-    yield compare_rates("serve.http.vs_naive", what.format("HTTP"), rates["http"], rates["naive"])
+def throughput(bench: Bench) -> Iterator[Record]:
+    """Many clients with one image each, of the server as it starts by itself and of one process.
 
-
-def workers(bench: Bench) -> Iterator[Record]:
-    """Several processes on one GPU, against one, and against the plain handler."""
-    several = bench.servers["workers"]
-    what = f"{CLIENTS} clients, one image each, over gRPC: trtrun serve --workers {WORKERS} on one GPU / "
-    for id, other, protocol, text in (
-        ("serve.workers.vs_one", "batched", "grpc apart", "one process"),
-        ("serve.workers.vs_naive", "naive", "naive", "a FastAPI handler around the recipe"),
+    What its front end can do at all is told by a model that computes nothing.
+    """
+    contenders = {
+        name: (bench.servers[server], protocol, model)
+        for name, server, protocol, model in (
+            ("batched", "batched", "grpc", "mobilenet"),
+            ("single", "single", "grpc", "mobilenet"),
+            ("nothing", "batched", "grpc", "nothing"),
+            ("http batched", "batched", "http", "mobilenet"),
+            ("http single", "single", "http", "mobilenet"),
+            ("shm batched", "batched", "shm", "resnet50"),
+            ("shm single", "single", "shm", "resnet50"),
+            ("one batched", "one batched", "grpc", "mobilenet"),
+            ("one single", "one single", "grpc", "mobilenet"),
+            ("one nothing", "one batched", "grpc", "nothing"),
+            ("naive", "naive", "naive", "mobilenet"),
+        )
+    }
+    for name, (server, _, _) in list(contenders.items()):
+        try:
+            server.wait()
+        except RuntimeError as error:  # the other rows do not need it
+            print(f"  {name} is left out: {error}", file=sys.stderr, flush=True)
+            del contenders[name]
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(4):
+        for name, (server, protocol, model) in contenders.items():
+            rate = bench.load.rate(server, protocol, 1.0 if turn else 0.4, model)
+            if turn:  # whoever is first waits for kernels and graphs
+                rates[name].append(rate)
+    count = bench.servers["batched"].workers
+    by = f"{CLIENTS} clients, one image each, over {{}} to trtrun serve ({{}})"
+    several, one = f"{count} workers, its default here", "--workers 1"
+    off, plain = ": dynamic batching / without", " / a FastAPI handler around the recipe"
+    front = ": mobilenet / a model that computes nothing, which is what the front end can do"
+    for id, what, ours, reference in (
+        ("serve.batching.vs_off", by.format("gRPC", several) + off, "batched", "single"),
+        ("serve.batching.floor", by.format("gRPC", several) + front, "batched", "nothing"),
+        (
+            "serve.batching.shm_vs_off",
+            by.format("shared memory", several) + f", ResNet-50{off}",
+            "shm batched",
+            "shm single",
+        ),
+        ("serve.http.batching.vs_off", by.format("HTTP", several) + off, "http batched", "http single"),
+        ("serve.one.batching.vs_off", by.format("gRPC", one) + off, "one batched", "one single"),
+        ("serve.one.batching.floor", by.format("gRPC", one) + front, "one batched", "one nothing"),
+        ("serve.vs_naive", by.format("gRPC", several) + plain, "batched", "naive"),
+        ("serve.http.vs_naive", by.format("HTTP", several) + plain, "http batched", "naive"),
+        ("serve.one.vs_naive", by.format("gRPC", one) + plain, "one batched", "naive"),
+        ("serve.workers.vs_one", by.format("gRPC", several) + " / one", "batched", "one batched"),
     ):
-        contenders = {"workers": (several, "grpc apart"), "other": (bench.servers[other], protocol)}
-        rates: dict[str, list[float]] = {name: [] for name in contenders}
-        for server, how in contenders.values():
-            bench.load.rate(server, how, 0.5)
-        for _ in range(3):
-            for name, (server, how) in contenders.items():
-                rates[name].append(bench.load.rate(server, how, 1.0))
-        yield compare_rates(id, what + text, rates["workers"], rates["other"])
+        if rates.get(ours) and rates.get(reference):
+            yield compare_rates(id, what, rates[ours], rates[reference])
 
 
 def shm(bench: Bench) -> Iterator[Record]:
@@ -603,7 +688,7 @@ def _on_the_gpu(client: Any, array: np.ndarray) -> Iterator[Callable[[], None]]:
 
 
 def overload(bench: Bench) -> Iterator[Record]:
-    """Four times what the server can do, with its default queue, against four fifths of it."""
+    """Four times what one process can do, with its default queue, against four fifths of it."""
     seconds = 60.0 if GPU else 16.0
     server = bench.servers["slow"]
     bench.load.arrivals(server, 10.0, 1.0)  # whoever is first waits for kernels and graphs
@@ -630,12 +715,12 @@ def overload(bench: Bench) -> Iterator[Record]:
 
 
 def reload(bench: Bench) -> Iterator[Record]:
-    """Reloads under load: requests that were lost or answered wrongly."""
+    """Reloads of one process under load: requests that were lost or answered wrongly."""
     import tritonclient.grpc as triton
 
-    count, most = (200, min(110.0, bench.left() - 35)) if GPU else (20, 15.0)
-    address = bench.servers["batched"].wait()
-    bench.load.rate(bench.servers["batched"], seconds=0.2)  # its processes have started
+    count, most = (200, min(110.0, bench.left() - 15)) if GPU else (20, 15.0)
+    address = bench.servers["one batched"].wait()
+    bench.load.rate(bench.servers["one batched"], seconds=0.2)  # its processes have started
     found: list[Answers] = []
 
     def ask() -> None:
@@ -659,16 +744,14 @@ def reload(bench: Bench) -> Iterator[Record]:
 
 
 GROUPS: dict[str, Callable[[Bench], Iterator[Record]]] = {
-    f.__name__: f for f in (overhead, batching, naive, workers, shm, overload, reload)
+    f.__name__: f for f in (overhead, throughput, shm, overload, reload)
 }
 NEEDED = {
-    "overhead": ("batched",),
-    "batching": ("batched", "single"),
-    "naive": ("batched", "naive"),
-    "workers": ("workers", "batched", "naive"),
+    "overhead": ("batched", "bare"),
+    "throughput": ("batched", "single", "one batched", "one single", "naive"),
     "shm": ("batched",),
     "overload": ("slow",),
-    "reload": ("batched",),
+    "reload": ("one batched",),
 }
 CHILDREN: list[int] = []
 

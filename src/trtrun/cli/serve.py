@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import ssl
 from pathlib import Path
@@ -76,7 +77,8 @@ def command(
             min=1,
             max=1024,
             help="Processes that share the ports, each with models, queues and --max-bodies of its own: as many times "
-            "the memory. With --all-devices the GPUs are dealt out to them, one each unless given; else 1.",
+            "the memory. Unless given: one for every 4 cores, up to 4 on each GPU, fewer where the model files are "
+            "large; 1 without a GPU. With --all-devices the GPUs are dealt out to them.",
         ),
     ] = None,
     plugin: Plugins = None,
@@ -92,7 +94,7 @@ def command(
         from ..serve.logs import log_to_stderr
         from ..serve.repository import Repository, named
         from ..serve.server import ServerOptions, serve, serve_by_workers
-        from ..serve.workers import Place
+        from ..serve.workers import Place, suitable_count, usable_cores
     except ImportError as error:
         from ..errors import MissingPackageError
 
@@ -133,10 +135,6 @@ def command(
         place=place,
     )
     log_to_stderr(as_json=json_logs, worker=None if place is None else place.index)
-    if place is None and (count := workers or max(len(devices), 1)) > 1:
-        if not serve_by_workers(count, options):
-            raise typer.Exit(1)
-        return
     if place is not None:
         devices = place.share(devices)
     served = Repository(
@@ -158,6 +156,22 @@ def command(
         heads=heads,
         devices=devices,
     )
+    if place is None:
+        gpus, cores, nbytes = min(len(devices), gpu_count()), usable_cores(), served.size()
+        count = workers or suitable_count(gpus, cores, nbytes)
+        if count > 1:
+            if workers is None:
+                logging.getLogger("trtrun.serve").info(
+                    "%d workers for %d cores and %d GPU(s): each takes GPU memory for %.0f MiB of model files and a "
+                    "CUDA context; --workers 1 starts one",
+                    count,
+                    cores,
+                    gpus,
+                    nbytes / 2**20,
+                )
+            if not serve_by_workers(count, options):
+                raise typer.Exit(1)
+            return
     if serve(served, options):
         raise typer.Exit(1)
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Results = dict[str, Any]
 _BURST = 0.1  # seconds that a queue may stand and still be called a burst
 _SHORT = 0.005  # seconds that are not worth turning anybody away for
+_QUICK = 0.001  # seconds: of what takes less, waking another thread for it is a good part
+_KNOWN = 64  # kinds of requests whose time is known
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,15 @@ class Batcher:
         self._condition = threading.Condition()
         self._idle = 0  # workers that wait for the first request of a batch
         self._emptied = time.perf_counter()  # when nothing waited last
+        self._refused = 0.0  # when one was turned away last because it would have waited too long
         self._batch_time = 0.0  # seconds that a batch takes: a moving average
         self._closing = False
         self._rows: dict[tuple[Any, ...], int] = {}  # that wait, by key
         self.sizes: tuple[int, ...] = ()
         self._probe: Mapping[str, Array] | None = None  # a request that ran
         self.failure: DeviceError | None = None
+        self._first = threading.Lock()  # held by who runs on the first instance, a worker or a caller
+        self._alone: dict[tuple[Any, ...], float] = {}  # seconds that such a request took there last
         self._clones: list[Runner] = []
         try:
             for _ in range(self.options.instances * runner.parallel):
@@ -167,6 +173,7 @@ class Batcher:
         priority: int = 0,
         timeout: float | None = None,
         outputs: OutputMode = "copy",
+        here: bool = False,
     ) -> Future[Results]:
         """Put a request into the queue.
 
@@ -176,6 +183,8 @@ class Batcher:
             priority: 1 is served first, 2 after it, and so on; 0 is last.
             timeout: seconds in which it must be begun, else the future raises RequestTimeoutError.
             outputs: as :meth:`~trtrun.runner.Runner.run` has it; a request with others than copies runs alone.
+            here: it may run in the calling thread, and its future is done then: where nothing waits, the first instance
+                is idle, and such a request took less than a millisecond there. For a caller that has no other.
 
         Raises InputError for inputs that do not fit, ServerBusyError when the queue is full, DeviceError when the GPU
         has failed, ClosedError after close().
@@ -204,6 +213,8 @@ class Batcher:
             now,
             None if timeout is None else now + timeout,
         )
+        if here and self._runs_here(request):
+            return request.future
         with self._condition:
             self.check_room(priority)
             if not self._queue:
@@ -213,6 +224,22 @@ class Batcher:
             if self._idle or not key or self._rows[key] >= self.max_batch_size:
                 self._condition.notify_all()  # one alone may be somebody who waits for another batch to fill
         return request.future
+
+    def _runs_here(self, request: _Request) -> bool:
+        """Run it in this thread if that is the quicker way: waking a worker, and being woken, takes two changes of
+        threads. False where it is not."""
+        waits = self.options.max_queue_delay > 0 and self.max_batch_size > 1
+        if self._queue or waits or self._alone.get((request.key, request.rows), _QUICK) >= _QUICK:
+            return False
+        if not self._first.acquire(blocking=False):
+            return False
+        try:
+            with self._condition:
+                self.check_room()
+            self._run(self._clones[0], [request])
+        finally:
+            self._first.release()
+        return True
 
     def check_room(self, priority: int = 0) -> None:
         """Raise what :meth:`submit` would for any request of this priority now, whatever its inputs."""
@@ -232,17 +259,19 @@ class Batcher:
                 f"{len(self._queue)} requests wait already, which is all the queue holds. Come back later."
             )
 
-        standing = time.perf_counter() - self._emptied
-        if not self._queue or standing < _BURST:
+        now = time.perf_counter()
+        standing = now - self._emptied
+        # A short queue may be empty for a moment whatever comes: that alone is no room for another burst.
+        if not self._queue or (standing < _BURST and now - self._refused > _BURST):
             return
         rank = (priority or sys.maxsize, sys.maxsize)
         batches = sum(other.rows for other in self._queue if other.rank < rank) / self.max_batch_size
         wait = batches / len(self._clones) * self._batch_time
         bound = self.options.max_queue_time
         if wait > (max(self._batch_time, _SHORT) if bound is None else bound):
+            self._refused = now
             raise ServerBusyError(
-                f"more comes than can be done: requests have been waiting for {standing:.1f} s, and this one would for "
-                f"{1e3 * wait:.0f} ms. Come back later."
+                f"more comes than can be done: this request would wait for {1e3 * wait:.0f} ms. Come back later."
             )
 
     def warm_up(self, inputs: Mapping[str, Array]) -> None:
@@ -256,8 +285,10 @@ class Batcher:
         self._probe = inputs
 
     def _work(self, runner: Runner) -> None:
+        shared = self._first if runner is self._clones[0] else nullcontext()
         while batch := self._next():
-            self._run(runner, batch)
+            with shared:
+                self._run(runner, batch)
             del batch  # what it holds, shared memory too, is not kept until the next one comes
 
     def _next(self) -> list[_Request]:
@@ -265,6 +296,7 @@ class Batcher:
         with self._condition:
             while True:
                 while not self._queue and not self._closing:
+                    self._refused = 0.0
                     self._idle += 1
                     self._condition.wait()
                     self._idle -= 1
@@ -275,8 +307,7 @@ class Batcher:
                     continue
                 batch, left = self._fitting()
                 if left <= 0 or self._closing:
-                    for request in batch:
-                        self._take(request)
+                    self._take(batch)
                     if not self._queue:
                         self._emptied = time.perf_counter()
                     if self._queue and self._idle:
@@ -286,17 +317,21 @@ class Batcher:
                 deadlines = [request.deadline for request in self._queue if request.deadline is not None]
                 self._condition.wait(min([left, *(deadline - time.perf_counter() for deadline in deadlines)]))
 
-    def _take(self, request: _Request) -> None:
+    def _take(self, requests: list[_Request]) -> None:
         """Out of the queue."""
-        self._queue.remove(request)
-        left = self._rows.pop(request.key, 0) - request.rows  # nothing is noted where only empty requests wait
-        if left:
-            self._rows[request.key] = left
+        taken = {request.rank for request in requests}
+        self._queue = [request for request in self._queue if request.rank not in taken]
+        for request in requests:
+            left = self._rows.pop(request.key, 0) - request.rows  # nothing is noted where only empty requests wait
+            if left:
+                self._rows[request.key] = left
 
     def _expire(self) -> None:
         now = time.perf_counter()
-        for request in [r for r in self._queue if r.deadline is not None and r.deadline < now]:
-            self._take(request)
+        late = [r for r in self._queue if r.deadline is not None and r.deadline < now]
+        if late:
+            self._take(late)
+        for request in late:
             error = RequestTimeoutError(f"the request was not begun within {request.deadline - request.arrived:.3g} s.")  # type: ignore[operator]
             self._fail(request, error, now - request.arrived, 0.0, 0)
 
@@ -306,33 +341,30 @@ class Batcher:
         That is the first that need not wait, whatever waits before it: a request must not keep a full batch of other
         shapes from running. Where all wait, it is what has to go first.
         """
-        found: list[tuple[list[_Request], float]] = []
-        seen = set()
+        batches: dict[tuple[Any, ...], list[_Request]] = {}
+        rows: dict[tuple[Any, ...], int] = {}
+        for request in self._queue:
+            # One that runs alone is a batch of its own, and so is each where there are none.
+            key = request.key if request.key and self.max_batch_size > 1 else (request.rank,)
+            if key not in batches:
+                if batches and not self.options.max_queue_delay:
+                    continue  # the first does not wait
+                batches[key], rows[key] = [request], request.rows
+            elif rows[key] + request.rows <= self.max_batch_size:
+                batches[key].append(request)
+                rows[key] += request.rows
+            if len(batches) == 1 and (not request.key or rows[key] >= self.max_batch_size):
+                break  # nothing can join the first, and what comes behind it does not matter
         now = time.perf_counter()
-        for first in self._queue:
-            if first.key and first.key in seen:
-                continue
-            seen.add(first.key)
-            batch, full = self._joinable(first)
+        found: list[tuple[list[_Request], float]] = []
+        for key, batch in batches.items():
+            full = not batch[0].key or rows[key] >= self.max_batch_size
             oldest = min(request.arrived for request in batch)
             left = 0.0 if full else oldest + self.options.max_queue_delay - now
             if left <= 0:
                 return batch, left
             found.append((batch, left))
         return min(found, key=lambda pair: pair[1])
-
-    def _joinable(self, first: _Request) -> tuple[list[_Request], bool]:
-        """The request and those that fit into a batch with it; and whether no other could join them."""
-        batch, rows = [first], first.rows
-        if not first.key or self.max_batch_size == 1:
-            return batch, True
-        for request in self._queue:
-            if rows >= self.max_batch_size:
-                break
-            if request is not first and request.key == first.key and rows + request.rows <= self.max_batch_size:
-                batch.append(request)
-                rows += request.rows
-        return batch, rows >= self.max_batch_size
 
     def _run(self, runner: Runner, batch: list[_Request]) -> None:
         batch = [request for request in batch if request.future.set_running_or_notify_cancel()]
@@ -358,6 +390,10 @@ class Batcher:
                 self._fail(request, error, start - request.arrived, time.perf_counter() - start, rows)
             return True
         computed = time.perf_counter() - start
+        if len(batch) == 1 and batch[0].key and runner is self._clones[0]:
+            if len(self._alone) == _KNOWN:
+                self._alone.clear()
+            self._alone[batch[0].key, rows] = computed
         self._batch_time += 0.2 * (computed - self._batch_time)
         first = 0
         for request in batch:
@@ -436,8 +472,9 @@ class Batcher:
             self._condition.notify_all()
         for worker in self._workers:
             worker.join()
-        for clone in self._clones:
-            clone.close()
+        with self._first:
+            for clone in self._clones:
+                clone.close()
 
 
 def _sizes(runner: Runner, most: int) -> tuple[int, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -16,6 +18,7 @@ from .aside import aside
 _CODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _LARGE = 1 << 16  # bytes whose compression is not worth a thread's while
 _STEP = 1 << 20
+_PAUSE = 0.0002  # seconds without a request that clients who wait for their answers leave, and many together do not
 _IDLE = 20.0  # seconds without a byte, after which a client does not hold its part of the memory any longer
 
 
@@ -32,10 +35,29 @@ class Bodies:
         self.most_together = max(most, most_together)
         self.held = 0
         self.refused = 0
+        self._count = 0
+        self._ended = 0.0  # when there was none any more
+        self._quiet = False  # before the newest came
 
     def hold(self) -> Body:
         """A body that has no bytes yet: ``with bodies.hold() as body``."""
         return Body(self)
+
+    def take(self, count: int) -> None:
+        """Count so many bytes. Raises ServerBusyError where there is no room for them now."""
+        if self.held + count > self.most_together:
+            self.refused += 1
+            raise ServerBusyError(
+                f"the requests that are here hold {self.held} bytes, and {self.most_together} are taken together. Come "
+                "back later."
+            )
+        self.held += count
+
+    async def lone(self) -> bool:
+        """Whether the newest is the only one, came after a pause, and none has come meanwhile."""
+        if self._quiet:
+            await asyncio.sleep(0)
+        return self._quiet
 
 
 @dataclass
@@ -47,9 +69,14 @@ class Body:
     data: bytearray = field(default_factory=bytearray)
 
     def __enter__(self) -> Body:
+        bodies = self._bodies
+        bodies._quiet = not bodies._count and time.perf_counter() - bodies._ended > _PAUSE
+        bodies._count += 1
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._bodies._count -= 1
+        self._bodies._ended = time.perf_counter()
         self._bodies.held -= self.size
         self.size = 0
 
@@ -57,14 +84,27 @@ class Body:
         """Count so many bytes more. Raises RequestTooLargeError, and ServerBusyError where there is no room now."""
         if self.size + count > self._bodies.most:
             raise RequestTooLargeError(f"the body is larger than {self._bodies.most} bytes.")
-        if self._bodies.held + count > self._bodies.most_together:
-            self._bodies.refused += 1
-            raise ServerBusyError(
-                f"the requests that are here hold {self._bodies.held} bytes, and {self._bodies.most_together} are "
-                "taken together. Come back later."
-            )
+        self._bodies.take(count)
         self.size += count
-        self._bodies.held += count
+
+    @contextmanager
+    def reserve(self, count: int) -> Iterator[None]:
+        """Count so many bytes more for as long as the block runs: what reading the body takes beside it.
+
+        Raises RequestTooLargeError where all bodies together may not take that, and ServerBusyError where there is no
+        room now.
+        """
+        bodies = self._bodies
+        if self.size + count > bodies.most_together:
+            raise RequestTooLargeError(
+                f"reading JSON of this size takes {count} bytes of memory, and {bodies.most_together} are for all "
+                "requests together. Send the tensors as binary data."
+            )
+        bodies.take(count)
+        try:
+            yield
+        finally:
+            bodies.held -= count
 
     async def read(self, chunks: AsyncIterable[bytes], coding: str = "") -> bytearray:
         """Read it, and unpack what its ``Content-Encoding`` says.

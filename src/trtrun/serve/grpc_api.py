@@ -31,12 +31,12 @@ from ..errors import (
     TrtrunError,
 )
 from . import protocol
-from .aside import aside
+from .aside import aside, result_of
 from .bodies import Bodies
-from .logs import identity_of, log_bug, log_request
+from .logs import identity_of, log_bug, log_request, log_soon
 from .peer import peer_of
 from .protocol import InferRequest, RequestedOutput
-from .repository import EXTENSIONS, Repository, configuration, describe
+from .repository import EXTENSIONS, MODEL_ERRORS, Repository, configuration, describe
 from .shared_memory import CudaRegion, SharedMemory, SystemRegion
 from .siblings import Siblings
 
@@ -84,7 +84,7 @@ def code_of(error: BaseException) -> grpc.StatusCode:
         (ServerBusyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
         ((ClosedError, DeviceError), grpc.StatusCode.UNAVAILABLE),  # another server may do it
         (RequestTimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),
-        (InputError, grpc.StatusCode.INVALID_ARGUMENT),
+        ((InputError, *MODEL_ERRORS), grpc.StatusCode.INVALID_ARGUMENT),
     )
     return next((code for kind, code in kinds if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 
@@ -226,8 +226,8 @@ class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def _identity(context: Any, request: Any) -> str:
-    given = dict(context.invocation_metadata()).get("x-request-id", "")
-    return identity_of(str(given) or getattr(request, "id", ""))
+    given = next((str(value) for key, value in context.invocation_metadata() if key == "x-request-id"), "")
+    return identity_of(given or getattr(request, "id", ""))
 
 
 class _Service:
@@ -246,7 +246,7 @@ class _Service:
             request = received.message
             start, identity = time.perf_counter(), _identity(context, request)
             context.set_trailing_metadata((("x-request-id", identity),))
-            code, problem = grpc.StatusCode.OK, ""
+            code, problem, busy = grpc.StatusCode.OK, "", False
             try:
                 with self._bodies.hold() as body:
                     body.grow(received.size)
@@ -255,6 +255,7 @@ class _Service:
                     return await method(received if name == "ModelInfer" else request, context)
             except TrtrunError as error:
                 code, problem = code_of(error), str(error)
+                busy = isinstance(error, ServerBusyError)
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED
                 raise
@@ -262,8 +263,8 @@ class _Service:
                 log_bug(identity)
                 code, problem = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
             finally:
-                model = getattr(request, "model_name", "")
-                log_request(f"{name} {model}".rstrip(), code.name, start, identity, problem)
+                what = f"{name} {getattr(request, 'model_name', '')}".rstrip()
+                log_soon(what, code.name, start, identity, problem, refused=busy)
             return await context.abort(code, problem)
 
         return guarded
@@ -349,6 +350,10 @@ class _Service:
 
     async def _infer(self, received: _Received, remaining: float | None) -> Any:
         request = received.message
+        parameters = _parameters(request.parameters)
+        priority = protocol.integer(parameters.get("priority", 0), "priority")
+        # Who is to come back later costs as little as possible: when most are, it is most of the work.
+        self._repository.get(request.model_name, request.model_version).batcher.check_room(priority)
         if not received.raw and received.size > _LARGE:  # numbers one by one
             parsed = await aside(lambda: self._parse(received))
         else:
@@ -361,8 +366,9 @@ class _Service:
             priority=parsed.priority,
             timeout=timeout,
             outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
+            here=await self._bodies.lone(),
         )
-        results = await asyncio.wrap_future(future)
+        results = await result_of(future)
         if sum(array.nbytes for array in results.values()) < _LARGE:
             return self._render(model.name, model.version, parsed, results)
         return await aside(lambda: self._render(model.name, model.version, parsed, results))
@@ -474,6 +480,8 @@ class _Service:
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    if not given:
+        return {}
     chosen = {key: value.WhichOneof("parameter_choice") for key, value in given.items()}
     return {key: getattr(given[key], which) for key, which in chosen.items() if which}
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
+import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -38,11 +41,12 @@ from ..errors import (
     TrtrunError,
 )
 from . import json_text, protocol
-from .aside import aside
+from .aside import aside, result_of
 from .bodies import Bodies, Body, packed
-from .logs import identity_of, log_bug, log_request
+from .connection import on_leaving
+from .logs import identity_of, log_bug, log_request, log_soon
 from .pictures import Pictures, form_of
-from .repository import EXTENSIONS, Model, Repository, configuration, describe
+from .repository import EXTENSIONS, MODEL_ERRORS, Model, Repository, configuration, describe
 from .shared_memory import CudaRegion, SharedMemory, SystemRegion
 from .siblings import Siblings
 
@@ -67,12 +71,15 @@ class HttpOptions:
         max_bodies: bytes at most of all requests that are under way.
         max_pixels: of a picture at most; each takes three bytes once it is decoded.
         token: a secret that requests must carry as ``Authorization: Bearer TOKEN``; None for none. Health is open.
+        loopback: only this machine reaches the server. Without a token, it is used by the names of this machine only
+            then: a page of any site may make its own name stand for this machine's address.
     """
 
     max_body: int = 256 << 20
     max_bodies: int = 2 << 30
     max_pixels: int = 1 << 26
     token: str | None = None
+    loopback: bool = False
 
 
 def status_of(error: BaseException) -> int:
@@ -91,7 +98,7 @@ def status_of(error: BaseException) -> int:
         return 415
     if isinstance(error, MissingPackageError):
         return 501
-    return 400 if isinstance(error, InputError) else 500
+    return 400 if isinstance(error, (InputError, *MODEL_ERRORS)) else 500
 
 
 def application(
@@ -175,9 +182,15 @@ class _Api:
         async def guard(request: Request) -> Response:
             start = time.perf_counter()
             identity = identity_of(request.headers.get("x-request-id", ""))
-            problem = ""
+            problem, busy = "", False
             try:
-                if _is_foreign(request):
+                if self._options.loopback and self._options.token is None and not _is_here(request):
+                    response = _error(
+                        403,
+                        "without a token this server is used as localhost or by its address only, not by "
+                        f"{request.headers.get('host', '')!r:.100}: let a proxy send Host: localhost, or set a token",
+                    )
+                elif _is_foreign(request):
                     response = _error(403, "pages of other sites may not use this server from a browser")
                 elif not self._allowed(request):
                     response = _error(401, "a bearer token is needed")
@@ -187,7 +200,7 @@ class _Api:
             except ClientDisconnect:
                 problem, response = "the client has gone", Response(status_code=499)
             except TrtrunError as error:
-                problem = str(error)
+                problem, busy = str(error), isinstance(error, ServerBusyError)
                 response = _error(status_of(error), problem)
                 if response.status_code == 503:
                     response.headers["Retry-After"] = "1"
@@ -196,7 +209,9 @@ class _Api:
                 problem = f"{type(error).__name__}: {error}"
                 response = _error(500, problem)
             response.headers["X-Request-Id"] = identity
-            log_request(f"{request.method} {request.url.path}", response.status_code, start, identity, problem)
+            log_soon(
+                f"{request.method} {request.url.path}", response.status_code, start, identity, problem, refused=busy
+            )
             return response
 
         return guard
@@ -218,7 +233,8 @@ class _Api:
         with self._bodies.hold() as body:
             data = await self._read(body, request)
             try:
-                value = await _beside(len(data), lambda: json_text.loads(data) if data else {})
+                with body.reserve(json_text.weight(data, len(data))):
+                    value = await _beside(len(data), lambda: json_text.loads(data) if data else {})
             except (ValueError, RecursionError) as error:
                 raise InputError(f"the request is not JSON: {error}") from error
         if not isinstance(value, dict):
@@ -276,10 +292,9 @@ class _Api:
         with self._bodies.hold() as body:
             data = await self._read(body, request)
             view = memoryview(data)
-            parsed = await _beside(
-                len(data) if header_length is None else header_length,
-                lambda: protocol.parse(view, header_length, self._memory),
-            )
+            text = len(data) if header_length is None else header_length
+            with body.reserve(json_text.weight(data, text)):
+                parsed = await _beside(text, lambda: protocol.parse(view, header_length, self._memory))
             model, future = self._repository.submit(
                 request.path_params["model"],
                 request.path_params.get("version", ""),
@@ -287,8 +302,9 @@ class _Api:
                 priority=parsed.priority,
                 timeout=parsed.timeout,
                 outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
+                here=await self._bodies.lone(),
             )
-            results = await asyncio.wrap_future(future)
+            results = await _answer_of(request, future)
         pieces, header = await _beside(
             sum(array.nbytes for array in results.values()),
             lambda: protocol.render(model.name, model.version, parsed, results, self._memory),
@@ -317,7 +333,12 @@ class _Api:
                 model = self._model(request)
                 try:
                     content, media_type = await self._pictures.predict(
-                        model, data, form, priority=priority, timeout=timeout / 1e6 if timeout else None
+                        model,
+                        data,
+                        form,
+                        partial(_answer_of, request),
+                        priority=priority,
+                        timeout=timeout / 1e6 if timeout else None,
                     )
                     break
                 except ClosedError:
@@ -455,6 +476,23 @@ class _Drained:
         await self._app(scope, received, sending)
 
 
+async def _answer_of(request: Request, future: Future[T]) -> T:
+    """What the future gives; it is cancelled when the client goes, and ClientDisconnect raised."""
+    left = False
+
+    def leave() -> None:
+        nonlocal left
+        left = future.cancel()  # what runs already runs to its end
+
+    on_leaving(request.scope, leave)
+    try:
+        return await result_of(future)
+    except asyncio.CancelledError:
+        if left:
+            raise ClientDisconnect from None
+        raise
+
+
 async def _beside(size: int, work: Callable[[], T]) -> T:
     """What ``work`` gives: beside the event loop where it reads or writes many bytes."""
     return work() if size < _LARGE else await aside(work)
@@ -469,6 +507,18 @@ def _number(text: str, what: str) -> int:
 def _error(status: int, message: str) -> Response:
     # What the message shows of a request may be no text: JSON can name half of a surrogate pair.
     return JSONResponse({"error": message.encode(errors="replace").decode()}, status)
+
+
+def _is_here(request: Request) -> bool:
+    """Whether a client calls the server by an address or as localhost, which nobody else can make stand for it."""
+    try:
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        if host == "localhost" or host.endswith(".localhost"):
+            return True
+        ipaddress.ip_address(host)
+    except ValueError:
+        return not request.headers.get("host")  # HTTP/1.0, no browser
+    return True
 
 
 def _is_foreign(request: Request) -> bool:

@@ -28,6 +28,13 @@ def loads(data: bytes | bytearray | memoryview) -> Any:
     return _Decoder().decode(data.decode(json.detect_encoding(data), "surrogatepass"))
 
 
+def weight(data: bytes | bytearray, end: int) -> int:
+    """Bytes of memory at most that reading the first ``end`` of these as JSON takes beside them: text, numbers, lists
+    and objects of Python's."""
+    values, lists, objects = (data.count(one, 0, end) for one in (b",", b"[", b"{"))
+    return 7 * min(end, len(data)) + 33 * values + 100 * lists + 250 * objects
+
+
 class _Decoder(json.JSONDecoder):
     def __init__(self) -> None:
         super().__init__()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
 import queue
 import re
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, TextIO
@@ -19,12 +20,13 @@ _PIPE = 4096  # bytes that a pipe takes whole
 _WAITING = 10_000  # records that have not been written
 # A client may write some of a line: it must not end it, nor tell a terminal anything.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_STRANGE = re.compile(r"[^\x21-\x7e]")
 _GATHER = 0.05  # seconds in which others join the first: waking a thread for each costs more than the line
 
 
 def identity_of(given: str) -> str:
     """A request's id: what the client calls it, of what can be printed, or a new one."""
-    return re.sub(r"[^\x21-\x7e]", "", given[:100]) or uuid.uuid4().hex
+    return (given and _STRANGE.sub("", given[:100])) or os.urandom(16).hex()
 
 
 def log_request(what: str, status: int | str, start: float, identity: str, problem: str = "", **about: Any) -> None:
@@ -48,6 +50,45 @@ def log_request(what: str, status: int | str, start: float, identity: str, probl
     record = logging.LogRecord(_LOG.name, level, "", 0, "%s %s %.1f ms%s", values, None)
     record.__dict__.update(request_id=identity, status=status, milliseconds=milliseconds, **about)
     _LOG.handle(record)
+
+
+def log_soon(
+    what: str, status: int | str, start: float, identity: str, problem: str = "", *, refused: bool = False
+) -> None:
+    """:func:`log_request` when the event loop has done what it is doing: no answer waits for its line.
+
+    Of requests that are ``refused`` because there is too much to do, one a second has its line and the others are
+    counted: there may be thousands, and lines about them would be part of what is too much.
+    """
+    loop = asyncio.get_running_loop()
+    if refused and not _refusals.has_line(loop):
+        return
+    loop.call_soon(log_request, what, status, start, identity, problem)
+
+
+class _Refusals:
+    """Requests that were turned away and have no line of their own."""
+
+    def __init__(self) -> None:
+        self._since = -1.0  # when one had a line
+        self._more = 0
+
+    def has_line(self, loop: asyncio.AbstractEventLoop) -> bool:
+        now = time.monotonic()
+        if now - self._since < 1.0:
+            self._more += 1
+            return False
+        self._since = now
+        loop.call_later(1.0, self._say)
+        return True
+
+    def _say(self) -> None:
+        more, self._more = self._more, 0
+        if more:
+            _LOG.info("%d more requests were turned away within a second", more)
+
+
+_refusals = _Refusals()
 
 
 def log_bug(identity: str) -> None:

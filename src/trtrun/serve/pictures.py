@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 from ..errors import InputError, MissingPackageError, RequestTooLargeError, ServerBusyError
@@ -15,6 +15,7 @@ from ..vision.preprocess import Picture, import_cv2
 from ..vision.results import Result
 from ..vision.sources import decode_picture
 from ..vision.task import VisionTask
+from .aside import result_of
 from .repository import Model
 
 # The kinds that both Pillow, which reads the size, and OpenCV, which decodes, tell by the same first bytes.
@@ -40,13 +41,21 @@ class Pictures:
         self._held = 0
 
     async def predict(
-        self, model: Model, data: bytes | bytearray, form: Form, *, priority: int = 0, timeout: float | None = None
+        self,
+        model: Model,
+        data: bytes | bytearray,
+        form: Form,
+        wait: Callable[[Future[Any]], Awaitable[Any]] = result_of,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
     ) -> tuple[bytes, str]:
         """The answer to an image file, and its media type.
 
         Args:
             model: one that :meth:`~trtrun.serve.repository.Model.task` recognises.
             form: the result as JSON, or drawn on the picture.
+            wait: for the model's outputs.
             priority, timeout: see :meth:`~trtrun.serve.batcher.Batcher.submit`.
 
         Raises InputError for what is no picture or no vision model, RequestTooLargeError for more pixels than are
@@ -55,7 +64,7 @@ class Pictures:
         task = model.task()
         model.batcher.check_room(priority)  # before the work that decoding is
         picture, inputs, geometries = await self._in_thread(lambda: self._prepare(task, data))
-        outputs = await asyncio.wrap_future(model.batcher.submit(inputs, priority=priority, timeout=timeout))
+        outputs = await wait(model.batcher.submit(inputs, priority=priority, timeout=timeout))
         return await self._in_thread(lambda: _answer(model, task, picture, task.decode(outputs, geometries)[0], form))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

@@ -18,13 +18,19 @@ from typing import Any
 import numpy as np
 
 from ..errors import (
+    BuildError,
+    BundleError,
     ClosedError,
     DeviceError,
     InputError,
     ModelFileError,
     ModelNotFoundError,
+    OnnxError,
+    PlanError,
+    PluginError,
     ServerBusyError,
     TrtrunError,
+    UnsupportedTensorError,
 )
 from ..runner import Runner
 from ..vision.task import VisionTask, task
@@ -42,6 +48,8 @@ EXTENSIONS = [
     "system_shared_memory",
 ]
 _EXACT = 1024  # rows of batches that are counted apart
+# A file that cannot be loaded is its owner's mistake, and not the server's.
+MODEL_ERRORS = (ModelFileError, PlanError, BundleError, OnnxError, BuildError, PluginError, UnsupportedTensorError)
 SUFFIXES = (".engine", ".plan", ".trt", ".onnx", ".bundle")
 
 Load = Callable[[Path], Runner]
@@ -211,6 +219,15 @@ class Repository:
                     if _NAME.fullmatch(name) and self._newest(name) is not None:
                         found.add(name)
         return sorted(found)
+
+    def size(self) -> int:
+        """Bytes of the files of all models there are."""
+        found = 0
+        for name in self.names():
+            newest = self._newest(name)
+            with suppress(OSError):
+                found += 0 if newest is None else newest[1].stat().st_size
+        return found
 
     def load_all(self, skip: Callable[[str], bool] = lambda name: False) -> list[TrtrunError]:
         """Load every model but those to ``skip``, which count as unloaded; what failed is returned, and the rest is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import resource
 import shutil
@@ -12,7 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..errors import InputError, TrtrunError
 from . import grpc_api
 from .aside import in_thread
 from .bodies import Bodies
+from .connection import Connection
 from .http_api import HttpOptions, application
 from .repository import Repository
 from .shared_memory import SharedMemory, SharedRegistrations
@@ -98,11 +100,13 @@ def _serve(repository: Repository, options: ServerOptions) -> list[TrtrunError]:
     bodies = Bodies(options.http.max_body, options.http.max_bodies)
     siblings = Siblings(repository, memory, bodies, place)
     sockets = listen(options.host, options.port, among_workers=place is not None)
+    loopback = all(ipaddress.ip_address(one.getsockname()[0].partition("%")[0]).is_loopback for one in sockets)
     config = uvicorn.Config(
-        application(repository, options.http, memory, bodies, siblings),
+        application(repository, replace(options.http, loopback=loopback), memory, bodies, siblings),
         log_config=None,
         access_log=False,  # every request has its line already, with its id
         proxy_headers=False,  # who a client is decides about shared memory
+        http=Connection,
         ssl_certfile=options.tls_certificate,
         ssl_keyfile=options.tls_key,
         timeout_graceful_shutdown=max(1, round(options.drain)),

@@ -32,6 +32,9 @@ _VARIABLE = "TRTRUN_WORKER"
 _READY, _ALIVE = b"r", b"a"
 _BEAT, _SILENCE = 2.0, 60.0  # seconds between a worker's signs of life, and without any until it counts as hanging
 _DELAYS = (1.0, 60.0)  # seconds before a worker is started again: the first, and the longest
+_MOST = 4  # workers of a GPU that nobody asked for: more wait for the GPU and not for an interpreter
+_CORES = 4  # of the machine for each of them: its threads, and clients, of which many are on the same machine
+_BYTES = 1 << 30  # of model files that those of a GPU load together: the GPU's memory is for requests, too
 _LONGEST_PATH = 100  # bytes of a Unix socket's, less than the kernel's 108
 
 
@@ -77,6 +80,29 @@ class Place:
         with suppress(OSError):
             os.write(self.channel, what)
         asyncio.get_running_loop().call_later(_BEAT, self._say, _ALIVE)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, also where a container grants it a part of their time only."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # there is no such file outside of a container, or it says "max"
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, max(int(quota) // int(period), 1))
+    return cores
+
+
+def suitable_count(gpus: int, cores: int, nbytes: int) -> int:
+    """How many workers a machine is served by where nobody says it: on each GPU as many as it has cores for, up to
+    four, and fewer where the models are large, because each loads them. At least one for each GPU; one without a GPU,
+    where the models themselves take all cores.
+
+    Args:
+        gpus: that are served on.
+        nbytes: of the model files.
+    """
+    if gpus < 1 or not hasattr(socket, "SO_REUSEPORT"):
+        return 1
+    return gpus * max(min(_MOST, cores // (_CORES * gpus), _BYTES // max(nbytes, 1)), 1)
 
 
 class Supervisor:

@@ -313,6 +313,165 @@ def test_the_delay_fills_batches_and_no_longer_than_it_says() -> None:
     batcher.close()
 
 
+class Noted(Rows):
+    """Notes the threads that run it."""
+
+    def __init__(self, latency: float, threads: list[threading.Thread]) -> None:
+        super().__init__(latency)
+        self.threads = threads
+
+    def run(self, inputs: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+        self.threads.append(threading.current_thread())
+        return super().run(inputs)
+
+    def clone(self) -> Noted:
+        return Noted(self.latency, self.threads)
+
+
+def test_a_lone_request_runs_in_its_own_thread_where_it_is_known_to_be_quick() -> None:
+    threads: list[threading.Thread] = []
+    outcomes: list[Outcome] = []
+    batcher = Batcher(Noted(0.0, threads), BatchOptions(8, instances=1), outcomes.append)
+    mine = threading.current_thread()
+    batcher.submit(rows(1), here=True).result(5)
+    assert mine not in threads  # nobody knows yet how long it takes
+    future = batcher.submit(rows(3), here=True)
+    assert future.done()
+    assert future.result()["y"][0, 0] == 6
+    assert threads[-1] is mine
+    batcher.submit(rows(1, 2), here=True).result(5)
+    assert threads[-1] is not mine  # of two rows neither
+    with pytest.raises(ExecutionError, match="bad row"):
+        batcher.submit(rows(-1), here=True).result(0)
+    assert [outcome.error is None for outcome in outcomes] == [True, True, True, False]
+    batcher.submit(rows(1)).result(5)
+    assert threads[-1] is not mine  # it was not allowed to
+    batcher.close()
+    with pytest.raises(ClosedError):
+        batcher.submit(rows(1), here=True)
+
+
+@pytest.mark.parametrize(
+    ("latency", "options"), [(0.005, BatchOptions(8, instances=1)), (0.0, BatchOptions(8, 0.01, instances=1))]
+)
+def test_requests_that_take_long_or_wait_for_company_run_in_no_callers_thread(
+    latency: float, options: BatchOptions
+) -> None:
+    threads: list[threading.Thread] = []
+    batcher = Batcher(Noted(latency, threads), options)
+    for _ in range(4):
+        batcher.submit(rows(1), here=True).result(5)
+    batcher.close()
+    assert threading.current_thread() not in threads
+
+
+def test_an_instance_is_not_closed_while_a_caller_runs_on_it() -> None:
+    begun, gate, ended = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Rows):
+        def run(self, inputs: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+            if inputs["x"][0, 0] == 7:
+                begun.set()
+                gate.wait(5)
+                assert not self.closed
+                ended.set()
+            return {"y": inputs["x"]}
+
+        def clone(self) -> Slow:
+            return Slow()
+
+    batcher = Batcher(Slow(), BatchOptions(8, instances=1))
+    batcher.submit(rows(1)).result(5)
+    caller = threading.Thread(target=lambda: batcher.submit(rows(7), here=True))
+    caller.start()
+    assert begun.wait(5)
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    time.sleep(0.1)
+    gate.set()
+    caller.join(5)
+    closing.join(5)
+    assert ended.is_set()
+
+
+def test_choosing_a_batch_looks_at_the_queue_once(gate: threading.Event) -> None:
+    class AnyWidth(Rows):
+        @property
+        def inputs(self) -> TensorSpecs:
+            return TensorSpecs([TensorSpec("x", np.dtype(np.float32), (-1, -1))])
+
+        def clone(self) -> Rows:
+            return AnyWidth(self.latency, self.runs, self.gate)
+
+    class Counted(list):  # type: ignore[type-arg]
+        seen = 0
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            for one in super().__iter__():
+                Counted.seen += 1
+                yield one
+
+    batcher = Batcher(AnyWidth(gate=gate), BatchOptions(4, max_queue_delay=60, instances=1, queue_size=2000))
+    for future in [batcher.submit({"x": np.zeros((1, 3), np.float32)}) for _ in range(4)]:
+        del future  # they run until the gate opens
+    waiting(batcher, 0)
+    for width in range(4, 304):
+        batcher.submit({"x": np.zeros((1, width), np.float32)})
+    with batcher._condition:
+        batcher._queue = Counted(batcher._queue)
+        batch, left = batcher._fitting()
+    assert len(batch) == 1
+    assert batch[0].inputs["x"].shape == (1, 4)
+    assert 0 < left < 60
+    assert Counted.seen == 300
+    gate.set()
+    batcher.close()
+
+
+def test_a_queue_that_is_empty_for_a_moment_is_no_room_for_a_burst() -> None:
+    class Turnstile(threading.Event):
+        """Lets one pass for each ``set``."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.turns = threading.Semaphore(0)
+
+        def set(self) -> None:
+            self.turns.release()
+
+        def wait(self, timeout: float | None = None) -> bool:
+            return self.turns.acquire(timeout=timeout)
+
+    gate = Turnstile()
+    batcher = Batcher(Rows(gate=gate), BatchOptions(4, instances=1))
+    futures = [batcher.submit(rows(0))]
+    waiting(batcher, 0)
+    futures += [batcher.submit(rows(index)) for index in range(4)]  # a burst
+    time.sleep(0.15)
+    batcher._batch_time = 1.0
+    futures.append(batcher.submit(rows(1)))
+    with pytest.raises(ServerBusyError, match="more comes than can be done"):
+        batcher.submit(rows(1))
+    while batcher.waiting:
+        gate.set()  # the instance takes all that waits, and is busy with it
+        time.sleep(0.02)
+    batcher._batch_time = 1.0
+    futures += [batcher.submit(rows(1)) for _ in range(5)]
+    with pytest.raises(ServerBusyError, match="more comes than can be done"):
+        batcher.submit(rows(1))
+    for _ in range(4):
+        gate.set()
+    for future in futures:
+        future.result(5)
+    time.sleep(0.02)
+    batcher._batch_time = 1.0
+    futures = [batcher.submit(rows(1)) for _ in range(20)]  # it had nothing to do meanwhile
+    for _ in range(20):
+        gate.set()
+    batcher.close()
+    assert all(future.done() for future in futures)
+
+
 def test_priority_goes_first(gate: threading.Event) -> None:
     done: list[int] = []
     batcher = Batcher(Rows(gate=gate), BatchOptions(1, instances=1))

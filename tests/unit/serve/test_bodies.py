@@ -74,6 +74,39 @@ def test_what_unpacks_to_nothing_is_not_taken_for_ever(begin: bytes) -> None:
     assert came <= 2 << 20
 
 
+def test_what_reading_takes_beside_a_body_counts_while_it_is_read() -> None:
+    bodies = Bodies(1 << 10, 1 << 12)
+    with bodies.hold() as body:
+        body.grow(1 << 10)
+        with pytest.raises(RequestTooLargeError, match="binary data"), body.reserve(1 << 12):
+            pass
+        with body.reserve(1 << 11):
+            assert bodies.held == 3 << 10
+            with bodies.hold() as other, pytest.raises(ServerBusyError), other.reserve(1 << 11):
+                pass
+        assert bodies.held == 1 << 10
+    assert bodies.held == 0
+
+
+def test_who_is_alone_came_after_a_pause_and_before_nobody_else() -> None:
+    async def run() -> list[bool]:
+        found: list[bool] = []
+
+        async def ask() -> None:
+            with bodies.hold():
+                found.append(await bodies.lone())
+
+        await asyncio.sleep(0.01)
+        await ask()  # alone
+        await ask()  # at once behind another
+        await asyncio.sleep(0.01)
+        await asyncio.gather(ask(), ask())
+        return found
+
+    bodies = Bodies(1 << 10, 1 << 12)
+    assert asyncio.run(run()) == [True, False, False, False]
+
+
 def test_a_body_that_stops_coming_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trtrun.serve.bodies, "_IDLE", 0.2)
     bodies = Bodies(1 << 20, 1 << 20)

@@ -46,6 +46,25 @@ def tensor_of(x: np.ndarray) -> triton.InferInput:
     return tensor
 
 
+def test_who_is_to_come_back_later_is_not_read_first(tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    batching = ["--max-batch-size", "64", "--max-queue-delay", "2000", "--instances", "1", "--queue-size", "1"]
+    server = Server(str(tmp_path / "affine.onnx"), *batching, log=tmp_path / "log")
+    wrong = triton.InferInput("none of its inputs", [1, 12], "FP32")
+    wrong.set_data_from_numpy(np.zeros((1, 12), np.float32))
+    with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        with pytest.raises(InferenceServerException, match="INVALID_ARGUMENT"):
+            client.infer("affine", [wrong])
+        waits = client.async_infer("affine", [tensor_of(np.zeros((1, 12), np.float32))], callback=lambda *_: None)
+        time.sleep(0.3)
+        with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
+            client.infer("affine", [wrong])
+        with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+            client.infer("no model", [wrong])
+        waits.cancel()
+    assert server.stop() == 0
+
+
 def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -87,3 +89,18 @@ def test_others_get_their_turn() -> None:
     assert in_pieces < 0.5 * longest_pause(lambda: json.loads(text))
     in_pieces = min(longest_pause(lambda: json_text.numbers(array)) for _ in range(3))
     assert in_pieces < 0.5 * longest_pause(lambda: json.dumps(array.tolist()))
+
+
+@pytest.mark.parametrize(
+    "unit", ["0,", "0.123456789,", "[0],", "[],", "[[[[[0]]]]],", "{},", '{"a":0},', '"a",', '"é",', "null,"]
+)
+def test_reading_takes_no_more_memory_than_is_counted(unit: str) -> None:
+    text = f"[{(unit * (1_200_000 // len(unit)))[:-1]}]".encode()
+    tracemalloc.start()
+    value = json_text.loads(text)
+    with suppress(ValueError, TypeError):
+        json_text.to_array(value, lambda piece: np.asarray(piece, np.float64))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < json_text.weight(text, len(text))
+    assert json_text.weight(text, 100) < 100 * 110

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.unit.serve.process import Server
 from trtrun.errors import ClosedError, DeviceError
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.serve import logs
+from trtrun.serve.aside import result_of
 from trtrun.serve.batcher import Outcome
 from trtrun.serve.http_api import application
 from trtrun.serve.logs import TextFormatter, identity_of
@@ -225,6 +227,22 @@ def test_pages_of_other_sites_are_refused(server: Server) -> None:
         connection.close()
 
 
+def test_names_that_anybody_can_make_stand_for_this_machine_are_refused(server: Server) -> None:
+    port = server.port
+    for host, status in (
+        (f"localhost:{port}", 200),
+        ("app.localhost", 200),
+        ("[::1]:80", 200),
+        ("192.0.2.1", 200),  # no name
+        (f"elsewhere.example:{port}", 403),
+        ("localhost.example", 403),
+        ("[", 403),
+    ):
+        for path in ("/v2", "/v2/models/affine"):
+            assert server.get(path, Host=host)[0] == status, host
+    assert server.get("/v2/health/ready", Host="elsewhere.example")[0] == 200  # tells nothing
+
+
 def test_termination_answers_what_is_under_way(tmp_path: Path) -> None:
     model = tmp_path / "affine.onnx"
     model.write_bytes(models.affine())
@@ -311,6 +329,7 @@ def test_what_is_unloaded_or_cannot_be_loaded_leaves_the_rest_ready(tmp_path: Pa
         (tmp_path / "bad.onnx").write_bytes(b"no model")
         with pytest.raises(InferenceServerException):
             client.load_model("bad")
+        assert server.get("/v2/repository/models/bad/load", b"{}")[0] == 400
         assert client.is_server_ready()
         assert client.is_model_ready("one")
         assert not client.is_model_ready("bad")
@@ -445,6 +464,76 @@ def test_lines_that_nobody_takes_are_dropped_and_counted(monkeypatch: pytest.Mon
     assert "late 9\n" in text
     assert "late 10\n" not in text
     assert "90 lines of the log were dropped" in text
+
+
+def test_of_refusals_one_a_second_has_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def refuse() -> None:
+        for index in range(50):
+            logs.log_soon(f"request {index}", 503, time.perf_counter(), "id", "busy", refused=True)
+        logs.log_soon("another", 200, time.perf_counter(), "id")
+        await asyncio.sleep(1.1)
+        logs.log_soon("request 50", 503, time.perf_counter(), "id", "busy", refused=True)
+        await asyncio.sleep(0.01)
+
+    with caplog.at_level(logging.INFO, "trtrun.serve"):
+        asyncio.run(refuse())
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.partition(" 503")[0].partition(" 200")[0] for message in messages] == [
+        "request 0",
+        "another",
+        "49 more requests were turned away within a second",
+        "request 50",
+    ]
+
+
+def test_what_a_batch_gives_wakes_the_event_loop_once() -> None:
+    async def run() -> tuple[list[int], int]:
+        loop, woken = asyncio.get_running_loop(), 0
+        wake = loop.call_soon_threadsafe
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal woken
+            woken += 1
+            return wake(*arguments, **options)
+
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+        futures: list[Future[int]] = [Future() for _ in range(20)]
+        tasks = [asyncio.create_task(result_of(future)) for future in futures]
+        await asyncio.sleep(0.01)
+
+        def settle() -> None:
+            for index, future in enumerate(futures):
+                future.set_result(index)
+
+        thread = threading.Thread(target=settle)
+        thread.start()
+        thread.join()  # the loop has other things to do meanwhile
+        return await asyncio.gather(*tasks), woken
+
+    results, woken = asyncio.run(run())
+    assert results == list(range(20))
+    assert woken == 1
+
+
+def test_what_comes_of_a_future_of_another_thread() -> None:
+    async def run() -> None:
+        failed: Future[int] = Future()
+        threading.Timer(0.05, failed.set_exception, [ValueError("no")]).start()
+        with pytest.raises(ValueError, match="no"):
+            await result_of(failed)
+        left: Future[int] = Future()
+        task = asyncio.create_task(result_of(left))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert left.cancelled()
+        dropped: Future[int] = Future()
+        threading.Timer(0.05, dropped.cancel).start()
+        with pytest.raises(asyncio.CancelledError):
+            await result_of(dropped)
+
+    asyncio.run(run())
 
 
 def test_addresses(tmp_path: Path) -> None:

@@ -461,6 +461,17 @@ def test_gpus_are_dealt_out() -> None:
     assert dealt(0, 2) == [[], []]
 
 
+def test_as_many_workers_as_suit_the_machine() -> None:
+    def suitable(gpus: int, cores: int, mebibytes: int = 100) -> int:
+        return workers.suitable_count(gpus, cores, mebibytes << 20)
+
+    assert [suitable(1, cores) for cores in (1, 2, 7, 8, 16, 128)] == [1, 1, 1, 2, 4, 4]
+    assert suitable(0, 128) == 1  # the models take all cores
+    assert [suitable(8, cores) for cores in (2, 64, 128)] == [8, 16, 32]  # one for each GPU at least
+    assert [suitable(1, 128, size) for size in (0, 300, 600, 5000)] == [4, 3, 1, 1]
+    assert 1 <= workers.usable_cores() <= (os.cpu_count() or 1)
+
+
 def test_statistics_of_two_together() -> None:
     def summary(rows: int, count: int, p99: float) -> dict:
         compute = {"count": count, "ns": 10 * count}
