@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from trtrun.cuda.early_starts import too_early
+from trtrun.cuda.early_starts import Edge, Kernel
+from trtrun.cuda.early_starts import too_early as too_early_of
+
+
+def too_early(edges: list[Edge], operands: dict[int, list[int]], *, far: bool) -> list[Edge]:
+    """Of kernels that all have cuDNN's order of operands."""
+    return too_early_of(edges, {node: Kernel(tuple(found), True) for node, found in operands.items()}, far=far)
+
 
 # One residual block and the next: what each kernel reads first, its weights, what it adds, and what it writes.
 X, SHORT, H1, H2, Y1, G1, Y2 = range(100, 107)
@@ -33,7 +40,8 @@ def test_far_counts_all_up_to_the_next_ordinary_edge() -> None:
 
 @pytest.mark.parametrize("far", [False, True])
 def test_the_first_operand_and_the_output_are_waited_for_by_the_kernel_itself(far: bool) -> None:
-    assert too_early([(0, 1)], {0: [X, 1, H1], 1: [H1, 2, X]}, far=far) == []
+    assert too_early([(0, 1)], {0: [X, 1, H1], 1: [H1, 2, H2]}, far=far) == []
+    assert too_early([(0, 1)], {0: [X, 1, H1], 1: [H2, 2, H1]}, far=far) == []
 
 
 def test_adding_in_place_is_reading() -> None:
@@ -41,11 +49,17 @@ def test_adding_in_place_is_reading() -> None:
 
 
 def test_unknown_operands_wait() -> None:
-    assert too_early([(0, 1), (1, 2)], {0: [X, 1, H1], 1: None, 2: [H2, 2, Y1]}, far=False) == [(0, 1), (1, 2)]
+    assert too_early([(0, 1), (1, 2)], {0: [X, 1, H1], 1: [], 2: [H2, 2, Y1]}, far=False) == [(0, 1), (1, 2)]
+    assert too_early([(0, 1)], {0: [X], 1: []}, far=True) == [(0, 1)]
 
 
-def test_few_operands_and_no_edges() -> None:
-    assert too_early([(0, 1)], {0: [], 1: [X]}, far=True) == []
+def test_of_other_kernels_no_order_is_taken_for_granted() -> None:
+    resize = Kernel((SHORT, X))  # writes its first operand
+    add = Kernel((H1, 1, SHORT, Y1), ordered=True)
+    assert too_early_of([(0, 1)], {0: resize, 1: add}, far=False) == [(0, 1)]
+    assert too_early_of([(0, 1)], {0: add, 1: Kernel((Y1, G1))}, far=False) == [(0, 1)]
+
+
+def test_no_edges_and_a_graph_that_forks() -> None:
     assert too_early([], {}, far=True) == []
-    # A kernel with two ahead of it, in a graph that forks.
     assert too_early([(0, 2), (1, 2)], {0: [X, H1], 1: [X, H2], 2: [H1, H2, Y1]}, far=False) == [(1, 2)]

@@ -8,13 +8,15 @@ results are wrong at random: fp32 ResNet-50 on an H200 was off by 0.14 (relative
 
 In a captured graph such a start is an edge of type PROGRAMMATIC. Made an ordinary edge, the kernel starts when the one
 ahead is done. That costs about a microsecond, so it is done for kernels alone that read beside their first operand what
-a kernel ahead may write. Their parameters tell: the operands come first, the output last.
+a kernel ahead may write. Their parameters tell: cuDNN's kernels take what they wait for first and the output last. Of
+others nothing is taken for granted. A part of a tensor that begins at another address is not recognized.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cuda.bindings import driver
@@ -25,8 +27,24 @@ _PROGRAMMATIC = int(driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRA
 _HOLDS_A_POINTER = {8, 64, 128}  # bytes of a parameter: a pointer, or a descriptor of a tensor, which begins with one
 _LEAST_ADDRESS = 1 << 32  # what is less is a number
 
-Operands = Sequence[int]  # the addresses among a kernel's parameters, in their order
 Edge = tuple[int, int]  # from, to
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The addresses among a kernel's parameters in their order; ``ordered`` where that is cuDNN's order."""
+
+    operands: tuple[int, ...]
+    ordered: bool = False
+
+    @property
+    def reads_at_once(self) -> frozenset[int]:
+        """What it may read, or write, before the kernel ahead is done."""
+        return frozenset(self.operands[1:-1] if self.ordered else self.operands)
+
+    @property
+    def may_write(self) -> frozenset[int]:
+        return frozenset(self.operands[1:] if self.ordered else self.operands)
 
 
 def hold_back(graph: Any, *, far: bool) -> int:
@@ -42,7 +60,7 @@ def hold_back(graph: Any, *, far: bool) -> int:
         if datum.type == _PROGRAMMATIC
     }
     nodes = {int(node): node for source, target, _ in early.values() for node in (source, target)}
-    found = too_early(list(early), {handle: _operands(node) for handle, node in nodes.items()}, far=far)
+    found = too_early(list(early), {handle: _kernel(node) for handle, node in nodes.items()}, far=far)
     for edge in found:
         source, target, datum = early[edge]
         check(driver.cuGraphRemoveDependencies(graph, [source], [target], [datum], 1), "remove an edge of a graph")
@@ -50,11 +68,11 @@ def hold_back(graph: Any, *, far: bool) -> int:
     return len(found)
 
 
-def too_early(edges: Sequence[Edge], operands: Mapping[int, Operands | None], *, far: bool) -> list[Edge]:
+def too_early(edges: Sequence[Edge], kernels: Mapping[int, Kernel], *, far: bool) -> list[Edge]:
     """Those of the programmatic edges whose target must wait for its source.
 
-    A target must where it reads, beside its first operand and its output, what the source may write, which is all but
-    its own first operand. A kernel whose operands are unknown (None) must wait, and is waited for.
+    A target must where it reads without waiting what the source may write. One whose operands are unknown must wait,
+    and is waited for.
 
     With ``far`` also what stands further ahead counts, up to the next ordinary edge: then nothing is taken for granted
     about when a kernel that waits itself lets the next one start.
@@ -64,13 +82,13 @@ def too_early(edges: Sequence[Edge], operands: Mapping[int, Operands | None], *,
         ahead.setdefault(target, []).append(source)
     waiting: set[Edge] = set()
     for source, target in edges:
-        reads = operands[target]
+        reads = kernels[target].reads_at_once
         seen, look = {target}, [source]
         while look:
             node = look.pop()
             seen.add(node)
-            touched = operands[node]
-            if reads is None or touched is None or not set(reads[1:-1]).isdisjoint(touched[1:] or touched):
+            written = kernels[node].may_write
+            if not reads.isdisjoint(written) or not kernels[target].operands or not kernels[node].operands:
                 waiting.add((source, target))
                 break
             if far:
@@ -78,15 +96,25 @@ def too_early(edges: Sequence[Edge], operands: Mapping[int, Operands | None], *,
     return [edge for edge in edges if edge in waiting]
 
 
-def _operands(node: Any) -> Operands | None:
-    """The addresses among the parameters of a kernel node; None where they cannot be told."""
+def _kernel(node: Any) -> Kernel:
+    """What is known of a node of a captured graph."""
     if check(driver.cuGraphNodeGetType(node), "tell what a graph's node is") != (
         driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL
     ):
-        return None
+        return Kernel(())
     launch = check(driver.cuGraphKernelNodeGetParams(node), "read a kernel's parameters")
+    if int(launch.func):
+        code, name = driver.cuFuncGetName(launch.func)
+    else:
+        code, name = driver.cuKernelGetName(launch.kern)
+    ordered = code == driver.CUresult.CUDA_SUCCESS and name.startswith(b"cudnn_generated")
+    return Kernel(tuple(_operands(launch)), ordered)
+
+
+def _operands(launch: Any) -> list[int]:
+    """The addresses among the parameters of a kernel in their order; none where they cannot be told."""
     if not int(launch.kernelParams):
-        return None  # they were passed in one piece
+        return []  # they were passed in one piece
     values = ctypes.cast(int(launch.kernelParams), ctypes.POINTER(ctypes.c_void_p))
     found: list[int] = []
     index = 0
