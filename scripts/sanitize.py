@@ -82,6 +82,11 @@ def summarize(log: str, own: set[str]) -> dict[str, Any]:
     }
 
 
+def tests_failed(log: str) -> bool:
+    """Whether pytest's summary counts any; the tool's own, of its errors, is not meant."""
+    return re.search(r"^(?!=+ ERROR SUMMARY).*\b\d+ (failed|error)", log, re.M) is not None
+
+
 def _place(body: str) -> str:
     """The line that names the kernel, which comes before the host's backtrace."""
     return next((line.lstrip("= ") for line in body.splitlines() if re.match(r"=+\s+at ", line)), "")
@@ -132,7 +137,7 @@ def run(tool: str, selection: list[str] = SELECTION) -> dict[str, Any]:
     elif found["total"] is None or not passed or re.search(r"^=+ (Internal Sanitizer )?Error: ", text, re.M):
         # A sandbox may keep the tool from the GPU: it says "Device not supported" then.
         found["failure"] = f"exit status {code}: {text[-600:]}"
-    elif code:  # pytest's own; "0 errors" is the tool's summary
+    elif code or tests_failed(text):
         found["failure"] = f"tests failed: {text[-600:]}"
     found["errors"] = None if found["total"] is None else errors_of(tool, found)
     return found

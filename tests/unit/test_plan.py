@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tests import models
 from trtrun.building.builder import build_plan
 from trtrun.errors import ModelFileError, PlanError
-from trtrun.plan import identify, identify_file, is_plan
+from trtrun.plan import ModelFile, identify, identify_file, is_plan
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +90,12 @@ def test_what_is_no_plan_is_called_what_it_is(data: bytes, says: str) -> None:
         identify(data)
 
 
-def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="does not exist"):
-        identify_file(tmp_path / "no.engine")
-    with pytest.raises(ModelFileError, match="is a directory"):
-        identify_file(tmp_path)
+@pytest.mark.parametrize("opened", [identify_file, ModelFile])
+def test_missing_file(opened: Callable[[Path], object], tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="it does not exist"):
+        opened(tmp_path / "no.engine")
+    with pytest.raises(ModelFileError, match="it is a directory"):
+        opened(tmp_path)
 
 
 def behind_a_length(text: bytes) -> bytes:

@@ -112,13 +112,6 @@ def test_nothing_is_raised_into_tensorrt(file: Path, error: BaseException) -> No
     assert reader._error is error
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="it does not exist"):
-        ModelFile(tmp_path / "none")
-    with pytest.raises(ModelFileError, match="it is a directory"):
-        ModelFile(tmp_path)
-
-
 def test_a_file_is_closed_with_its_last_reference(file: Path) -> None:
     data = ModelFile(file)
     number, mapped = data.fileno(), data.mapped()

@@ -52,6 +52,19 @@ def sanitize():
         sys.path.remove(scripts)
 
 
+@pytest.mark.parametrize(
+    ("summary", "failed"),
+    [
+        ("9 passed in 3.21s", False),
+        ("1 failed, 8 passed in 3.21s", True),
+        ("8 passed, 1 error in 3.21s", True),
+        ("========= 2 failed, 7 passed in 3.21s =========", True),
+    ],
+)
+def test_failed_tests_are_those_of_pytest(sanitize, summary: str, failed: bool) -> None:
+    assert sanitize.tests_failed(LOG.replace("9 passed in 3.21s", summary)) is failed
+
+
 def test_the_kernels_are_found_in_the_sources(sanitize) -> None:
     names = sanitize.kernel_names()
     assert {"copy_small", "select_f16", "suppress", "gather_f32", "prepare_4"} <= names
