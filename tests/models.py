@@ -9,7 +9,12 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
-_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64,
+    "uint8": TensorProto.UINT8,
+}
 
 
 def _model(nodes: list, inputs: list, outputs: list, weights: dict[str, np.ndarray]) -> bytes:
@@ -174,37 +179,85 @@ def small_yolo(classes: int = 3, extras: int = 0, prototypes: bool = False) -> b
     return serialized
 
 
-def residual(batch: int | str = "N", channels: int = 512, width: int = 256, side: int = 28, stride: int = 2) -> bytes:
-    """Two of ResNet-50's residual blocks: the first has a convolution in its shortcut, the second has none."""
-    rng = np.random.default_rng(3)
-    nodes: list = []
-    weights: dict[str, np.ndarray] = {}
+class _Convolutions:
+    """A network of convolutions under construction; weights keep the values at one size."""
 
-    def conv(x: str, name: str, cin: int, cout: int, kernel: int = 1, step: int = 1, gain: float = 2.0) -> str:
+    def __init__(self) -> None:
+        self.nodes: list = []
+        self.weights: dict[str, np.ndarray] = {}
+        self._rng = np.random.default_rng(3)
+
+    def conv(self, x: str, name: str, cin: int, cout: int, kernel: int = 1, step: int = 1, gain: float = 2.0) -> str:
         scale = np.sqrt(gain / (cin * kernel * kernel))
-        weights[f"{name}.w"] = (rng.standard_normal((cout, cin, kernel, kernel)) * scale).astype(np.float32)
-        weights[f"{name}.b"] = (rng.standard_normal(cout) * 0.1).astype(np.float32)
-        inputs = [x, f"{name}.w", f"{name}.b"]
+        shape = cout, cin, kernel, kernel
+        self.weights[f"{name}.w"] = (self._rng.standard_normal(shape) * scale).astype(np.float32)
+        self.weights[f"{name}.b"] = (self._rng.standard_normal(cout) * 0.1).astype(np.float32)
         attributes: dict[str, Any] = {"strides": [step] * 2, "pads": [kernel // 2] * 4}
-        nodes.append(helper.make_node("Conv", inputs, [name], **attributes))
+        return self.node("Conv", [x, f"{name}.w", f"{name}.b"], name, **attributes)
+
+    def node(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
-    def node(kind: str, inputs: Sequence[str], name: str) -> str:
-        nodes.append(helper.make_node(kind, list(inputs), [name]))
-        return name
 
-    x, cin = "x", channels
+def residual(
+    batch: int | str = "N",
+    channels: int = 512,
+    width: int = 256,
+    side: int = 28,
+    stride: int = 2,
+    dtype: str = "float32",
+) -> bytes:
+    """Two of ResNet-50's residual blocks: the first has a convolution in its shortcut, the second has none."""
+    net = _Convolutions()
+    x, cin = "x" if dtype == "float32" else net.node("Cast", ["x"], "xf", to=TensorProto.FLOAT), channels
     for block, step in (("a", stride), ("b", 1)):
-        h = node("Relu", [conv(x, f"{block}1", cin, width)], f"{block}1r")
-        h = node("Relu", [conv(h, f"{block}2", width, width, 3, step)], f"{block}2r")
-        h = conv(h, f"{block}3", width, 4 * width, gain=0.2)
+        h = net.node("Relu", [net.conv(x, f"{block}1", cin, width)], f"{block}1r")
+        h = net.node("Relu", [net.conv(h, f"{block}2", width, width, 3, step)], f"{block}2r")
+        h = net.conv(h, f"{block}3", width, 4 * width, gain=0.2)
         if block == "a":
-            x = conv(x, "shortcut", cin, 4 * width, step=step, gain=1.0)
-        x, cin = node("Relu", [node("Add", [h, x], f"{block}s")], "y" if block == "b" else f"{block}y"), 4 * width
+            x = net.conv(x, "shortcut", cin, 4 * width, step=step, gain=1.0)
+        x = net.node("Relu", [net.node("Add", [h, x], f"{block}s")], "y" if block == "b" else f"{block}y")
+        cin = 4 * width
     out = side // stride
-    return _model(
-        nodes, [value("x", [batch, channels, side, side])], [value("y", [batch, 4 * width, out, out])], weights
-    )
+    inputs = [value("x", [batch, channels, side, side], dtype)]
+    return _model(net.nodes, inputs, [value("y", [batch, 4 * width, out, out])], net.weights)
+
+
+def pyramid(channels: int = 256, side: int = 28) -> bytes:
+    """A feature pyramid's step: a coarse map made larger, plus a convolution of the fine one; x [1, C, S, S]."""
+    net = _Convolutions()
+    coarse = net.node("Relu", [net.conv("x", "down", channels, channels, 3, step=2)], "coarse")
+    net.weights["scales"] = np.float32([1, 1, 2, 2])
+    resized = net.node("Resize", [net.conv(coarse, "top", channels, channels), "", "scales"], "up", mode="nearest")
+    added = net.node("Add", [net.conv("x", "lateral", channels, channels), resized], "sum")
+    net.conv(added, "y", channels, channels, 3)
+    shape = [1, channels, side, side]
+    return _model(net.nodes, [value("x", shape)], [value("y", shape)], net.weights)
+
+
+def split(channels: int = 128, side: int = 40) -> bytes:
+    """YOLOv8's C2f: halves of a map, one of them added to, after a convolution of the input that adds one half."""
+    net = _Convolutions()
+    net.weights["halves"] = np.int64([channels, channels])
+    both = net.node("Relu", [net.conv("x", "both", channels, 2 * channels)], "bothr")
+    net.nodes.append(helper.make_node("Split", [both, "halves"], ["left", "right"], axis=1))
+    # The kernel just ahead writes the whole map, and this one adds what begins in its middle.
+    early = net.node("Relu", [net.node("Add", [net.conv("x", "first", channels, channels), "right"], "e")], "early")
+    h = net.node("Relu", [net.conv(early, "m1", channels, channels, 3)], "m1r")
+    inner = net.node("Add", [net.conv(h, "m2", channels, channels, 3, gain=0.5), "right"], "inner")
+    net.conv(net.node("Concat", ["left", "right", inner], "all", axis=1), "y", 3 * channels, channels)
+    shape = [1, channels, side, side]
+    return _model(net.nodes, [value("x", shape)], [value("y", shape)], net.weights)
+
+
+def around(channels: int = 256, side: int = 28) -> bytes:
+    """x [1, C, S, S] is added to two convolutions of itself."""
+    net = _Convolutions()
+    h = net.node("Relu", [net.conv("x", "one", channels, channels, 3)], "oner")
+    net.node("Add", [net.conv(h, "two", channels, channels, 3), "x"], "y")
+    shape = [1, channels, side, side]
+    return _model(net.nodes, [value("x", shape)], [value("y", shape)], net.weights)
 
 
 def overflowing() -> bytes:

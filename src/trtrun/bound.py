@@ -14,13 +14,12 @@ from .cuda.device_array import borrow, gpu_ordinal
 from .cuda.graph import capture
 from .cuda.memory import fill_async
 from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
-from .errors import ClosedError, DtypeError, ExecutionError, InputError, ShapeError, TrtrunError
+from .errors import ClosedError, DtypeError, ExecutionError, InputError, ShapeError
 from .route import ALIGNMENT, CAPTURE_ATTEMPTS, set_shapes
 from .tensor_spec import TensorSpecs, to_shape
 
 if TYPE_CHECKING:
     from cuda.core import Stream
-    from cuda.core.graph import Graph
 
     from .engine import Engine
 
@@ -146,17 +145,12 @@ class Bound:
                 other.close()
             for name, view in self._addresses.items():
                 context.set_tensor_address(name, view.ptr)
-            self._graph = self._captured()
+            tensors = [(view.ptr, nbytes_of(view.shape, view.dtype)) for view in self._addresses.values()]
+            memory = self._buffers.places + tensors
+            self._graph = capture(
+                self._own, self._execute, lambda graph: engine.hold_back(graph, memory), attempts=CAPTURE_ATTEMPTS
+            )
         engine.keep_kernels(key)
-
-    def _captured(self) -> Graph:
-        for left in reversed(range(CAPTURE_ATTEMPTS)):
-            try:
-                return capture(self._own, self._execute, self._engine.hold_back)
-            except TrtrunError:  # another thread that synchronizes the whole device spoils a capture
-                if not left:
-                    raise
-        raise AssertionError
 
     def _execute(self, stream: int) -> None:
         if not self._context.execute_async_v3(stream):

@@ -60,6 +60,11 @@ class Buffers:
         return address, self._on_gpu[_SCRATCH].nbytes
 
     @property
+    def places(self) -> list[tuple[int, int]]:
+        """Address and bytes of each piece of device memory."""
+        return [(memory.address, memory.nbytes) for memory in self._on_gpu.values()]
+
+    @property
     def device_bytes(self) -> int:
         return sum(memory.nbytes for memory in self._on_gpu.values())
 

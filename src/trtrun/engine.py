@@ -15,7 +15,7 @@ import numpy as np
 
 from . import flavor as flavors
 from .cuda.device import Device
-from .cuda.early_starts import hold_back
+from .cuda.early_starts import Place, hold_back
 from .errors import (
     ClosedError,
     ExecutionError,
@@ -88,11 +88,12 @@ class Engine:
         self.auto_close = False  # set by load(): closed with the last session
         self.ways: dict[object, tuple[int, ...] | None] = {}  # per shape key, the batch sizes that ran it fastest
         self.choices: dict[object, Choice] = {}  # per shape key, how large inputs get to the GPU
+        self.in_order: set[object] = set()  # shapes of inputs and outputs whose kernels need not be held back
         self._users = threading.Condition()  # guards the next three
         self._sessions: weakref.WeakSet[Session | Bound] = weakref.WeakSet()
         self._occupants = 0  # uses outside a session, see occupied()
         self._alone = False
-        self._idle_contexts: list[IExecutionContext] = []
+        self._idle_contexts: dict[object, list[IExecutionContext]] = {}  # by what they served
         self._idle_lock = threading.Lock()
         self.flavor.initialize_plugins(plugins)
         with self.device:
@@ -286,24 +287,28 @@ class Engine:
         """Bytes of scratch memory that one execution context needs at most."""
         return self.handle.device_memory_size_v2
 
-    def hold_back(self, graph: Any) -> int:
+    def hold_back(self, graph: Any, memory: Sequence[Place]) -> int:
         """Order the kernels of a captured ``CUgraph`` where TensorRT's early starts read too early; how many.
 
-        Wrong results were seen in fp32 only, where no kernel ahead is trusted; of engines with fp16 or bf16 among their
-        inputs and outputs and no fp32 the one just ahead is looked at.
+        Wrong results were seen in fp32 only, where no kernel ahead is trusted, and no two addresses are told apart that
+        lie in the same piece of scratch ``memory`` or in the same tensor. Of engines with fp16 or bf16 among their
+        inputs and outputs and no fp32 the kernel just ahead is looked at, and equal addresses.
         """
         if not self.starts_early:
             return 0
         names = {spec.dtype.name for specs in (self.inputs, self.outputs) for spec in specs.values()}
-        return hold_back(graph, far="float32" in names or not names & {"float16", "bfloat16"})
+        far = "float32" in names or not names & {"float16", "bfloat16"}
+        return hold_back(graph, far=far, memory=memory if far else ())
 
     @property
     def starts_early(self) -> bool:
         """Whether kernels may start before those ahead are done; see :mod:`trtrun.cuda.early_starts`."""
         return self.device.compute_capability >= (9, 0)
 
-    def create_context(self) -> IExecutionContext:
+    def create_context(self, serves: object = None) -> IExecutionContext:
         """An ``IExecutionContext`` without scratch memory of its own: a new one, or one that was given back.
+
+        By preference one that served the same: a context keeps host memory for each profile that it ever had.
 
         A flavour that compiles at run time compiles kernels for each shape before its first execution. Its generic
         kernels would start at once, but they are slower and give way to the compiled ones in the background, so that
@@ -312,8 +317,12 @@ class Engine:
         engine: Any = self.handle  # the runtime config's members are TensorRT-RTX's, and the stubs know the full API
         trt, capabilities = self.flavor.module, self.flavor.capabilities
         with self._idle_lock:
-            if self._idle_contexts:
-                return self._idle_contexts.pop()
+            if idle := self._idle_contexts:
+                served = serves if serves in idle else next(iter(idle))
+                reused = idle[served].pop()
+                if not idle[served]:
+                    del idle[served]
+                return reused
         with self.compile_lock, self.device, self.flavor.logger.capture() as lines:
             user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
             if capabilities.has_runtime_config:
@@ -337,15 +346,17 @@ class Engine:
             )
         return context
 
-    def give_back(self, contexts: list[IExecutionContext], *, reusable: bool = True) -> None:
+    def give_back(self, contexts: list[IExecutionContext], served: object = None, *, reusable: bool = True) -> None:
         """Take contexts that a session no longer needs, out of this list: they are kept for the next.
+
+        ``served``: the shapes that they were given, where it was always the same.
 
         TensorRT-RTX 1.6.1 returns the half megabyte of host memory that a context takes only with the engine, so
         contexts are made as many as are in use at once and no more. Those that are not ``reusable`` are destroyed.
         """
         with self.compile_lock, self._idle_lock:  # nobody compiles while a context goes
-            if reusable and self._engine is not None:
-                self._idle_contexts.extend(contexts)
+            if reusable and self._engine is not None and contexts:
+                self._idle_contexts.setdefault(served, []).extend(contexts)
             contexts.clear()
 
     def keep_kernels(self, shapes: object) -> None:

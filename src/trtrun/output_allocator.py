@@ -6,7 +6,7 @@ from typing import Any
 
 from .cuda.device import Device
 from .cuda.memory import DeviceMemory
-from .tensor_spec import Shape
+from .tensor_spec import Shape, to_shape
 
 
 class OutputAllocator:
@@ -41,7 +41,7 @@ class OutputAllocator:
                 return owner._reallocate(size)
 
             def notify_shape(self, name: str, shape: Any) -> None:
-                owner.shape = tuple(shape)
+                owner.shape = to_shape(shape)
 
         owner.handle = Bridge()
         return owner

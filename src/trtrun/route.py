@@ -19,8 +19,8 @@ import numpy as np
 from .arrays import Host, copy_out, nbytes_of
 from .buffers import Buffers
 from .cuda.graph import capture, launch
-from .cuda.memory import copy_async, fill_async, host_view
-from .cuda.stream import create_stream
+from .cuda.memory import DeviceMemory, copy_async, fill_async, host_view
+from .cuda.stream import create_stream, synchronize
 from .cuda.transfer import Copy, Transfers
 from .errors import ExecutionError, OutOfMemoryError, ShapeError, TrtrunError
 from .flavor import FOUR_BIT
@@ -44,6 +44,7 @@ CAPTURE_ATTEMPTS = 5
 _MAX_GRAPHS = 16
 ALIGNMENT = 256  # bytes, of tensor addresses
 _MAX_SEEN = 64  # sets of addresses that are counted
+_MAX_IN_ORDER = 1024  # shapes of an engine that are known to run in order as they are enqueued
 
 ShapeKey = tuple[Shape, ...]
 
@@ -110,6 +111,7 @@ class Route:
             batch. The last may reach beyond it: those rows are computed and dropped. Without them the request runs
             in one part of exactly its shapes.
         stages: steps before and after the engine, with ``opened``, the same for this session. Not together with parts.
+        serves: the only key that it is bound for, ever; None where there may be several.
         one_use: the contexts are in a state in which nobody else may get them.
 
     Attributes:
@@ -133,9 +135,11 @@ class Route:
         parts: tuple[int, ...] | None = None,
         stages: Stages | None = None,
         opened: OpenStages | None = None,
+        serves: ShapeKey | None = None,
         one_use: bool = False,
     ) -> None:
         self._engine = engine
+        self._serves = serves
         self._one_use = one_use
         self._buffers = buffers
         self._stream = stream
@@ -164,6 +168,7 @@ class Route:
         self.input_addresses: list[int] = []
         self.output_parts: dict[str, list[tuple[int, int]]] = {}
         self.allocators: dict[str, OutputAllocator] = {}
+        self._targets: dict[str, int] = {}  # per allocator the address of the view in ``outputs``
         self.layouts: dict[str, Layout] = {}
         self.graph_reason: str | None = None
         self._copies_in: list[Copy | None] = []
@@ -463,11 +468,10 @@ class Route:
         """Enqueue the engine, as a graph of its own where its kernels must be kept from starting too early.
 
         Whether they must is known once they were captured, which they can be after they ran: so the first time they
-        may run twice. Not where an output is written over an input, nor where memory is asked for while they run.
+        run twice where they must. Not where memory is asked for while they run.
         """
         if self._ordered is None:
-            self.execute(stream)
-            self._ordered = self._capture_in_order()
+            self._ordered = self._first_execution(stream)
             if self._ordered == "as enqueued":
                 return
         if self._ordered == "as enqueued":
@@ -475,27 +479,50 @@ class Route:
         else:
             launch(self._ordered, stream)
 
-    def _capture_in_order(self) -> Graph | Literal["as enqueued"]:
+    def _first_execution(self, stream: int) -> Graph | Literal["as enqueued"]:
+        """Enqueue the engine, and capture it if that run may be wrong: then the inputs are as they were before it."""
+        engine, shapes = self._engine, (self.key, *self.output_shapes.values())
+        if not engine.starts_early or shapes in engine.in_order or self.allocators:
+            self.execute(stream)
+            return "as enqueued"
+        with ExitStack() as undo:
+            aside: list[Copy] = []  # inputs that outputs are written over
+            for name, address, view in zip(engine.inputs, self.input_addresses, self.inputs, strict=True):
+                if name in engine.aliases.values():
+                    kept = DeviceMemory(engine.device, view.nbytes)
+                    undo.callback(kept.close)
+                    copy_async(kept.address, address, view.nbytes, stream)
+                    aside.append((address, kept.address, view.nbytes))
+            self.execute(stream)
+            synchronize(stream)  # nothing uses the context while it is captured
+            graph = self._capture_in_order(shapes)
+            if graph != "as enqueued":
+                for copy in aside:
+                    copy_async(*copy, stream)
+                synchronize(stream)
+            return graph
+
+    def _capture_in_order(self, shapes: object) -> Graph | Literal["as enqueued"]:
         engine, held_back = self._engine, 0
 
         def amend(graph: Any) -> None:
             nonlocal held_back
-            held_back = engine.hold_back(graph)
+            held_back = engine.hold_back(graph, self._buffers.places)
 
-        if not engine.starts_early or engine.aliases or self.allocators or not self._is_capturable():
+        if not self._is_capturable():
             return "as enqueued"
         with engine.compile_lock:
-            for left in reversed(range(CAPTURE_ATTEMPTS)):
-                try:
-                    graph = capture(self._stream, self.execute, amend)
-                    break
-                except TrtrunError as error:
-                    if not left:
-                        _LOG.warning("the kernels of %s may start too early, before their data: %s", engine.name, error)
-                        return "as enqueued"
+            try:
+                graph = capture(self._stream, self.execute, amend, attempts=CAPTURE_ATTEMPTS)
+            except TrtrunError as error:
+                _LOG.warning("the kernels of %s may start too early, before their data: %s", engine.name, error)
+                return "as enqueued"
             if held_back:
                 return graph
             graph.close()
+            if len(engine.in_order) >= _MAX_IN_ORDER:
+                engine.in_order.clear()
+            engine.in_order.add(shapes)
             return "as enqueued"
 
     def copy_out(self, stream: int) -> None:
@@ -531,6 +558,20 @@ class Route:
             step.enqueue(stream)
         if to_host:
             self.copy_out(stream)
+            if self.allocators:
+                self._copy_dependent_out(stream)
+
+    def _copy_dependent_out(self, stream: int) -> None:
+        """Enqueue the copies of outputs whose shape only the run decides: TensorRT has told it once it was enqueued."""
+        for name, allocator in self.allocators.items():
+            view = self.outputs[name]
+            if view is None or view.shape != allocator.shape:
+                dtype = self._engine.outputs[name].dtype
+                memory = self._buffers.host(name, nbytes_of(allocator.shape, dtype))
+                view = self.outputs[name] = host_view(memory, dtype, allocator.shape)
+                self._targets[name] = view.ctypes.data
+            if view.nbytes:
+                copy_async(self._targets[name], allocator.address, view.nbytes, stream)
 
     def _count(self, steps: Steps) -> None:
         self._borrowing[steps] = self._borrowing.pop(steps, 0) + 1
@@ -586,7 +627,7 @@ class Route:
                 self._graphs[steps] = capture(
                     self._stream,
                     lambda stream: self._enqueue(stream, steps_left, self.execute),
-                    self._engine.hold_back,
+                    lambda graph: self._engine.hold_back(graph, self._buffers.places),
                 )
         except TrtrunError as error:
             # Another thread that synchronizes the whole device spoils a capture, whatever its mode; the next may do.
@@ -644,7 +685,7 @@ class Route:
         """Let go of everything. The contexts go back to the engine; of a ``one_use`` route they are destroyed."""
         self.drop_graphs()
         # An allocator stays with its context, which has no way to forget it.
-        self._engine.give_back(self._contexts, reusable=not (self._one_use or self.allocators))
+        self._engine.give_back(self._contexts, self._serves, reusable=not (self._one_use or self.allocators))
         for allocator in self.allocators.values():
             allocator.close()
         self.allocators.clear()

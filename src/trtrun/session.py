@@ -381,6 +381,8 @@ class Session(Runner):
         """The route for these shapes, bound. A shape seen for the second time gets a context and graphs of its own."""
         route = self._routes.get(key)
         if route is None:
+            if self._common.graph_reason is not None and not self._host_located and self._common.fits(key):
+                return self._common
             for spec, shape in zip(self._specs, key, strict=True):
                 spec.check_shape(shape)
             route = self._promote(key, arrays)
@@ -429,11 +431,11 @@ class Session(Runner):
                     ways.pop(next(iter(ways)), None)
                 ways[key] = self._fastest_way(key, arrays)
             parts = ways[key]
-        route = self._routes[key] = self._new_route(parts)
+        route = self._routes[key] = self._new_route(key, parts)
         return route
 
-    def _new_route(self, parts: tuple[int, ...] | None = None) -> Route:
-        contexts = [self.engine.create_context() for _ in parts or (0,)]
+    def _new_route(self, serves: ShapeKey | None = None, parts: tuple[int, ...] | None = None) -> Route:
+        contexts = [self.engine.create_context(serves) for _ in parts or (0,)]
         return Route(
             self.engine,
             self._buffers,
@@ -444,6 +446,7 @@ class Session(Runner):
             parts=parts,
             stages=self._stages,
             opened=self._opened,
+            serves=serves,
         )
 
     def _fastest_way(self, key: ShapeKey, arrays: list[Any]) -> tuple[int, ...] | None:
@@ -469,7 +472,7 @@ class Session(Runner):
         best: tuple[float, tuple[int, ...] | None] = (np.inf, None)
         expected: dict[str, Host] | None = None
         for parts in (None, *candidates):
-            route = self._new_route(parts)
+            route = self._new_route(key, parts)
             try:
                 times, results = self._try(route, key, rows)
             except (ExecutionError, OutOfMemoryError, ShapeError):
@@ -579,8 +582,6 @@ class Session(Runner):
 
     def _after_uncaptured(self, route: Route, steps: Steps) -> None:
         """Capture what just ran for the first time, so that the next request of this kind is one launch."""
-        if route.allocators and steps[1]:
-            self._read_dependent(route)
         # The common context of a dynamic engine is about to get other shapes, which a graph would not survive.
         if self._cuda_graph and not (route is self._common and self._dynamic):
             route.capture(steps)
@@ -600,17 +601,6 @@ class Session(Runner):
         self._move(self._stream, self._handle)
         self._wait()
 
-    def _read_dependent(self, route: Route) -> None:
-        """Fetch outputs whose shape is known only now."""
-        for name, allocator in route.allocators.items():
-            dtype = self.outputs[name].dtype
-            nbytes = nbytes_of(allocator.shape, dtype)
-            view = host_view(self._buffers.host(name, nbytes), dtype, allocator.shape)
-            if nbytes:
-                copy_async(view.ctypes.data, allocator.address, nbytes, self._at_handle)
-            route.outputs[name] = view
-        self._wait()
-
     def _host_outputs(self, route: Route, copied: bool) -> dict[str, Any]:
         if route.layouts or self._state:
             return {
@@ -623,8 +613,6 @@ class Session(Runner):
 
     def _device_outputs(self, route: Route, steps: Steps, caller: Stream | None, borrowed: list[Any]) -> dict[str, Any]:
         """Results in memory of their own, copied within the GPU, so that the next request cannot overwrite them."""
-        if route.allocators:
-            self._wait()  # the shapes are known only then
         results: dict[str, Any] = {}
         for name, spec in self.outputs.items():
             allocator = route.allocators.get(name)

@@ -1,6 +1,7 @@
 """Kernels that TensorRT-RTX starts too early are held back, however a request gets to the GPU.
 
-Without that, each of these networks was wrong at random on an H200: by 0.1 to 0.3 (relative, L2) in most requests.
+Without that the residual blocks of one row were wrong on an H100 and an H200, by 0.2 to 0.3 and more (relative, L2) in
+300 of 300 requests. The other networks have the same kernels in other orders, and were not seen to be wrong.
 """
 
 from __future__ import annotations
@@ -9,32 +10,43 @@ import numpy as np
 import pytest
 
 import trtrun
-from tests import models
+from tests import models, networks
 from tests.gpu.conftest import TF32, relative_error
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
+from trtrun.cuda.memory import fill_async
 from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.session import Session
 
 torch = pytest.importorskip("torch")
 
-# batch, channels, width, side, stride of ResNet-50's first and third stage
-BLOCKS = {"8 rows": (8, 512, 256, 28, 2), "1 row": (1, 512, 256, 28, 2), "1 row of stage 1": (1, 64, 64, 56, 1)}
+# batch, channels, width, side, stride of ResNet-50's first and third stage, and other ways to a tensor that is added
+NETWORKS = {
+    "8 rows": lambda: models.residual(8),
+    "1 row": lambda: models.residual(1),
+    "1 row of stage 1": lambda: models.residual(1, 64, 64, 56, 1),
+    "uint8": lambda: models.residual(1, dtype="uint8"),
+    "resized": models.pyramid,
+    "split": models.split,
+    "the input": models.around,
+}
 
 
-def requests(shape: tuple[int, ...], count: int) -> list[np.ndarray]:
+def requests(spec: trtrun.TensorSpec, shape: tuple[int, ...], count: int) -> list[np.ndarray]:
     rng = np.random.default_rng()
+    if spec.dtype == np.uint8:
+        return [rng.integers(0, 3, shape, np.uint8) for _ in range(count)]
     return [np.maximum(rng.standard_normal(shape), 0).astype(np.float32) for _ in range(count)]
 
 
-@pytest.fixture(scope="module", params=BLOCKS)
+@pytest.fixture(scope="module", params=NETWORKS)
 def block(request: pytest.FixtureRequest) -> tuple[bytes, list[np.ndarray], list[np.ndarray]]:
     """A plan of fixed shape, requests and their answers."""
-    batch, channels, width, side, stride = BLOCKS[request.param]
-    model = models.residual(batch, channels, width, side, stride)
-    inputs = requests((batch, channels, side, side), 4)
+    model = NETWORKS[request.param]()
     reference = OnnxRuntimeSession(model)
+    spec = reference.inputs["x"]
+    inputs = requests(spec, spec.shape, 4)
     return build_plan(model), inputs, [reference(x)["y"] for x in inputs]
 
 
@@ -51,7 +63,7 @@ def test_first_and_later_requests(block: tuple, cuda_graph: bool) -> None:
 def test_bound_arrays(block: tuple) -> None:
     plan, inputs, wanted = block
     with Engine(plan) as engine, Session(engine) as session:
-        x, y = torch.empty(inputs[0].shape, device="cuda"), torch.empty(wanted[0].shape, device="cuda")
+        x, y = torch.from_numpy(inputs[0]).cuda(), torch.empty(wanted[0].shape, device="cuda")
         with session.bind({"x": x}, {"y": y}) as call:
             for turn in range(12):
                 x.copy_(torch.from_numpy(inputs[turn % 4]))
@@ -77,8 +89,37 @@ def test_shapes_that_change(cuda_graph: bool) -> None:
     model = models.residual()
     plan = build_plan(model, BuildOptions(profiles=parse_shapes(["x=1x512x28x28:8x512x28x28:8x512x28x28"])))
     reference = OnnxRuntimeSession(model)
-    answered = [(x, reference(x)["y"]) for size in (8, 1, 4, 2) for x in requests((size, 512, 28, 28), 1)]
+    answered = [
+        (x, reference(x)["y"]) for size in (8, 1, 4, 2) for x in requests(reference.inputs["x"], (size, 512, 28, 28), 1)
+    ]
     with Engine(plan) as engine, Session(engine, cuda_graph=cuda_graph) as session:
         for turn in range(16):  # each shape first alone, then with a context and a graph of its own
             x, wanted = answered[turn % 4]
             assert relative_error(session(x)["y"], wanted) <= TF32, turn
+
+
+def test_an_input_that_the_first_execution_wrote_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where kernels must be held back the first execution counts for nothing, whatever it left in an aliased input."""
+    start = np.random.default_rng().standard_normal((1, 1, 8, 4)).astype(np.float32)
+    update = np.float32([[[[1, 2, 3, 4]]]])
+    ruined: list[int] = []
+    with Engine(networks.kv_cache(8)) as engine, Session(engine, cuda_graph=False) as session:
+        assert engine.starts_early
+        route = session._common
+        enqueue = route.execute
+
+        def execute(stream: int) -> None:
+            enqueue(stream)
+            if not ruined:
+                address, nbytes = route.output_parts["cache_out"][0]
+                fill_async(address, 0x7B, nbytes, stream)
+                ruined.append(address)
+
+        monkeypatch.setattr(route, "execute", execute)
+        monkeypatch.setattr(engine, "hold_back", lambda graph, memory: 1)
+        for at in (3, 5):
+            out = session(cache=start, update=update, at=np.int32([at]))["cache_out"]
+            wanted = start.copy()
+            wanted[0, 0, at] = update[0, 0, 0]
+            np.testing.assert_array_equal(out, wanted)
+    assert ruined

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trtrun.cuda.early_starts import Edge, Kernel
+from trtrun.cuda.early_starts import Edge, Kernel, start_of
 from trtrun.cuda.early_starts import too_early as too_early_of
 
 
@@ -63,3 +63,11 @@ def test_of_other_kernels_no_order_is_taken_for_granted() -> None:
 def test_no_edges_and_a_graph_that_forks() -> None:
     assert too_early([], {}, far=True) == []
     assert too_early([(0, 2), (1, 2)], {0: [X, H1], 1: [X, H2], 2: [H1, H2, Y1]}, far=False) == [(1, 2)]
+
+
+def test_addresses_in_the_same_piece_of_memory_are_one() -> None:
+    memory = [(1000, 50), (1050, 50), (2000, 0)]
+    assert [start_of(at, memory) for at in (999, 1000, 1049, 1050, 1099, 1100, 2000)] == [
+        999, 1000, 1000, 1050, 1050, 1100, 2000,
+    ]  # fmt: skip
+    assert start_of(7, []) == 7

@@ -9,12 +9,15 @@ results are wrong at random: fp32 ResNet-50 on an H200 was off by 0.14 (relative
 In a captured graph such a start is an edge of type PROGRAMMATIC. Made an ordinary edge, the kernel starts when the one
 ahead is done. That costs about a microsecond, so it is done for kernels alone that read beside their first operand what
 a kernel ahead may write. Their parameters tell: cuDNN's kernels take what they wait for first and the output last. Of
-others nothing is taken for granted. A part of a tensor that begins at another address is not recognized.
+others nothing is taken for granted. How far a tensor reaches is not told, so that two addresses in the same piece of
+memory may be one tensor and a part of it, as where a network splits a tensor: they count as the same where the pieces
+are given.
 """
 
 from __future__ import annotations
 
 import ctypes
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +31,7 @@ _HOLDS_A_POINTER = {8, 64, 128}  # bytes of a parameter: a pointer, or a descrip
 _LEAST_ADDRESS = 1 << 32  # what is less is a number
 
 Edge = tuple[int, int]  # from, to
+Place = tuple[int, int]  # address, bytes
 
 
 @dataclass(frozen=True)
@@ -47,23 +51,25 @@ class Kernel:
         return frozenset(self.operands[1:] if self.ordered else self.operands)
 
 
-def hold_back(graph: Any, *, far: bool) -> int:
+def hold_back(graph: Any, *, far: bool, memory: Sequence[Place] = ()) -> int:
     """Make early starts in a captured ``CUgraph`` ordinary edges where they could read too early; how many there were.
 
-    ``far`` as for :func:`too_early`.
+    ``far`` as for :func:`too_early`. Addresses in the same of these pieces of ``memory`` count as one.
     """
     count = check(driver.cuGraphGetEdges(graph), "count a graph's edges")[-1]
     sources, targets, data, _ = check(driver.cuGraphGetEdges(graph, count), "list a graph's edges")
-    early = {
-        (int(source), int(target)): (source, target, datum)
-        for source, target, datum in zip(sources, targets, data, strict=True)
-        if datum.type == _PROGRAMMATIC
-    }
-    nodes = {int(node): node for source, target, _ in early.values() for node in (source, target)}
-    found = too_early(list(early), {handle: _kernel(node) for handle, node in nodes.items()}, far=far)
+    early: dict[Edge, list[Any]] = {}
+    nodes: dict[int, Any] = {}
+    for source, target, datum in zip(sources, targets, data, strict=True):
+        if datum.type == _PROGRAMMATIC:
+            early.setdefault((int(source), int(target)), []).append(datum)
+            nodes[int(source)], nodes[int(target)] = source, target
+    pieces = sorted(memory)
+    found = too_early(list(early), {handle: _kernel(node, pieces) for handle, node in nodes.items()}, far=far)
     for edge in found:
-        source, target, datum = early[edge]
-        check(driver.cuGraphRemoveDependencies(graph, [source], [target], [datum], 1), "remove an edge of a graph")
+        source, target = nodes[edge[0]], nodes[edge[1]]
+        for datum in early[edge]:
+            check(driver.cuGraphRemoveDependencies(graph, [source], [target], [datum], 1), "remove an edge of a graph")
         check(driver.cuGraphAddDependencies(graph, [source], [target], None, 1), "add an edge to a graph")
     return len(found)
 
@@ -96,38 +102,40 @@ def too_early(edges: Sequence[Edge], kernels: Mapping[int, Kernel], *, far: bool
     return [edge for edge in edges if edge in waiting]
 
 
-def _kernel(node: Any) -> Kernel:
+def _kernel(node: Any, memory: Sequence[Place]) -> Kernel:
     """What is known of a node of a captured graph."""
     if check(driver.cuGraphNodeGetType(node), "tell what a graph's node is") != (
         driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL
     ):
         return Kernel(())
     launch = check(driver.cuGraphKernelNodeGetParams(node), "read a kernel's parameters")
-    if int(launch.func):
-        code, name = driver.cuFuncGetName(launch.func)
-    else:
-        code, name = driver.cuKernelGetName(launch.kern)
+    name_of: Any = driver.cuFuncGetName
+    parameter_of: Any = driver.cuFuncGetParamInfo
+    function: Any = launch.func
+    if not int(function):
+        name_of, parameter_of, function = driver.cuKernelGetName, driver.cuKernelGetParamInfo, launch.kern
+    code, name = name_of(function)
     ordered = code == driver.CUresult.CUDA_SUCCESS and name.startswith(b"cudnn_generated")
-    return Kernel(tuple(_operands(launch)), ordered)
-
-
-def _operands(launch: Any) -> list[int]:
-    """The addresses among the parameters of a kernel in their order; none where they cannot be told."""
     if not int(launch.kernelParams):
-        return []  # they were passed in one piece
+        return Kernel(())  # they were passed in one piece
     values = ctypes.cast(int(launch.kernelParams), ctypes.POINTER(ctypes.c_void_p))
-    found: list[int] = []
+    operands: list[int] = []
     index = 0
     while True:
-        if int(launch.func):
-            code, _, size = driver.cuFuncGetParamInfo(launch.func, index)
-        else:
-            code, _, size = driver.cuKernelGetParamInfo(launch.kern, index)
+        code, _, size = parameter_of(function, index)
         if code == driver.CUresult.CUDA_ERROR_INVALID_VALUE:  # there are no more
-            return found
+            return Kernel(tuple(operands), ordered)
         check((code,), "read a kernel's parameters")
         if size in _HOLDS_A_POINTER:
             address = ctypes.cast(values[index], ctypes.POINTER(ctypes.c_uint64))[0]
             if address >= _LEAST_ADDRESS:
-                found.append(address)
+                operands.append(start_of(address, memory))
         index += 1
+
+
+def start_of(address: int, memory: Sequence[Place]) -> int:
+    """Where the piece of sorted memory begins that holds this address; the address itself where none does."""
+    index = bisect_right(memory, address, key=lambda place: place[0]) - 1
+    if index >= 0 and address < sum(memory[index]):
+        return memory[index][0]
+    return address

@@ -12,6 +12,7 @@ from cuda.bindings import driver
 from cuda.core import Stream
 from cuda.core.graph import Graph
 
+from ..errors import TrtrunError
 from .check import check, translated
 
 
@@ -44,14 +45,27 @@ class _GarbageCollection:
 _garbage_collection_paused = _GarbageCollection()
 
 
-def capture(stream: Stream, enqueue: Callable[[int], None], amend: Callable[[Any], object] | None = None) -> Graph:
+def capture(
+    stream: Stream, enqueue: Callable[[int], None], amend: Callable[[Any], object] | None = None, *, attempts: int = 1
+) -> Graph:
     """Capture what ``enqueue(stream_handle)`` enqueues, instantiate it and upload it to the GPU.
 
-    ``amend`` may change the ``CUgraph`` before it is instantiated.
+    ``amend`` may change the ``CUgraph`` before it is instantiated. More than one of the ``attempts`` are made only
+    after trtrun's own errors: another thread that synchronizes the whole device spoils a capture.
 
     Thread-local capture mode: other threads may allocate and synchronize meanwhile. The caller holds the device's
     context current. Whatever ``enqueue`` raises is raised after the capture was ended.
     """
+    for left in reversed(range(attempts)):
+        try:
+            return _capture(stream, enqueue, amend)
+        except TrtrunError:
+            if not left:
+                raise
+    raise AssertionError
+
+
+def _capture(stream: Stream, enqueue: Callable[[int], None], amend: Callable[[Any], object] | None) -> Graph:
     with translated("capture a CUDA graph"):
         builder = stream.create_graph_builder()
         try:

@@ -31,12 +31,12 @@ class Launch:
         self._shape = (*grid, *block)
         self._values = arguments
         self._arguments = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        self._address = ctypes.addressof(self._arguments)
 
     def enqueue(self, stream: int) -> None:
-        check(
-            driver.cuLaunchKernel(self._function, *self._shape, 0, stream, ctypes.addressof(self._arguments), 0),
-            f"launch the kernel {self._name}",
-        )
+        (code,) = driver.cuLaunchKernel(self._function, *self._shape, 0, stream, self._address, 0)
+        if code:
+            check((code,), f"launch the kernel {self._name}")
 
 
 @functools.cache

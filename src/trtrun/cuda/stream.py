@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from cuda.bindings import driver
 from cuda.core import LEGACY_DEFAULT_STREAM, PER_THREAD_DEFAULT_STREAM, Stream, StreamOptions
 
-from .check import translated
+from .check import check, translated
 from .device import Device
 
 # Handles that stand for a default stream rather than for one that somebody created.
@@ -49,6 +50,11 @@ def borrowed_stream(device: Device, handle: int, owner: Any = None) -> Stream:
         if stream is None:
             stream = Stream.from_handle(handle) if owner is None else device.core.create_stream(_Owned(handle, owner))
         return stream
+
+
+def synchronize(stream: int) -> None:
+    """Wait for a stream that is known by its handle alone."""
+    check(driver.cuStreamSynchronize(stream), "wait for a stream")
 
 
 class _Owned:
