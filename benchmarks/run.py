@@ -573,7 +573,7 @@ def _allocator(networks: Any) -> Iterator[Record]:
             Route._output_shape = known  # type: ignore[method-assign]
         what = "bare loop with an output allocator, every step enqueued / ours, the same"
         yield _costs("overhead.allocator", what, times["ours"], times["bare"])
-        what = "the same engine with an output of known shape, one graph / its output from the allocator, two waits"
+        what = "the same engine with an output of known shape, one graph / its output from the allocator, enqueued"
         yield _costs("overhead.allocator.vs_plain", what, times["ours"], times["plain"])
         ours.close()
         bare.close()

@@ -213,6 +213,35 @@ def test_an_output_that_a_branch_reads_too() -> None:
     assert set(OnnxRuntimeSession(data)(np.ones((1, 3, 8, 8), np.float32))) == {"a", "y"}
 
 
+@pytest.mark.parametrize("keep_io", [True, False])
+@pytest.mark.parametrize("label", ["fp16", "bf16"])
+def test_casts_to_fp32_inside_the_network(label: str, keep_io: bool) -> None:
+    """A mask, counts that a sensitive operator and a product read, and a cast of what is in half precision by then."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Greater", ["h", "zero"], ["above"]),
+        helper.make_node("Cast", ["above"], ["mask"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Cast", ["k"], ["count"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Exp", ["count"], ["e"]),
+        helper.make_node("MatMul", ["count", "w"], ["c"]),
+        helper.make_node("Mul", ["h", "mask"], ["masked"]),
+        helper.make_node("Cast", ["masked"], ["again"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Sum", ["again", "e", "c"], ["s"]),
+        helper.make_node("MatMul", ["s", "w"], ["y"]),
+    ]
+    inputs = [models.value("x", [2, 4]), models.value("k", [2, 4], "int64")]
+    weights = {"w": RNG.standard_normal((4, 4)).astype(np.float32), "zero": np.float32(0)}
+    model = models._model(nodes, inputs, [models.value("y", [2, 4])], weights)
+    options = BuildOptions(**{label: True}, keep_io=keep_io)
+    build_plan(model, options)  # TensorRT takes no product of two types
+    if label == "fp16":  # ONNX Runtime multiplies no bf16 on the CPU
+        session = OnnxRuntimeSession(prepare(model, options)[0])
+        x, k = RNG.standard_normal((2, 4)).astype(np.float32), RNG.integers(0, 3, (2, 4))
+        wanted = OnnxRuntimeSession(model)(x=x, k=k)["y"]
+        found = session(x=x.astype(session.inputs["x"].dtype), k=k)["y"]
+        assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
 def _on_half_grid(array: np.ndarray) -> bool:
     return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))
 

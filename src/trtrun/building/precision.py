@@ -71,7 +71,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     blocked = sorted({*float16.DEFAULT_OP_BLOCK_LIST, *_SENSITIVE, *no_bf16, *options.keep_fp32})
     tail = _Tail(proto) if options.keep_io else None
     quantized = _quantized(proto)
-    kept_nodes = [*(kept for kept in options.keep_fp32 if kept in names), *quantized]
+    kept_nodes = [*(kept for kept in options.keep_fp32 if kept in names), *quantized, *_casts(proto.graph)]
     _separate(proto.graph, {*blocked, *kept_nodes})
     limit = float(np.finfo(np.float16).max)
     beyond = {}
@@ -125,6 +125,17 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
             f"{len(cut)} constants hold numbers beyond fp16, up to {max(cut):.3g}, which were cut to {limit:g}"
         )
     return converted
+
+
+def _casts(graph: Any) -> Iterator[str]:
+    """The casts to fp32, of masks and counts: the converter leaves them as they are, and has to be told that."""
+    from onnx import TensorProto, helper
+
+    for index, each in enumerate(_graphs(graph)):
+        for at, node in enumerate(each.node):
+            if node.op_type == "Cast" and helper.get_node_attr_value(node, "to") == TensorProto.FLOAT:
+                node.name = node.name or f"inner_{index}_{at}"
+                yield node.name
 
 
 def _end_outputs(graph: Any) -> None:
