@@ -107,7 +107,8 @@ def run(tool: str, selection: list[str] = SELECTION) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         watch = ["compute-sanitizer", "--tool", tool, "--target-processes", "all", "--print-limit", str(PRINTED)]
-        watch += ["--report-api-errors", "no"] if tool == "memcheck" else []
+        # Padding: else what is written behind one allocation lies in the next, and is no error.
+        watch += ["--report-api-errors", "no", "--padding", "4096"] if tool == "memcheck" else []
         # Not verbose, no cache of outcomes, and the runtime cache beside the log: what is compiled here stays here.
         tests = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *selection]
         environment = {**os.environ, "TRTRUN_CACHE_DIR": folder}

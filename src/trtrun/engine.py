@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -287,18 +287,12 @@ class Engine:
         """Bytes of scratch memory that one execution context needs at most."""
         return self.handle.device_memory_size_v2
 
-    def hold_back(self, graph: Any, memory: Sequence[Place]) -> int:
+    def hold_back(self, graph: Any, memory: Collection[Place]) -> int:
         """Order the kernels of a captured ``CUgraph`` where TensorRT's early starts read too early; how many.
 
-        Wrong results were seen in fp32 only, where no kernel ahead is trusted, and no two addresses are told apart that
-        lie in the same piece of scratch ``memory`` or in the same tensor. Of engines with fp16 or bf16 among their
-        inputs and outputs and no fp32 the kernel just ahead is looked at, and equal addresses.
+        ``memory``: address and bytes of the pieces that tensors lie in.
         """
-        if not self.starts_early:
-            return 0
-        names = {spec.dtype.name for specs in (self.inputs, self.outputs) for spec in specs.values()}
-        far = "float32" in names or not names & {"float16", "bfloat16"}
-        return hold_back(graph, far=far, memory=memory if far else ())
+        return hold_back(graph, memory) if self.starts_early else 0
 
     @property
     def starts_early(self) -> bool:

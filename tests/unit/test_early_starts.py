@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Collection
 
-from trtrun.cuda.early_starts import Edge, Kernel, start_of
+from trtrun.cuda.early_starts import Edge, Kernel, Place, start_of
 from trtrun.cuda.early_starts import too_early as too_early_of
 
 
-def too_early(edges: list[Edge], operands: dict[int, list[int]], *, far: bool) -> list[Edge]:
+def too_early(edges: list[Edge], operands: dict[int, list[int]], memory: Collection[Place] = ()) -> list[Edge]:
     """Of kernels that all have cuDNN's order of operands."""
-    return too_early_of(edges, {node: Kernel(tuple(found), True) for node, found in operands.items()}, far=far)
+    return too_early_of(edges, {node: Kernel(tuple(found), True) for node, found in operands.items()}, memory)
 
 
 # One residual block and the next: what each kernel reads first, its weights, what it adds, and what it writes.
@@ -28,41 +28,52 @@ CHAIN = [(REDUCE, CONV), (CONV, MAIN), (MAIN, SHORTCUT), (SHORTCUT, NEXT), (NEXT
 
 
 def test_a_kernel_that_adds_what_is_still_being_written_waits() -> None:
-    assert too_early(CHAIN, OPERANDS, far=False) == [(MAIN, SHORTCUT)]
+    assert too_early(CHAIN, OPERANDS) == [(MAIN, SHORTCUT), (NEXT, LAST)]
 
 
-def test_far_counts_all_up_to_the_next_ordinary_edge() -> None:
-    assert too_early(CHAIN, OPERANDS, far=True) == [(MAIN, SHORTCUT), (NEXT, LAST)]
+def test_no_further_than_to_the_next_ordinary_edge() -> None:
     # Between the two kernels stands an edge that is no early start.
     without = [edge for edge in CHAIN if edge != (SHORTCUT, NEXT)]
-    assert too_early(without, OPERANDS, far=True) == [(MAIN, SHORTCUT)]
+    assert too_early(without, OPERANDS) == [(MAIN, SHORTCUT)]
 
 
-@pytest.mark.parametrize("far", [False, True])
-def test_the_first_operand_and_the_output_are_waited_for_by_the_kernel_itself(far: bool) -> None:
-    assert too_early([(0, 1)], {0: [X, 1, H1], 1: [H1, 2, H2]}, far=far) == []
-    assert too_early([(0, 1)], {0: [X, 1, H1], 1: [H2, 2, H1]}, far=far) == []
+def test_the_first_operand_and_the_output_are_waited_for_by_the_kernel_itself() -> None:
+    assert too_early([(0, 1)], {0: [X, 1, H1], 1: [H1, 2, H2]}) == []
+    assert too_early([(0, 1)], {0: [X, 1, H1], 1: [H2, 2, H1]}) == []
+
+
+def test_a_part_of_a_tensor_may_be_any_in_the_same_memory() -> None:
+    scratch, other = (1000, 100), (2000, 100)
+    whole, part, written = 1000, 1050, 1020
+    chain = {0: [X, 1, whole], 1: [whole, 2, written], 2: [written, 3, part, 2000]}
+    assert too_early([(0, 1), (1, 2)], chain, [scratch, other]) == [(1, 2)]
+    assert too_early([(0, 1), (1, 2)], chain, []) == []
+    assert too_early([(0, 1), (1, 2)], chain, [(1000, 50), (1050, 50), other]) == []
+    # What begins where an output does is that output, which an ordinary edge has seen done.
+    chain[5] = [X, 4, part]
+    assert too_early([(0, 1), (1, 2)], chain, [scratch, other]) == []
+    assert too_early([(5, 0), (0, 1), (1, 2)], chain, [scratch, other]) == [(1, 2)]
 
 
 def test_adding_in_place_is_reading() -> None:
-    assert too_early([(0, 1)], {0: [X, 1, Y1], 1: [H2, 2, Y1, Y1]}, far=False) == [(0, 1)]
+    assert too_early([(0, 1)], {0: [X, 1, Y1], 1: [H2, 2, Y1, Y1]}) == [(0, 1)]
 
 
 def test_unknown_operands_wait() -> None:
-    assert too_early([(0, 1), (1, 2)], {0: [X, 1, H1], 1: [], 2: [H2, 2, Y1]}, far=False) == [(0, 1), (1, 2)]
-    assert too_early([(0, 1)], {0: [X], 1: []}, far=True) == [(0, 1)]
+    assert too_early([(0, 1), (1, 2)], {0: [X, 1, H1], 1: [], 2: [H2, 2, Y1]}) == [(0, 1), (1, 2)]
+    assert too_early([(0, 1)], {0: [X], 1: []}) == [(0, 1)]
 
 
 def test_of_other_kernels_no_order_is_taken_for_granted() -> None:
     resize = Kernel((SHORT, X))  # writes its first operand
     add = Kernel((H1, 1, SHORT, Y1), ordered=True)
-    assert too_early_of([(0, 1)], {0: resize, 1: add}, far=False) == [(0, 1)]
-    assert too_early_of([(0, 1)], {0: add, 1: Kernel((Y1, G1))}, far=False) == [(0, 1)]
+    assert too_early_of([(0, 1)], {0: resize, 1: add}) == [(0, 1)]
+    assert too_early_of([(0, 1)], {0: add, 1: Kernel((Y1, G1))}) == [(0, 1)]
 
 
 def test_no_edges_and_a_graph_that_forks() -> None:
-    assert too_early([], {}, far=True) == []
-    assert too_early([(0, 2), (1, 2)], {0: [X, H1], 1: [X, H2], 2: [H1, H2, Y1]}, far=False) == [(1, 2)]
+    assert too_early([], {}) == []
+    assert too_early([(0, 2), (1, 2)], {0: [X, H1], 1: [X, H2], 2: [H1, H2, Y1]}) == [(1, 2)]
 
 
 def test_addresses_in_the_same_piece_of_memory_are_one() -> None:
