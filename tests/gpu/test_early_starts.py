@@ -6,13 +6,11 @@ Without that the residual blocks of one row were wrong on an H100 and an H200, b
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import trtrun
+from benchmarks.models import resnet50
 from tests import models, networks
 from tests.gpu.conftest import TF32, relative_error
 from trtrun.building.builder import build_plan
@@ -90,9 +88,6 @@ def test_gpu_arrays_and_a_pipeline(block: tuple) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_several_in_flight(precision: str) -> None:
     """Half precision goes wrong under load alone: 5 % of requests in bf16 and 0.3 % in fp16 without holding back."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-    from models import resnet50
-
     plan = build_plan(resnet50(1, "float32"), BuildOptions(**{} if precision == "fp32" else {precision: True}))
     with Engine(plan) as engine, Session(engine) as session:
         name, out = next(iter(engine.inputs)), next(iter(engine.outputs))
