@@ -25,11 +25,12 @@ from typing import Any
 
 from .building.files import check_target, write_atomic
 from .errors import BundleError, MissingPackageError
-from .plan import ModelFile, PlanInfo, identify, model_file_error, pieces, read_model_file
+from .plan import PIECE, ModelFile, PlanInfo, identify, model_file_error, pieces, read_model_file
 
 FORMAT = "trtrun bundle 1"
 _MANIFEST, _SIGNATURE = "manifest.json", "manifest.sig"
 _MANIFEST_LIMIT = 16 << 20  # bytes; a larger one is not a manifest
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # in front of a member: signature, bytes of its name and of what follows it
 # What zipfile, and who reads a manifest, raise where bytes were changed: other compression methods, passwords, …
 _DAMAGE = (
     OSError,
@@ -96,27 +97,32 @@ class Bundle:
     _manifest: bytes = b""
     source_sha256: str | None = None
 
-    def read(self, member: Member) -> bytes:
-        """The bytes of a member, checked. Raises BundleError when one of them has changed."""
+    def open(self, member: Member) -> ModelFile:
+        """A member whose every piece is checked when it is read. Raises BundleError when a byte of it has changed."""
         try:
             with zipfile.ZipFile(self.path) as archive:
                 info = archive.getinfo(member.file)
-                if info.compress_type != zipfile.ZIP_STORED or info.file_size != member.bytes:
-                    raise BundleError(
-                        f"{self.path}: {member.file} has {info.file_size:,} bytes, the manifest says {member.bytes:,}. "
-                        "The bundle is damaged or was changed; get it again."
-                    )
-                data = archive.read(info)
         except _DAMAGE as error:
+            raise self._unreadable(member, error) from error
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != member.bytes:
             raise BundleError(
-                f"{self.path}: {member.file} cannot be read ({error}). The bundle is damaged; get it again."
-            ) from error
-        if hashlib.sha256(data).hexdigest() != member.sha256:
-            raise BundleError(
-                f"{self.path}: {member.file} is not what the manifest says (SHA-256 differs). The bundle is damaged or "
-                "was changed; get it again."
+                f"{self.path}: {member.file} has {info.file_size:,} bytes, the manifest says {member.bytes:,}. "
+                "The bundle is damaged or was changed; get it again."
             )
-        return data
+        return _CheckedMember(self, member, info.header_offset)
+
+    def read(self, member: Member) -> bytes:
+        """The bytes of a member, checked. Raises BundleError when one of them has changed."""
+        return self.open(member)[:]
+
+    def _unreadable(self, member: Member, error: Exception) -> BundleError:
+        return BundleError(f"{self.path}: {member.file} cannot be read ({error}). The bundle is damaged; get it again.")
+
+    def _changed(self, member: Member) -> BundleError:
+        return BundleError(
+            f"{self.path}: {member.file} is not what the manifest says (SHA-256 differs). The bundle is damaged or "
+            "was changed; get it again."
+        )
 
     def check_signature(self, public_key: bytes) -> None:
         """Raise BundleError unless the manifest was signed with the key of this PEM."""
@@ -137,11 +143,58 @@ class Bundle:
     def check(self) -> None:
         """Read and check every member. Raises BundleError."""
         for member in (*self.engines, *([self.onnx] if self.onnx else [])):
-            self.read(member)
+            self.open(member)
 
     def as_json(self) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(self._manifest)
         return {"file": os.fspath(self.path), **manifest, "signed": self.signature is not None}
+
+
+class _CheckedMember(ModelFile):
+    """A member of a bundle, none of whose bytes gets out unchecked, and of which memory never holds the whole.
+
+    Its SHA-256 is checked at once, while the hash of each piece is noted; a piece that is read later is hashed again.
+    So a file that changes after it was checked is noticed too.
+    """
+
+    def __init__(self, bundle: Bundle, member: Member, header: int) -> None:
+        super().__init__(bundle.path)
+        self._changed = bundle._changed(member)
+        try:
+            end = min(header + _LOCAL_HEADER.size, self._size)
+            signature, name, extra = _LOCAL_HEADER.unpack(self._read(header, end))
+            self._start = header + _LOCAL_HEADER.size + name + extra
+            if signature != b"PK\x03\x04" or self._start + member.bytes > self._size:
+                raise zipfile.BadZipFile(f"no member begins at byte {header:,}")
+        except _DAMAGE as error:
+            raise bundle._unreadable(member, error) from error
+        self._size = member.bytes
+        self._hashes: list[bytes] = []
+        whole = hashlib.sha256()
+        for at in range(0, member.bytes, PIECE):
+            piece = self._stored(at)
+            whole.update(piece)
+            self._hashes.append(hashlib.sha256(piece).digest())
+        if whole.hexdigest() != member.sha256:
+            raise self._changed
+
+    def _stored(self, at: int) -> bytes:
+        """The piece that begins at this byte of the member, as the file has it now."""
+        return self._read(self._start + at, self._start + min(at + PIECE, self._size))
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        first = start // PIECE
+        read = []
+        for index in range(first, -(-stop // PIECE)):
+            piece = self._stored(index * PIECE)
+            if hashlib.sha256(piece).digest() != self._hashes[index]:
+                raise self._changed
+            read.append(piece)
+        return b"".join(read)[start - first * PIECE : stop - first * PIECE]
+
+    def mapped(self) -> memoryview:
+        return memoryview(self[:])
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:

@@ -96,6 +96,10 @@ class ModelFile:
 
     def __getitem__(self, part: slice) -> bytes:
         start, stop, _ = part.indices(self._size)
+        return self._read(start, stop)
+
+    def _read(self, start: int, stop: int) -> bytes:
+        """The bytes of the file from ``start`` up to ``stop``."""
         read: list[bytes] = []
         while start < stop:
             try:

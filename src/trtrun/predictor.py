@@ -156,7 +156,7 @@ def _load_bundle(
                 reasons.append(f"{engine.file}: {error.message}")
                 continue
             name = f"{os.fspath(path)}:{engine.file}"
-            return _load_plan(bundle.read(engine), plan_options, session_options, name, bundle.metadata)
+            return _load_plan(bundle.open(engine), plan_options, session_options, name, bundle.metadata)
     else:
         reasons.append(why_no_gpu())
     if bundle.onnx is None:

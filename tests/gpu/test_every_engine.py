@@ -25,7 +25,7 @@ from trtrun import plan_reader
 from trtrun.benchmark.layers import layers_html, layers_text, profile_layers
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
-from trtrun.bundle import with_ultralytics_header
+from trtrun.bundle import with_ultralytics_header, write_bundle
 from trtrun.cuda.device import Device, gpu_count
 from trtrun.debug_tensors import debug_tensors
 from trtrun.engine import Engine
@@ -463,19 +463,24 @@ with trtrun.load(sys.argv[1]) as runner:
 """
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_loading_a_large_plan_takes_little_more_host_memory_than_the_plan(streaming: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("streaming", "bundled"), [(False, False), (True, False), (False, True)])
+def test_loading_a_large_plan_takes_little_more_host_memory_than_the_plan(
+    streaming: bool, bundled: bool, tmp_path: Path
+) -> None:
     """Counted is what is resident in the process at the peak: its own memory, and mapped pages of files. Not counted
     are the kernel's page cache, which all share, and what the driver may pin outside of the process.
     """
     large, small = tmp_path / "large.engine", tmp_path / "small.engine"
     large.write_bytes(networks.large(600, streaming=streaming))
     small.write_bytes(networks.large(2, streaming=streaming))
+    size = large.stat().st_size
+    if bundled:
+        for path in (large, small):
+            write_bundle(path, engines=[path.rename(path.with_suffix(".plan"))])
     command = [sys.executable, "-c", _PEAK, str(large), str(small)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     before, peak = map(int, done.stdout.split())
-    size = large.stat().st_size
     print(f"host memory {before >> 20} MB before, {peak >> 20} MB at the peak: {(peak - before) / size:.3f} x the plan")
     assert 0 < peak - before < 1.2 * size
 

@@ -111,6 +111,29 @@ def test_every_changed_byte_is_noticed(engine: Path, model: Path, tmp_path: Path
             open_bundle(path).check()
 
 
+def test_what_changes_after_it_was_checked_is_noticed_when_it_is_read(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trtrun.bundle.PIECE", 1000)
+    path = tmp_path / "m.bundle"
+    bundle = write_bundle(path, engines=[engine])
+    plan = engine.read_bytes()
+    plan = plan[identify(plan).offset :]
+    member = bundle.open(bundle.engines[0])
+    assert len(member) == len(plan)
+    for start, stop in ((0, 10), (990, 1010), (1000, 3000), (len(plan) - 5, len(plan) + 5), (7, 7), (0, len(plan))):
+        assert member[start:stop] == plan[start:stop]
+    data = bytearray(path.read_bytes())
+    data[data.index(plan) + 1500] ^= 1
+    path.write_bytes(data)
+    assert member[:1000] == plan[:1000]
+    with pytest.raises(trtrun.BundleError, match="SHA-256 differs"):
+        member[999:1001]
+    path.write_bytes(data[:100])
+    with pytest.raises(trtrun.ModelFileError, match="cut short"):
+        member[:1]
+
+
 def test_signatures(engine: Path, tmp_path: Path) -> None:
     path, key, other = tmp_path / "m.bundle", new_keys(), new_keys()
     write_bundle(path, engines=[engine], private_key=key[0])
