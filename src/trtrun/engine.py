@@ -302,7 +302,7 @@ class Engine:
     def create_context(self, serves: object = None) -> IExecutionContext:
         """An ``IExecutionContext`` without scratch memory of its own: a new one, or one that was given back.
 
-        By preference one that served the same: a context keeps host memory for each profile that it ever had.
+        By preference one that served the same shapes, or any: a context keeps host memory for each profile that it had.
 
         A flavour that compiles at run time compiles kernels for each shape before its first execution. Its generic
         kernels would start at once, but they are slower and give way to the compiled ones in the background, so that
@@ -312,7 +312,7 @@ class Engine:
         trt, capabilities = self.flavor.module, self.flavor.capabilities
         with self._idle_lock:
             if idle := self._idle_contexts:
-                served = serves if serves in idle else next(iter(idle))
+                served = next((kind for kind in (serves, None) if kind in idle), next(iter(idle)))
                 reused = idle[served].pop()
                 if not idle[served]:
                     del idle[served]
@@ -340,17 +340,20 @@ class Engine:
             )
         return context
 
-    def give_back(self, contexts: list[IExecutionContext], served: object = None, *, reusable: bool = True) -> None:
+    def give_back(
+        self, contexts: list[IExecutionContext], served: Sequence[object] = (None,), *, reusable: bool = True
+    ) -> None:
         """Take contexts that a session no longer needs, out of this list: they are kept for the next.
 
-        ``served``: the shapes that they were given, where it was always the same.
+        ``served``: for each the only shapes that it was given, None where there were several.
 
         TensorRT-RTX 1.6.1 returns the half megabyte of host memory that a context takes only with the engine, so
         contexts are made as many as are in use at once and no more. Those that are not ``reusable`` are destroyed.
         """
         with self.compile_lock, self._idle_lock:  # nobody compiles while a context goes
-            if reusable and self._engine is not None and contexts:
-                self._idle_contexts.setdefault(served, []).extend(contexts)
+            if reusable and self._engine is not None:
+                for context, kind in zip(contexts, served, strict=True):
+                    self._idle_contexts.setdefault(kind, []).append(context)
             contexts.clear()
 
     def keep_kernels(self, shapes: object) -> None:

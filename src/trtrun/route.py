@@ -85,6 +85,11 @@ def choose_profile(engine: Engine, key: ShapeKey, pinned: int | None = None) -> 
     return best
 
 
+def part_keys(key: ShapeKey, parts: tuple[int, ...] | None) -> list[ShapeKey]:
+    """The shape key of each part; that of the whole without parts."""
+    return [key] if parts is None else [tuple((size, *shape[1:]) for shape in key) for size in parts]
+
+
 def set_shapes(engine: Engine, context: IExecutionContext, key: ShapeKey, pinned: int | None, stream: int) -> None:
     """Give a context the profile and the input shapes of a key; a switch of profile is enqueued on the stream handle.
 
@@ -197,7 +202,7 @@ class Route:
         with engine.compile_lock, engine.flavor.logger.capture() as lines:
             self.drop_graphs()
             try:
-                for context, shapes in zip(self._contexts, self._keys(key), strict=True):
+                for context, shapes in zip(self._contexts, part_keys(key, self.parts), strict=True):
                     for spec, shape in zip(engine.inputs.values(), shapes, strict=True):
                         if spec.location == "host":
                             # Shape tensors are read where shapes are set and inferred, with this request's values; a
@@ -223,12 +228,6 @@ class Route:
         self.key = key
         self._generation = self._buffers.generation
         self._warm = False
-
-    def _keys(self, key: ShapeKey) -> list[ShapeKey]:
-        """The shape key of each part."""
-        if self.parts is None:
-            return [key]
-        return [tuple((size, *shape[1:]) for shape in key) for size in self.parts]
 
     def _reserve(self, key: ShapeKey) -> None:
         """Reserve memory for this key. Addresses are read afterwards: reserving may move buffers."""
@@ -481,28 +480,51 @@ class Route:
 
     def _first_execution(self, stream: int) -> Graph | Literal["as enqueued"]:
         """Enqueue the engine, and capture it if that run may be wrong: then the inputs are as they were before it."""
-        engine, shapes = self._engine, (self.key, *self.output_shapes.values())
-        if not engine.starts_early or shapes in engine.in_order or self.allocators:
+        engine, kernels = self._engine, self._what_chooses_kernels()
+        if not engine.starts_early or kernels in engine.in_order or self.allocators:
             self.execute(stream)
             return "as enqueued"
         with ExitStack() as undo:
-            aside: list[Copy] = []  # inputs that outputs are written over
-            for name, address, view in zip(engine.inputs, self.input_addresses, self.inputs, strict=True):
-                if name in engine.aliases.values():
-                    kept = DeviceMemory(engine.device, view.nbytes)
-                    undo.callback(kept.close)
-                    copy_async(kept.address, address, view.nbytes, stream)
-                    aside.append((address, kept.address, view.nbytes))
+            try:
+                aside = self._set_aside(stream, undo)
+            except OutOfMemoryError as error:
+                _LOG.warning("the kernels of %s may start too early, before their data: %s", engine.name, error)
+                self.execute(stream)
+                return "as enqueued"
             self.execute(stream)
             synchronize(stream)  # nothing uses the context while it is captured
-            graph = self._capture_in_order(shapes)
+            graph = self._capture_in_order(kernels)
             if graph != "as enqueued":
                 for copy in aside:
                     copy_async(*copy, stream)
                 synchronize(stream)
             return graph
 
-    def _capture_in_order(self, shapes: object) -> Graph | Literal["as enqueued"]:
+    def _what_chooses_kernels(self) -> object:
+        """Equal for runs that have the same kernels in the same order."""
+        specs = self._engine.inputs.values()
+        return (
+            self.key,
+            self.parts,
+            *(context.active_optimization_profile for context in self._contexts),
+            *(view.tobytes() for spec, view in zip(specs, self.inputs, strict=True) if spec.location == "host"),
+            *self.output_shapes.values(),
+        )
+
+    def _set_aside(self, stream: int, undo: ExitStack) -> list[Copy]:
+        """Copy the inputs that outputs are written over; returns the copies that bring them back."""
+        assert self.key is not None
+        back: list[Copy] = []
+        for spec, shape, address in zip(self._engine.inputs.values(), self.key, self.input_addresses, strict=True):
+            nbytes = self._nbytes(spec, shape)
+            if nbytes and spec.name in self._engine.aliases.values():
+                kept = DeviceMemory(self._engine.device, nbytes)
+                undo.callback(kept.close)
+                copy_async(kept.address, address, nbytes, stream)
+                back.append((address, kept.address, nbytes))
+        return back
+
+    def _capture_in_order(self, kernels: object) -> Graph | Literal["as enqueued"]:
         engine, held_back = self._engine, 0
 
         def amend(graph: Any) -> None:
@@ -522,7 +544,7 @@ class Route:
             graph.close()
             if len(engine.in_order) >= _MAX_IN_ORDER:
                 engine.in_order.clear()
-            engine.in_order.add(shapes)
+            engine.in_order.add(kernels)
             return "as enqueued"
 
     def copy_out(self, stream: int) -> None:
@@ -685,7 +707,8 @@ class Route:
         """Let go of everything. The contexts go back to the engine; of a ``one_use`` route they are destroyed."""
         self.drop_graphs()
         # An allocator stays with its context, which has no way to forget it.
-        self._engine.give_back(self._contexts, self._serves, reusable=not (self._one_use or self.allocators))
+        served = part_keys(self._serves, self.parts) if self._serves else [None] * len(self._contexts)
+        self._engine.give_back(self._contexts, served, reusable=not (self._one_use or self.allocators))
         for allocator in self.allocators.values():
             allocator.close()
         self.allocators.clear()

@@ -28,7 +28,7 @@ from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream
 from .cuda.transfer import Copy
 from .errors import DeviceError, DtypeError, ExecutionError, InputError, InputNameError, OutOfMemoryError, ShapeError
 from .filling import LARGE, Choice, Way, whole
-from .route import Route, ShapeKey, Steps
+from .route import Route, ShapeKey, Steps, part_keys
 from .runner import OpenStages, OutputMode, Runner, Stages, StatefulRunner
 from .tensor_spec import Shape, TensorSpecs
 
@@ -435,7 +435,8 @@ class Session(Runner):
         return route
 
     def _new_route(self, serves: ShapeKey | None = None, parts: tuple[int, ...] | None = None) -> Route:
-        contexts = [self.engine.create_context(serves) for _ in parts or (0,)]
+        each = part_keys(serves, parts) if serves else [None]
+        contexts = [self.engine.create_context(shapes) for shapes in each]
         return Route(
             self.engine,
             self._buffers,

@@ -112,14 +112,17 @@ def test_shapes_that_change(cuda_graph: bool) -> None:
             assert relative_error(session(x)["y"], wanted) <= TF32, turn
 
 
-def test_an_input_that_the_first_execution_wrote_over(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stateful", [False, True])
+def test_an_input_that_the_first_execution_wrote_over(stateful: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where kernels must be held back the first execution counts for nothing, whatever it left in an aliased input."""
-    start = np.random.default_rng().standard_normal((1, 1, 8, 4)).astype(np.float32)
+    cache = np.random.default_rng().standard_normal((1, 1, 8, 4)).astype(np.float32)
     update = np.float32([[[[1, 2, 3, 4]]]])
     ruined: list[int] = []
     with Engine(networks.kv_cache(8)) as engine, Session(engine, cuda_graph=False) as session:
         assert engine.starts_early
-        route = session._common
+        monkeypatch.setattr(engine, "hold_back", lambda graph, memory: 1)
+        used = session.state({"cache": "cache_out"}, initial={"cache": cache}) if stateful else session
+        route = used._common
         enqueue = route.execute
 
         def execute(stream: int) -> None:
@@ -130,10 +133,15 @@ def test_an_input_that_the_first_execution_wrote_over(monkeypatch: pytest.Monkey
                 ruined.append(address)
 
         monkeypatch.setattr(route, "execute", execute)
-        monkeypatch.setattr(engine, "hold_back", lambda graph, memory: 1)
+        wanted = cache.copy()
         for at in (3, 5):
-            out = session(cache=start, update=update, at=np.int32([at]))["cache_out"]
-            wanted = start.copy()
+            if stateful:
+                used.run({"update": update, "at": np.int32([at])})
+                found = used.read_state()["cache"]
+            else:
+                found = used(cache=cache, update=update, at=np.int32([at]))["cache_out"]
+                wanted = cache.copy()
             wanted[0, 0, at] = update[0, 0, 0]
-            np.testing.assert_array_equal(out, wanted)
+            np.testing.assert_array_equal(found, wanted)
+        used.close()
     assert ruined

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from trtrun.cuda.early_starts import Edge, Kernel, Place, start_of
+from trtrun.cuda.early_starts import Edge, Kernel, start_of
 from trtrun.cuda.early_starts import too_early as too_early_of
 
 
-def too_early(edges: list[Edge], operands: dict[int, list[int]], memory: Collection[Place] = ()) -> list[Edge]:
+def too_early(edges: list[Edge], operands: dict[int, list[int]]) -> list[Edge]:
     """Of kernels that all have cuDNN's order of operands."""
-    return too_early_of(edges, {node: Kernel(tuple(found), True) for node, found in operands.items()}, memory)
+    return too_early_of(edges, {node: Kernel(tuple(found), True) for node, found in operands.items()})
 
 
 # One residual block and the next: what each kernel reads first, its weights, what it adds, and what it writes.
@@ -40,19 +38,6 @@ def test_no_further_than_to_the_next_ordinary_edge() -> None:
 def test_the_first_operand_and_the_output_are_waited_for_by_the_kernel_itself() -> None:
     assert too_early([(0, 1)], {0: [X, 1, H1], 1: [H1, 2, H2]}) == []
     assert too_early([(0, 1)], {0: [X, 1, H1], 1: [H2, 2, H1]}) == []
-
-
-def test_a_part_of_a_tensor_may_be_any_in_the_same_memory() -> None:
-    scratch, other = (1000, 100), (2000, 100)
-    whole, part, written = 1000, 1050, 1020
-    chain = {0: [X, 1, whole], 1: [whole, 2, written], 2: [written, 3, part, 2000]}
-    assert too_early([(0, 1), (1, 2)], chain, [scratch, other]) == [(1, 2)]
-    assert too_early([(0, 1), (1, 2)], chain, []) == []
-    assert too_early([(0, 1), (1, 2)], chain, [(1000, 50), (1050, 50), other]) == []
-    # What begins where an output does is that output, which an ordinary edge has seen done.
-    chain[5] = [X, 4, part]
-    assert too_early([(0, 1), (1, 2)], chain, [scratch, other]) == []
-    assert too_early([(5, 0), (0, 1), (1, 2)], chain, [scratch, other]) == [(1, 2)]
 
 
 def test_adding_in_place_is_reading() -> None:

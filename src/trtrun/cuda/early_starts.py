@@ -10,8 +10,8 @@ In a captured graph such a start is an edge of type PROGRAMMATIC. Made an ordina
 ahead is done. That costs about a microsecond, so it is done for kernels alone that read beside their first operand what
 a kernel ahead may write, be it several kernels ahead: one that waits itself may have let the next one start before.
 Their parameters tell: cuDNN's kernels take what they wait for first and the output last. Of others nothing is taken for
-granted. How far a tensor reaches is not told; so one that begins where no kernel's output does, as a part of a tensor
-that the network splits, may be any in the same piece of memory.
+granted. How far a tensor reaches is not told, and one may be a part of another that was split or put together in place;
+so addresses in the same piece of memory count as the same.
 """
 
 from __future__ import annotations
@@ -54,59 +54,49 @@ class Kernel:
 def hold_back(graph: Any, memory: Collection[Place]) -> int:
     """Make early starts in a captured ``CUgraph`` ordinary edges where they could read too early; how many there were.
 
-    ``memory`` as for :func:`too_early`.
+    ``memory``: pieces of device memory that tensors lie in. Addresses in the same one count as the same.
     """
     count = check(driver.cuGraphGetEdges(graph), "count a graph's edges")[-1]
     sources, targets, data, _ = check(driver.cuGraphGetEdges(graph, count), "list a graph's edges")
     early: dict[Edge, list[Any]] = {}
+    ordinary: set[Edge] = set()
     nodes: dict[int, Any] = {}
     for source, target, datum in zip(sources, targets, data, strict=True):
-        nodes[int(source)], nodes[int(target)] = source, target
+        edge = int(source), int(target)
         if datum.type == _PROGRAMMATIC:
-            early.setdefault((int(source), int(target)), []).append(datum)
-    if not early:
-        return 0
-    found = too_early(list(early), {handle: _kernel(node) for handle, node in nodes.items()}, memory)
+            early.setdefault(edge, []).append(datum)
+            nodes[edge[0]], nodes[edge[1]] = source, target
+        else:
+            ordinary.add(edge)
+    pieces = sorted(memory)
+    found = too_early(list(early), {handle: _kernel(node, pieces) for handle, node in nodes.items()})
     for edge in found:
         source, target = nodes[edge[0]], nodes[edge[1]]
         for datum in early[edge]:
             check(driver.cuGraphRemoveDependencies(graph, [source], [target], [datum], 1), "remove an edge of a graph")
-        check(driver.cuGraphAddDependencies(graph, [source], [target], None, 1), "add an edge to a graph")
+        if edge not in ordinary:
+            check(driver.cuGraphAddDependencies(graph, [source], [target], None, 1), "add an edge to a graph")
     return len(found)
 
 
-def too_early(edges: Sequence[Edge], kernels: Mapping[int, Kernel], memory: Collection[Place] = ()) -> list[Edge]:
+def too_early(edges: Sequence[Edge], kernels: Mapping[int, Kernel]) -> list[Edge]:
     """Those of the programmatic edges whose target must wait for its source.
 
     A target must where it reads without waiting what a kernel ahead may write, up to the next ordinary edge. One whose
     operands are unknown must wait, and is waited for.
-
-    Args:
-        edges: those of type PROGRAMMATIC.
-        kernels: all nodes of the graph, by handle.
-        memory: pieces of device memory that tensors lie in. Addresses in the same one may belong to one tensor, unless
-            the one that is read is where the output of one of cuDNN's kernels begins: of that alone it is read then.
     """
-    pieces = sorted(memory)
-    outputs = {kernel.operands[-1] for kernel in kernels.values() if kernel.ordered and kernel.operands}
-
-    def starts(addresses: Collection[int]) -> set[int]:
-        return {start_of(address, pieces) for address in addresses}
-
     ahead: dict[int, list[int]] = {}
     for source, target in edges:
         ahead.setdefault(target, []).append(source)
-    written = {node: starts(kernels[node].may_write) for edge in edges for node in edge}
     waiting: set[Edge] = set()
     for source, target in edges:
         reads = kernels[target].reads_at_once
-        parts = starts(reads - outputs)
         seen, look = {target}, [source]
         while look:
             node = look.pop()
             seen.add(node)
             known = kernels[target].operands and kernels[node].operands
-            if not known or not reads.isdisjoint(kernels[node].may_write) or not parts.isdisjoint(written[node]):
+            if not known or not reads.isdisjoint(kernels[node].may_write):
                 waiting.add((source, target))
                 break
             look += [other for other in ahead.get(node, ()) if other not in seen and (other, node) not in waiting]
@@ -121,7 +111,7 @@ def start_of(address: int, memory: Sequence[Place]) -> int:
     return address
 
 
-def _kernel(node: Any) -> Kernel:
+def _kernel(node: Any, memory: Sequence[Place]) -> Kernel:
     """What is known of a node of a captured graph."""
     if check(driver.cuGraphNodeGetType(node), "tell what a graph's node is") != (
         driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL
@@ -148,5 +138,7 @@ def _kernel(node: Any) -> Kernel:
         if size in _HOLDS_A_POINTER:
             address = ctypes.cast(values[index], ctypes.POINTER(ctypes.c_uint64))[0]
             if address >= _LEAST_ADDRESS:
-                operands.append(address)
+                operands.append(start_of(address, memory))
+        elif size > 8 and not ordered:
+            return Kernel(())  # there may be addresses inside
         index += 1
