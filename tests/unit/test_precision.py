@@ -1,4 +1,4 @@
-"""The precision of graphs: what rounding keeps, and what stays in fp32."""
+"""The precision of graphs: what rounding keeps, what stays in fp32, and products without TF32."""
 
 from __future__ import annotations
 
@@ -295,16 +295,85 @@ def test_int8_is_converted_where_the_operator_set_has_fp16_scales() -> None:
     assert build_plan(later, options)
 
 
-def test_tf32_cannot_be_kept_out_of_tensorrt_rtx_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    assert prepare(models.affine(), BuildOptions(tf32=False), RTX) == (None, [])
-    build_plan(models.affine(batch=3))
-    assert "TF32" not in caplog.text
-    build_plan(models.affine(batch=3), BuildOptions(tf32=False))
-    assert "tf32=False changes nothing for this model" in caplog.text
+def _cut(x: np.ndarray) -> np.ndarray:
+    """As tensor cores read fp32: 10 bits of mantissa."""
+    return ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def _products() -> tuple[bytes, dict[str, np.ndarray]]:
+    """Every kind of product: y = Gemm(MatMul(x, x'), w) of rows, z = ConvTranspose(Conv(i)), and a depthwise one."""
+    rng = np.random.default_rng(5)
+    shapes = {"w": (6, 8), "c": (6,), "k": (8, 3, 3, 3), "b": (8,), "t": (8, 4, 2, 2), "d": (4, 1, 3, 3)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["m"]),
+        helper.make_node("Gemm", ["m", "w", "c"], ["y"], transB=1, alpha=0.5, beta=2.0),
+        helper.make_node("Conv", ["i", "k", "b"], ["e"], pads=[1, 1, 1, 1]),
+        helper.make_node("ConvTranspose", ["e", "t"], ["f"], strides=[2, 2]),
+        helper.make_node("Conv", ["f", "d"], ["z"], group=4),
+    ]
+    inputs = [models.value("x", [5, 7]), models.value("v", [7, 8]), models.value("i", [1, 3, 8, 8])]
+    outputs = [models.value("y", [5, 6]), models.value("z", [1, 4, 14, 14])]
+    request = {
+        "x": rng.standard_normal((5, 7)).astype(np.float32),
+        "v": rng.standard_normal((7, 8)).astype(np.float32),
+        "i": rng.standard_normal((1, 3, 8, 8)).astype(np.float32),
+    }
+    return models._model(nodes, inputs, outputs, weights), request
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+def test_without_tf32_products_are_sums_of_what_tf32_holds(opset: int) -> None:
+    model, request = _products()
+    proto = onnx.load_from_string(model)
+    proto.opset_import[0].version, proto.ir_version = opset, 4
+    data, changes = prepare(proto.SerializeToString(), BuildOptions(tf32=False), RTX)
+    assert data is not None
+    assert changes == ["without TF32: 1 Conv, 1 ConvTranspose, 1 Gemm, 1 MatMul, each computed as a sum of three"]
+    # Every operand of every product is shown and cut as the GPU cuts it: the products are still those of fp32.
+    cut = _with_cut_operands(onnx.load_from_string(data))
+    wanted = OnnxRuntimeSession(model).run(request)
+    plain = OnnxRuntimeSession(_with_cut_operands(onnx.load_from_string(model))).run(request)
+    for name, value in OnnxRuntimeSession(cut).run(request).items():
+        error, before = (np.linalg.norm(v - wanted[name]) / np.linalg.norm(wanted[name]) for v in (value, plain[name]))
+        assert error < 1e-5
+        assert before > 20 * error
+    assert build_plan(data)
+
+
+def _with_cut_operands(proto: onnx.ModelProto) -> bytes:
+    """A model whose products read operands rounded to 11 bits, by way of fp16, whose range these models keep."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    nodes = []
+    for node in proto.graph.node:
+        depthwise = any(a.name == "group" and a.i > 1 for a in node.attribute)
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and not depthwise:
+            for index in range(2):
+                name = node.input[index]
+                if name not in constants:
+                    half, whole = f"{node.output[0]}_{index}_half", f"{node.output[0]}_{index}_cut"
+                    nodes.append(helper.make_node("Cast", [name], [half], to=onnx.TensorProto.FLOAT16))
+                    nodes.append(helper.make_node("Cast", [half], [whole], to=onnx.TensorProto.FLOAT))
+                    node.input[index] = whole
+                else:
+                    tensor = next(t for t in proto.graph.initializer if t.name == name)
+                    tensor.CopyFrom(numpy_helper.from_array(_cut(numpy_helper.to_array(tensor).copy()), name))
+        nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto.SerializeToString()
+
+
+def test_tf32_stays_where_it_is_wanted_or_does_not_exist() -> None:
+    for options in (BuildOptions(), BuildOptions(tf32=False, compute_capabilities=("sm_75",))):
+        assert prepare(models.affine(), options, RTX) == (None, [])
+    assert prepare(models.affine("float16"), BuildOptions(tf32=False), RTX)[1] == []
+    fp8 = quantize(models.affine(), [{"x": RNG.standard_normal((4, 12)).astype(np.float32)}])
+    assert prepare(fp8, BuildOptions(tf32=False), RTX)[1] == []
 
 
 def test_an_operator_set_that_cannot_be_brought_up_is_said() -> None:
     proto = onnx.load_from_string(models.affine())
     proto.opset_import[0].version = 1
-    with pytest.raises(trtrun.BuildError, match="operator set 1, fp8 needs 19"):
-        precision.at_least_opset(proto, 19, "this model", "fp8")
+    with pytest.raises(trtrun.BuildError, match="operator set 1, tf32=False needs 13"):
+        precision.without_tf32(proto, "this model", [])

@@ -1,4 +1,4 @@
-"""The precision of an ONNX graph: fp16 and bf16, for which networks are strongly typed."""
+"""The precision of an ONNX graph: fp16 and bf16, for which networks are strongly typed, and fp32 without TF32."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import BuildError, MissingPackageError
 from .options import BuildOptions
-from .rewrites import INTEGERS, Values, copied, graph_inputs, quantized_types, scopes
+from .rewrites import INTEGERS, Values, attribute_of, copied, graph_inputs, quantized_types, scopes
 
 # Kept in fp32: sums and powers leave fp16's range, exponentials and logarithms its precision. onnxconverter-common's
 # own list comes on top: operators that fp16 does not exist for.
@@ -424,6 +424,39 @@ def _quantized(proto: Any) -> list[str]:
     return [node.name for node in (*kept, *between)]
 
 
+def without_tf32(proto: Any, name: str, changes: list[str]) -> Any:
+    """A model whose fp32 products need no more than TF32's 10 bits: each is the sum of three.
+
+    TensorRT-RTX 1.6.1 rounds the operands of fp32 convolutions and matrix products to TF32 whether its flag is set or
+    not. So every operand is written as the sum of what TF32 holds (of a value that is computed: what bf16 holds) and
+    the rest, and of the four products the least is left out: about 2⁻¹⁹ of a product is lost. An infinite operand
+    gives NaN. Depthwise convolutions are not rounded there, and left as they are.
+
+    Raises BuildError for a model of an operator set before 13, where bf16 began, that onnx cannot bring there.
+    """
+    drop_defaults(proto, changes)
+    proto = at_least_opset(proto, 13, name, "tf32=False")
+    values = Values(proto)
+    counts: Counter[str] = Counter()
+    for graph, constants in scopes(proto.graph, {}):
+        dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        halves = _Halves(constants)
+        for node in graph.node:
+            if _is_rounded_to_tf32(node, values) and not dequantized & {*node.input}:
+                counts[node.op_type] += 1
+                halves.multiply(node)
+            else:
+                halves.nodes.append(copied(node, [*node.input], [*node.output]))
+        del graph.node[:]
+        graph.node.extend(halves.nodes)
+        graph.initializer.extend(halves.tensors)
+    if counts:
+        _drop_unused(proto)
+        what = ", ".join(f"{count} {operator}" for operator, count in sorted(counts.items()))
+        changes.append(f"without TF32: {what}, each computed as a sum of three")
+    return proto
+
+
 def at_least_opset(proto: Any, opset: int, name: str, why: str) -> Any:
     """The model in this operator set of ONNX, or in its own later one. Raises BuildError where onnx cannot do it."""
     import onnx
@@ -438,6 +471,70 @@ def at_least_opset(proto: Any, opset: int, name: str, why: str) -> Any:
             f"{name} is of operator set {versions[0] if versions else 'unknown'}, {why} needs {opset}, and onnx cannot "
             f"convert it: {error}. Export it again with that operator set."
         ) from error
+
+
+def _is_rounded_to_tf32(node: Any, values: Values) -> bool:
+    from onnx import TensorProto
+
+    if node.op_type not in _PRODUCTS or node.domain not in ("", "ai.onnx"):
+        return False
+    if any(values.type(tensor) != TensorProto.FLOAT for tensor in node.input[:2]):
+        return False
+    group = attribute_of(node, "group", 1)
+    if group == 1:
+        return True
+    shape = values.shape(node.input[1])  # [out, in / group, …] of a Conv, [in, out / group, …] of a ConvTranspose
+    return not (shape and (shape[1] == 1 if node.op_type == "Conv" else shape[0] == group))
+
+
+class _Halves:
+    """The nodes of a graph in which products are sums of three; a value's two halves are computed once."""
+
+    def __init__(self, constants: Mapping[str, Any]) -> None:
+        self.nodes: list[Any] = []
+        self.tensors: list[Any] = []
+        self._constants = constants
+        self._halves: dict[str, tuple[str, str]] = {}
+
+    def multiply(self, node: Any) -> None:
+        output = node.output[0]
+        (a, a_rest), (b, b_rest) = (self._of(tensor, f"{output}/{i}") for i, tensor in enumerate(node.input[:2]))
+        sums = [f"{output}/{part}" for part in ("high", "right", "left")]
+        # the bias is added once; without it, Gemm's beta has no effect
+        for inputs, product in (([a, b, *node.input[2:]], sums[0]), ([a, b_rest], sums[1]), ([a_rest, b], sums[2])):
+            made = copied(node, inputs, [product])
+            made.name = product
+            self.nodes.append(made)
+        self._add("Add", sums[1:], f"{output}/rest")
+        self._add("Add", [sums[0], f"{output}/rest"], output)
+
+    def _of(self, tensor: str, base: str) -> tuple[str, str]:
+        if tensor not in self._halves:
+            self._halves[tensor] = f"{base}/tf32", f"{base}/rest"
+            self._split(tensor, *self._halves[tensor])
+        return self._halves[tensor]
+
+    def _split(self, tensor: str, high: str, rest: str) -> None:
+        import numpy as np
+        from onnx import TensorProto, numpy_helper
+
+        if tensor in self._constants:
+            array = np.ascontiguousarray(numpy_helper.to_array(self._constants[tensor]))
+            bits = array.view(np.uint32)
+            rounded = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+            rounded = np.where(np.isfinite(rounded), rounded, array)
+            self.tensors.append(numpy_helper.from_array(rounded, high))
+            self.tensors.append(numpy_helper.from_array(array - rounded, rest))
+            return
+        bf16 = f"{high}/bf16"
+        self._add("Cast", [tensor], bf16, to=TensorProto.BFLOAT16)
+        self._add("Cast", [bf16], high, to=TensorProto.FLOAT)
+        self._add("Sub", [tensor, high], rest)
+
+    def _add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
 
 
 def _drop_unused(proto: Any) -> None:
