@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Of what ``prepare`` makes of the same model and options: one more with each change, so that no cache serves the old.
 # A test holds it to the sources of this module, precision.py and rewrites.py.
-REVISION = 3
+REVISION = 5
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes of one ONNX message
 # Names that exporters give to a dimension they know nothing of. The builder would tie all of one name together.
