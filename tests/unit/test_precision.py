@@ -403,6 +403,17 @@ def _with_cut_operands(proto: onnx.ModelProto) -> bytes:
     return proto.SerializeToString()
 
 
+def test_without_tf32_infinite_weights_spoil_only_what_they_are_multiplied_into() -> None:
+    weights = {"w": np.array([[1, np.inf], [1, 0]], np.float32)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    model = models._model(nodes, [models.value("x", [1, 2])], [models.value("y", [1, 2])], weights)
+    data, _ = prepare(model, BuildOptions(tf32=False), RTX)
+    assert data is not None
+    y = OnnxRuntimeSession(data)(np.array([[1.5, 2]], np.float32))["y"]
+    assert y[0, 0] == 3.5
+    assert not np.isfinite(y[0, 1])
+
+
 def test_what_multiplies_inside_keeps_tf32_and_that_is_said() -> None:
     nodes = [
         helper.make_node("Einsum", ["x", "w"], ["e"], equation="ij,jk->ik"),

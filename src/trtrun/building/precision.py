@@ -567,7 +567,8 @@ class _Halves:
             rounded = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
             rounded = np.where(np.isfinite(rounded), rounded, array)
             self.tensors.append(numpy_helper.from_array(rounded, high))
-            self.tensors.append(numpy_helper.from_array(array - rounded, rest))
+            with np.errstate(invalid="ignore"):  # ∞ − ∞
+                self.tensors.append(numpy_helper.from_array(array - rounded, rest))
             return
         bf16 = f"{high}/bf16"
         self._add("Cast", [tensor], bf16, to=TensorProto.BFLOAT16)
