@@ -119,9 +119,10 @@ def models() -> str:
         f"compared with ONNX Runtime {environment['onnxruntime']} in fp32 on the CPU. The cosine is the least over "
         "pictures and outputs. *Agrees*: cosine ≥ 0.9999 (fp32), 0.999 (fp16), 0.95 (fp8, int8), and the same "
         "class, text, or boxes and masks at IoU ≥ 0.95. Engines were built on a machine without a GPU, but for "
-        "ResNet-50's. fp32 is multiplied in TF32, which TensorRT-RTX cannot be told to leave: rounding to 10 bits is "
-        "felt by CenterFace and U²-Netp on a page of text, and moves one of the 61 boxes that YOLOX finds there. In "
-        "fp16 U²-Netp misses on that page too. Models that are missing "
+        "ResNet-50's. `fp32` is what `trtrun build` makes, which TensorRT-RTX multiplies in TF32: its 10 bits are "
+        "felt by CenterFace and U²-Netp on a page of text, and move one of the 61 boxes that YOLOX finds there. These "
+        "three are judged by `fp32_exact`, the same with `--no-tf32`, whose products are sums of three; the column "
+        "against the first says what that costs. Models that are missing "
         "here have not been measured. Times are p50 from NumPy to NumPy. `fp8_fp16` is the fp8 model with the "
         "other operators in fp16. In 8 bits EfficientNet-Lite0 has the expansions of its last three blocks and the "
         "head's convolution, a quarter of its weights: with more of them two kinds of cat, which fp32 hardly tells "
@@ -131,7 +132,7 @@ def models() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for r in data["records"]:
-        agrees = {True: "yes", False: "**no**", None: "–"}[r["agrees"]]
+        agrees = {True: "yes", False: "**no**", None: "with TF32, see exact" if "judged_by" in r else "–"}[r["agrees"]]
         near = f"{r['cosine']:.6f}" if "cosine" in r else "–"
         p50 = f"{number(r['p50_us'])} µs" if "p50_us" in r else "–"
         gain = f"{r['vs_first']:.2f}" if "vs_first" in r else "–"

@@ -1,4 +1,4 @@
-"""The precision of graphs: what rounding keeps, and what stays in fp32."""
+"""The precision of graphs: what rounding keeps, what stays in fp32, and products without TF32."""
 
 from __future__ import annotations
 
@@ -107,6 +107,49 @@ def test_kernels_that_do_not_cancel_are_rounded_one_by_one_and_zeros_stay() -> N
     assert (found["cancels"] != cancels.astype(np.float16)).any()
     off, rounded = (np.abs(x.astype(np.float64).sum((2, 3))).max() for x in (found["cancels"], cancels.astype("f2")))
     assert off < rounded / 2
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "Gemm"])
+@pytest.mark.parametrize("label", ["fp16", "bf16"])
+def test_products_that_large_biases_drown_stay_in_fp32(label: str, operator: str) -> None:
+    weights = {"w1": _kernels(4, 4, 3, 3), "w2": _kernels(4, 4, 3, 3)}
+    if operator == "Gemm":
+        weights = {name: array.reshape(12, 12) for name, array in weights.items()}
+    inputs = [4, 12] if operator == "Gemm" else [1, 4, 8, 8]
+    size = len(weights["w1"])
+    direction = np.ones(size) / np.sqrt(size)
+    for name, ratio in (("1", 17), ("2", 15)):
+        weights[f"b{name}"] = (direction * ratio * np.linalg.norm(weights[f"w{name}"])).astype(np.float32)
+    nodes = [
+        helper.make_node(operator, ["x", "w1", "b1"], ["m"], name="drowned"),
+        helper.make_node(operator, ["m", "w2", "b2"], ["y"], name="heard"),
+    ]
+    outputs = [models.value("y", [4, 12] if operator == "Gemm" else [1, 4, *[4 if operator == "Conv" else 12] * 2])]
+    model = models._model(nodes, [models.value("x", inputs)], outputs, weights)
+    data, changes = prepare(model, BuildOptions(fp16=label == "fp16", bf16=label == "bf16"))
+    types = {name: tensor.data_type for name, tensor in _initializers(data).items()}
+    half = onnx.TensorProto.FLOAT16 if label == "fp16" else onnx.TensorProto.BFLOAT16
+    assert types == {"w1": onnx.TensorProto.FLOAT, "b1": onnx.TensorProto.FLOAT, "w2": half, "b2": half}
+    assert "drowned: far larger biases than weights, kept in fp32" in changes
+    assert f"{label}; kept in fp32: 1 {operator}; inputs and outputs stay fp32" in changes
+
+
+def test_the_sum_of_a_drowned_product_keeps_its_bits() -> None:
+    """As in U²-Netp: biases of about a thousand take away what the kernels give, and a hundredth of it is left."""
+    rng = np.random.default_rng(3)
+    w = rng.standard_normal((4, 4, 3, 3)).astype(np.float32)
+    x = (600 * w[0] / np.linalg.norm(w[0])).clip(0)[None] * rng.uniform(0.99, 1.01, (8, 1, 1, 1)).astype(np.float32)
+    b = -np.einsum("nchw,ochw->o", x, w).astype(np.float32) / 8
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], name="drowned")
+    inputs, outputs = [models.value("x", [8, 4, 3, 3])], [models.value("y", [8, 4, 1, 1])]
+    model = models._model([node], inputs, outputs, {"w": w, "b": b})
+    wanted = OnnxRuntimeSession(model).run({"x": x})["y"]
+    data, changes = prepare(model, BuildOptions(fp16=True))
+    assert "drowned: far larger biases than weights, kept in fp32" in changes
+    assert data is not None
+    half = x.astype(np.float16).astype(np.float32)  # what another layer's fp16 would be
+    y = OnnxRuntimeSession(data).run({"x": half})["y"]
+    assert np.linalg.norm(y - OnnxRuntimeSession(model).run({"x": half})["y"]) < 1e-5 * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("other", ["kept by name", "kept by operator", "another reader"])
@@ -324,16 +367,107 @@ def test_int8_is_converted_where_the_operator_set_has_fp16_scales() -> None:
     assert build_plan(later, options)
 
 
-def test_tf32_cannot_be_kept_out_of_tensorrt_rtx_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    assert prepare(models.affine(), BuildOptions(tf32=False), RTX) == (None, [])
-    build_plan(models.affine(batch=3))
-    assert "TF32" not in caplog.text
-    build_plan(models.affine(batch=3), BuildOptions(tf32=False))
-    assert "tf32=False changes nothing for this model" in caplog.text
+def _products(scale: float = 1.0) -> tuple[bytes, dict[str, np.ndarray]]:
+    """Every kind of product: y = Gemm(MatMul(x, v)) of rows, z of convolutions: grouped, transposed and depthwise too.
+
+    The batch is dynamic; ``scale`` is that of x and i, and v and k, which they are multiplied with, have its inverse.
+    """
+    rng = np.random.default_rng(5)
+    shapes = {"w": (6, 8), "k": (8, 3, 3, 3), "g": (8, 4, 1, 1), "t": (8, 4, 2, 2), "d": (4, 1, 3, 3)}
+    shapes |= {"l": (5, 5), "c": (6,), "b": (8,), "h": (8,)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["k"] /= np.float32(scale)
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["m"]),
+        helper.make_node("MatMul", ["l", "m"], ["n"]),
+        helper.make_node("Gemm", ["n", "w", "c"], ["y"], transB=1, alpha=0.5, beta=2.0),
+        helper.make_node("Conv", ["i", "k", "b"], ["e"], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["e", "g", "h"], ["f"], group=2),
+        helper.make_node("ConvTranspose", ["f", "t"], ["u"], strides=[2, 2]),
+        helper.make_node("Conv", ["u", "d"], ["z"], group=4),
+    ]
+    inputs = [models.value("x", [5, 7]), models.value("v", [7, 8]), models.value("i", ["n", 3, 8, 8])]
+    outputs = [models.value("y", [5, 6]), models.value("z", ["n", 4, 14, 14])]
+    sizes = {"x": (5, 7), "v": (7, 8), "i": (2, 3, 8, 8)}
+    request = {name: (scale * rng.standard_normal(shape)).astype(np.float32) for name, shape in sizes.items()}
+    request["v"] /= np.float32(scale**2)
+    return models._model(nodes, inputs, outputs, weights), request
+
+
+@pytest.mark.parametrize(("opset", "scale"), [(9, 1.0), (17, 1.0), (17, 1e6), (17, 1e-6)])
+def test_without_tf32_products_are_sums_of_what_tf32_holds(opset: int, scale: float) -> None:
+    model, request = _products(scale)
+    proto = onnx.load_from_string(model)
+    proto.opset_import[0].version, proto.ir_version = opset, 4
+    data, changes = prepare(proto.SerializeToString(), BuildOptions(tf32=False), RTX)
+    assert data is not None
+    assert changes == ["without TF32: 2 Conv, 1 ConvTranspose, 1 Gemm, 2 MatMul, each computed as a sum of three"]
+    # Every operand of every product is cut as the GPU cuts it: the products are still those of fp32.
+    cut = _with_cut_operands(onnx.load_from_string(data))
+    wanted = OnnxRuntimeSession(model).run(request)
+    plain = OnnxRuntimeSession(_with_cut_operands(onnx.load_from_string(model))).run(request)
+    for name, value in OnnxRuntimeSession(cut).run(request).items():
+        error, before = (np.linalg.norm(v - wanted[name]) / np.linalg.norm(wanted[name]) for v in (value, plain[name]))
+        assert error < 4e-6  # after three products
+        assert before > 100 * error
+    assert build_plan(data)
+
+
+def _with_cut_operands(proto: onnx.ModelProto) -> bytes:
+    """A model whose products read operands rounded to TF32's 11 bits: (x · 8193) − (x · 8193 − x), by Veltkamp."""
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(8193), "splitter"))
+    nodes = []
+    for node in proto.graph.node:
+        depthwise = node.output[0] == "z"
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and not depthwise:
+            for index, name in enumerate(node.input[:2]):
+                large, rest, cut = (f"{node.output[0]}_{index}_{part}" for part in ("large", "rest", "cut"))
+                nodes.append(helper.make_node("Mul", [name, "splitter"], [large]))
+                nodes.append(helper.make_node("Sub", [large, name], [rest]))
+                nodes.append(helper.make_node("Sub", [large, rest], [cut]))
+                node.input[index] = cut
+        nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto.SerializeToString()
+
+
+def test_without_tf32_infinite_weights_spoil_only_what_they_are_multiplied_into() -> None:
+    weights = {"w": np.array([[1, np.inf], [1, 0]], np.float32)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    model = models._model(nodes, [models.value("x", [1, 2])], [models.value("y", [1, 2])], weights)
+    data, _ = prepare(model, BuildOptions(tf32=False), RTX)
+    assert data is not None
+    y = OnnxRuntimeSession(data)(np.array([[1.5, 2]], np.float32))["y"]
+    assert y[0, 0] == 3.5
+    assert not np.isfinite(y[0, 1])
+
+
+def test_what_multiplies_inside_keeps_tf32_and_that_is_said() -> None:
+    nodes = [
+        helper.make_node("Einsum", ["x", "w"], ["e"], equation="ij,jk->ik"),
+        helper.make_node("Unknown", ["e"], ["u"], domain="custom"),
+        helper.make_node("MatMul", ["u", "w"], ["y"]),  # that u is fp32 is told by w
+    ]
+    model = models._model(
+        nodes, [models.value("x", [4, 4])], [models.value("y", [4, 4])], {"w": np.eye(4, dtype=np.float32)}
+    )
+    assert prepare(model, BuildOptions(tf32=False), RTX)[1] == [
+        "without TF32: 1 MatMul, each computed as a sum of three",
+        "still with TF32, which multiply inside: 1 Einsum",
+    ]
+
+
+def test_tf32_stays_where_it_is_wanted_or_does_not_exist() -> None:
+    for options in (BuildOptions(), BuildOptions(tf32=False, compute_capabilities=("sm_75",))):
+        assert prepare(models.affine(), options, RTX) == (None, [])
+    assert prepare(models.affine("float16"), BuildOptions(tf32=False), RTX)[1] == []
+    fp8 = quantize(models.affine(), [{"x": RNG.standard_normal((4, 12)).astype(np.float32)}])
+    assert prepare(fp8, BuildOptions(tf32=False), RTX)[1] == []
 
 
 def test_an_operator_set_that_cannot_be_brought_up_is_said() -> None:
     proto = onnx.load_from_string(models.affine())
     proto.opset_import[0].version = 1
-    with pytest.raises(trtrun.BuildError, match="operator set 1, fp8 needs 19"):
-        precision.at_least_opset(proto, 19, "this model", "fp8")
+    with pytest.raises(trtrun.BuildError, match="operator set 1, tf32=False needs 13"):
+        precision.without_tf32(proto, "this model", [])

@@ -119,12 +119,6 @@ def _configure(flavor: flavors.Flavor, config: Any, network: Any, options: Build
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
-        if flavor.capabilities.name == "tensorrt_rtx":
-            _LOG.warning(
-                "TensorRT-RTX multiplies fp32 with TF32's 10 bits whatever it is told, so tf32=False changes nothing "
-                "for %s on GPUs that have TF32.",
-                name,
-            )
     if options.refittable:
         config.set_flag(trt.BuilderFlag.REFIT)
     if options.weight_streaming:

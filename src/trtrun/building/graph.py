@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Of what ``prepare`` makes of the same model and options: one more with each change, so that no cache serves the old.
 # A test holds it to the sources of this module, precision.py and rewrites.py.
-REVISION = 4
+REVISION = 5
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes of one ONNX message
 # Names that exporters give to a dimension they know nothing of. The builder would tie all of one name together.
@@ -47,7 +47,10 @@ def prepare(
         else onnx.load(os.fspath(model), load_external_data=False)
     )
     changes = _untie(graph_only)
-    asked = options.outputs or options.simplify or options.fp16 or options.bf16
+    # TensorRT-RTX computes fp32 products with TF32 operands whatever it is told, where the GPU has TF32
+    turing = {text.replace("_", "").lower() for text in options.compute_capabilities} == {"sm75"}
+    in_parts = not options.tf32 and not turing and capabilities is not None and capabilities.name == "tensorrt_rtx"
+    asked = options.outputs or options.simplify or options.fp16 or options.bf16 or in_parts
     if not (asked or changes or rewrites.needed(graph_only)):
         if capabilities is not None:
             rewrites.refuse(graph_only, name, capabilities)
@@ -61,11 +64,13 @@ def prepare(
         proto = _simplify(proto, name, changes)
     if options.fp16 or options.bf16:
         proto = precision.to_half(proto, options, name, changes)
+    if in_parts:
+        proto = precision.without_tf32(proto, name, changes)
     changes += rewrites.rewrite(proto)
     if capabilities is not None:
         rewrites.refuse(proto, name, capabilities)
     if proto.ByteSize() > _PROTOBUF_LIMIT:
-        what = "without outputs, simplify and fp16" if asked else f"after this change: {'; '.join(changes)}"
+        what = "with tf32, without outputs, simplify and fp16" if asked else f"after this change: {'; '.join(changes)}"
         raise OnnxError(
             f"{name} holds {proto.ByteSize():,} bytes with its external data, more than one ONNX message can, so "
             f"trtrun cannot change it before it is built. Change it with the exporter, and build it {what}."

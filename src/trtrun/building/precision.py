@@ -1,4 +1,4 @@
-"""The precision of an ONNX graph: fp16 and bf16, for which networks are strongly typed."""
+"""The precision of an ONNX graph: fp16 and bf16, for which networks are strongly typed, and fp32 without TF32."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import BuildError, MissingPackageError
 from .options import BuildOptions
-from .rewrites import INTEGERS, Values, copied, graph_inputs, quantized_types, scopes
+from .rewrites import INTEGERS, Values, attribute_of, copied, graph_inputs, quantized_types, scopes
 
 # Kept in fp32: sums and powers leave fp16's range, exponentials and logarithms its precision. onnxconverter-common's
 # own list comes on top: operators that fp16 does not exist for.
@@ -30,12 +30,17 @@ _SENSITIVE = (
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _PRODUCTS = (*_CONVOLUTIONS, "Gemm", "MatMul")
+_INNER_PRODUCTS = ("Einsum", "Attention", "DeformConv", "LSTM", "GRU", "RNN")  # and what else these operators do
 # What a tail does not reach beyond: where the work is, and what is quantized.
-_HEAVY = (*_PRODUCTS, *_PAIR, "Einsum", "Attention", "DeformConv", "LSTM", "GRU", "RNN", "Constant")
+_HEAVY = (*_PRODUCTS, *_INNER_PRODUCTS, *_PAIR, "Constant")
 # Kernels nearly cancel whose sum is below this part of their L2 norm, to which the error of a sum is proportional.
 # CenterFace's lowest cosine in fp16, with only what lies below rounded so: none 0.99809, 1/256 0.99969, 1/64 0.99988,
 # 1/16 0.99991, 1/2 0.99985.
 _NEARLY_CANCEL = 1 / 16
+# A bias drowns a product when its L2 norm is above this many times that of the weights: with inputs near 1 the product
+# is nearly all taken away again, and with it four of fp16's eleven bits. Of the networks in benchmarks/real_models.py
+# three have seven such layers, at 17 and more; the next one is at 6.
+_DROWNS = 16
 _DEEPEST = 16  # nodes before an output that may stay in fp32: in some networks sums go on to the first layer
 
 
@@ -69,9 +74,11 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
         )
     no_bf16 = ("HardSwish",) if options.bf16 else ()  # which TensorRT's parser takes as fp32 and fp16 only
     blocked = sorted({*float16.DEFAULT_OP_BLOCK_LIST, *_SENSITIVE, *no_bf16, *options.keep_fp32})
-    tail = _Tail(proto) if options.keep_io else None
     quantized = _quantized(proto)
-    kept_nodes = [*(kept for kept in options.keep_fp32 if kept in names), *quantized, *_casts(proto.graph)]
+    drowned = _drowned(proto)
+    tail = _Tail(proto, {*options.keep_fp32, *drowned}, {*quantized}) if options.keep_io else None
+    in_fp32 = [kept for kept in options.keep_fp32 if kept in names]
+    kept_nodes = [*in_fp32, *drowned, *quantized, *_casts(proto.graph)]
     _separate(proto.graph, {*blocked, *kept_nodes})
     limit = float(np.finfo(np.float16).max)
     beyond = {}
@@ -106,19 +113,23 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     if options.bf16:
         _fp16_to_bf16(converted, full)
     kept = Counter(
-        node.op_type for node in converted.graph.node if node.op_type in blocked or node.name in options.keep_fp32
+        node.op_type
+        for node in converted.graph.node
+        if node.op_type in blocked or node.name in (*options.keep_fp32, *drowned)
     )
     if tail is not None:
         kept += Counter(node.op_type for node in tail.nodes if node.op_type != "Identity")
         tail.put_back(converted)
-    text = ", ".join(f"{count} {op}" for op, count in sorted(kept.items())) or "none"
     if quantized:
         changes.append(f"{len(quantized)} nodes of quantized convolutions and products keep their fp32 side")
+    if drowned:
+        changes.append(f"{', '.join(drowned)}: far larger biases than weights, kept in fp32")
     if rounded:
         changes.append(
             f"{rounded} convolutions: kernels whose weights nearly cancel are rounded so that their sum stays"
         )
-    changes.append(f"{label}; kept in fp32: {text}; inputs and outputs {'stay fp32' if options.keep_io else label}")
+    ends = "stay fp32" if options.keep_io else label
+    changes.append(f"{label}; kept in fp32: {_listed(kept) or 'none'}; inputs and outputs {ends}")
     cut = [beyond[key] for key in beyond.keys() & half]
     if options.fp16 and cut:
         changes.append(
@@ -139,15 +150,14 @@ def _casts(graph: Any) -> Iterator[str]:
 
 
 def _end_outputs(graph: Any) -> None:
-    """Give every output that is read inside, or is a constant, an Identity of its own.
+    """Give every output an Identity of its own.
 
-    The converter puts a cast on an output, and whoever reads it too would be given what comes out of the cast.
+    The converter puts a cast on an output, and whoever reads it too would be given what comes out of the cast; and it
+    takes an output for half that a node in fp32 makes.
     """
     from onnx import helper
 
-    constants = {name for node in graph.node if node.op_type == "Constant" for name in node.output}
-    read = {name for node in graph.node for name in _reads(node)}
-    inner = {value.name: f"{value.name}/inside" for value in graph.output if value.name in read | constants}
+    inner = {value.name: f"{value.name}/inside" for value in graph.output}
     made = [name for node in graph.node for name in node.output if name in inner]
     for node in graph.node:
         node.output[:] = [inner.get(name, name) for name in node.output]
@@ -212,21 +222,27 @@ def _separate(graph: Any, kept: set[str]) -> None:
 
 
 class _Tail:
-    """The nodes between the last products and the outputs, taken out of a model and put back in fp32.
+    """The nodes between the last products in half precision and the outputs, taken out and put back in fp32.
 
     They are few, and what they give leaves the network as fp32: rounded to fp16, scores near 1 tie (CenterFace's box
     moved by a cell), and coordinates beyond 512 are half a pixel apart. The converter is given the rest, whose outputs
     are what these nodes read.
     """
 
-    def __init__(self, proto: Any) -> None:
+    def __init__(self, proto: Any, kept: set[str], quantized: set[str]) -> None:
+        """With the names and operators that stay in fp32, and the names of nodes that Q/DQ pairs hold together."""
         from onnx import TensorProto, ValueInfoProto, helper
 
         graph = proto.graph
         self._outputs = [ValueInfoProto.FromString(value.SerializeToString()) for value in graph.output]
         self._tensors: list[Any] = []
         values, constants = Values(proto), next(scopes(graph, {}))[1]
-        found = self._behind_the_last_products(graph)
+        heavy = {
+            node.name
+            for node in graph.node
+            if node.name in quantized or (node.op_type in _HEAVY and not kept & {node.op_type, node.name})
+        }
+        found = self._behind(graph, heavy)
         self.nodes = [copied(node, [*node.input], [*node.output]) for node in graph.node if node.name in found]
         rest = [copied(node, [*node.input], [*node.output]) for node in graph.node if node.name not in found]
         made = {name for node in rest for name in node.output if name}
@@ -254,7 +270,7 @@ class _Tail:
         graph.node.extend(rest)
 
     @staticmethod
-    def _behind_the_last_products(graph: Any) -> set[str]:
+    def _behind(graph: Any, heavy: set[str]) -> set[str]:
         makers = {output: node for node in graph.node for output in node.output if output}
         found: dict[str, Any] = {}
         front = {value.name for value in graph.output}
@@ -263,7 +279,7 @@ class _Tail:
             nodes = [
                 node
                 for node in nodes
-                if not (node.op_type in _HEAVY or node.op_type.endswith("Normalization")) and not _graphs_of(node)
+                if not (node.name in heavy or node.op_type.endswith("Normalization") or _graphs_of(node))
             ]
             found.update((node.name, node) for node in nodes)
             front = {name for node in nodes for name in node.input}
@@ -291,6 +307,28 @@ def _reads(node: Any) -> Iterator[str]:
         for each in inner.node:
             yield from _reads(each)
         yield from (value.name for value in inner.output)
+
+
+def _drowned(proto: Any) -> list[str]:
+    """The products whose biases are far larger than their weights, by name; see :data:`_DROWNS`.
+
+    There a large sum meets a large bias and little is left, in which the rounding of both is felt. TensorRT-RTX 1.6.1
+    also adds up fp16 convolutions in fp16: emulated so, U²-Netp's lowest cosine is the 0.997867 that an H200 gave, by
+    one layer nearly alone, whose biases reach 1,360. With four of its 119 convolutions in fp32 it is 0.99984.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    constants = next(scopes(proto.graph, {}))[1]
+    found = []
+    for node in proto.graph.node:
+        if node.op_type in (*_CONVOLUTIONS, "Gemm") and len(node.input) > 2 and {*node.input[1:]} <= constants.keys():
+            weights, bias = (
+                np.linalg.norm(numpy_helper.to_array(constants[name]).astype(np.float64)) for name in node.input[1:]
+            )
+            if bias > _DROWNS * weights:
+                found.append(node.name)
+    return found
 
 
 def _round_kernels(proto: Any, kept: set[str], label: str) -> int:
@@ -435,6 +473,47 @@ def _quantized(proto: Any) -> list[str]:
     return [node.name for node in (*kept, *between)]
 
 
+def without_tf32(proto: Any, name: str, changes: list[str]) -> Any:
+    """A model whose fp32 products need no more than TF32's 10 bits: each is the sum of three.
+
+    TensorRT-RTX 1.6.1 rounds the operands of fp32 convolutions and matrix products to TF32 whether its flag is set or
+    not. So every operand is written as the sum of what TF32 holds (of a value that is computed: what bf16 holds) and
+    the rest, and of the four products the least is left out: about 2⁻¹⁹ of a product is lost. An infinite operand
+    gives NaN. Depthwise convolutions are not rounded there, and left as they are. What multiplies inside one operator
+    (an LSTM, Einsum, Attention) cannot be written so, and is reported.
+
+    Raises BuildError for a model of an operator set before 13, where bf16 began, that onnx cannot bring there.
+    """
+    drop_defaults(proto, changes)
+    proto = at_least_opset(proto, 13, name, "tf32=False")
+    values = Values(proto)
+    counts, left = Counter[str](), Counter[str]()
+    for graph, constants in scopes(proto.graph, {}):
+        dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        halves = _Halves(constants)
+        for node in graph.node:
+            rounded = _is_rounded_to_tf32(node, values) and not dequantized & {*node.input}
+            if rounded:
+                (left if node.op_type in _INNER_PRODUCTS else counts)[node.op_type] += 1
+            if rounded and node.op_type in _PRODUCTS:
+                halves.multiply(node)
+            else:
+                halves.nodes.append(copied(node, [*node.input], [*node.output]))
+        del graph.node[:]
+        graph.node.extend(halves.nodes)
+        graph.initializer.extend(halves.tensors)
+    if counts:
+        _drop_unused(proto)
+        changes.append(f"without TF32: {_listed(counts)}, each computed as a sum of three")
+    if left:
+        changes.append(f"still with TF32, which multiply inside: {_listed(left)}")
+    return proto
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {operator}" for operator, count in sorted(counts.items()))
+
+
 def at_least_opset(proto: Any, opset: int, name: str, why: str) -> Any:
     """The model in this operator set of ONNX, or in its own later one. Raises BuildError where onnx cannot do it."""
     import onnx
@@ -449,6 +528,69 @@ def at_least_opset(proto: Any, opset: int, name: str, why: str) -> Any:
             f"{name} is of operator set {versions[0] if versions else 'unknown'}, {why} needs {opset}, and onnx cannot "
             f"convert it: {error}. Export it again with that operator set."
         ) from error
+
+
+def _is_rounded_to_tf32(node: Any, values: Values) -> bool:
+    from onnx import TensorProto
+
+    if node.op_type not in (*_PRODUCTS, *_INNER_PRODUCTS) or node.domain not in ("", "ai.onnx"):
+        return False
+    types = {values.type(tensor) for tensor in node.input[:2]} - {0}  # unknown behind custom operators
+    if types != {TensorProto.FLOAT}:
+        return False
+    shape = values.shape(node.input[1]) if node.op_type == "Conv" else None
+    return not (shape and shape[1] == 1 and attribute_of(node, "group", 1) > 1)
+
+
+class _Halves:
+    """The nodes of a graph in which products are sums of three; a value's two halves are computed once."""
+
+    def __init__(self, constants: Mapping[str, Any]) -> None:
+        self.nodes: list[Any] = []
+        self.tensors: list[Any] = []
+        self._constants = constants
+        self._halves: dict[str, tuple[str, str]] = {}
+
+    def multiply(self, node: Any) -> None:
+        output = node.output[0]
+        (a, a_rest), (b, b_rest) = (self._of(tensor, f"{output}/{i}") for i, tensor in enumerate(node.input[:2]))
+        sums = [f"{output}/{part}" for part in ("high", "right", "left")]
+        # the bias is added once; without it, Gemm's beta has no effect
+        for inputs, product in (([a, b, *node.input[2:]], sums[0]), ([a, b_rest], sums[1]), ([a_rest, b], sums[2])):
+            made = copied(node, inputs, [product])
+            made.name = product
+            self.nodes.append(made)
+        self._add("Add", sums[1:], f"{output}/rest")
+        self._add("Add", [sums[0], f"{output}/rest"], output)
+
+    def _of(self, tensor: str, base: str) -> tuple[str, str]:
+        if tensor not in self._halves:
+            self._halves[tensor] = f"{base}/tf32", f"{base}/rest"
+            self._split(tensor, *self._halves[tensor])
+        return self._halves[tensor]
+
+    def _split(self, tensor: str, high: str, rest: str) -> None:
+        import numpy as np
+        from onnx import TensorProto, numpy_helper
+
+        if tensor in self._constants:
+            array = np.ascontiguousarray(numpy_helper.to_array(self._constants[tensor]))
+            bits = array.view(np.uint32)
+            rounded = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+            rounded = np.where(np.isfinite(rounded), rounded, array)
+            self.tensors.append(numpy_helper.from_array(rounded, high))
+            with np.errstate(invalid="ignore"):  # ∞ − ∞
+                self.tensors.append(numpy_helper.from_array(array - rounded, rest))
+            return
+        bf16 = f"{high}/bf16"
+        self._add("Cast", [tensor], bf16, to=TensorProto.BFLOAT16)
+        self._add("Cast", [bf16], high, to=TensorProto.FLOAT)
+        self._add("Sub", [tensor, high], rest)
+
+    def _add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
 
 
 def _drop_unused(proto: Any) -> None:

@@ -140,8 +140,8 @@ class _Side:
     def marked(self, source: str | os.PathLike[str], folder: Path) -> MarkedModel:
         """The graph whose tensors this side computes, to be marked: chosen and converted as its engine was."""
         graph: bytes | None = None
-        if self.kind != "onnxruntime":
-            graph, _ = prepare(source, self.options)
+        if self.kind != "onnxruntime":  # what tf32=False does is done to each marked graph
+            graph, _ = prepare(source, dataclasses.replace(self.options, tf32=True))
         elif self.options.outputs:  # the layers that these need, and the inputs
             graph = _with_outputs(source, self.options.outputs)
         if graph is not None:
