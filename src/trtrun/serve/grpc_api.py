@@ -125,18 +125,30 @@ def server(
         request = getattr(messages(), method.input_type.rpartition(".")[2])
         response = getattr(messages(), method.output_type.rpartition(".")[2])
         make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-        handlers[method.name] = make(
+        handlers[f"/{_SERVICE}/{method.name}"] = make(
             service.handler(method.name),
             request_deserializer=_reader(request),
             response_serializer=response.SerializeToString,
         )
-    made.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
+    made.add_generic_rpc_handlers((_Methods(handlers, bodies),))
     try:
         if tls is None:
             return made, made.add_insecure_port(address)
         return made, made.add_secure_port(address, grpc.ssl_server_credentials([tls]))
     except RuntimeError as error:
         raise InputError(f"gRPC cannot listen on {address}: {error}. Choose another --grpc-port, or -1.") from error
+
+
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """The handlers by path; asked for one when a call has come, before its message is read."""
+
+    def __init__(self, handlers: Mapping[str, Any], bodies: Bodies) -> None:
+        self._handlers = handlers
+        self._bodies = bodies
+
+    def service(self, call: Any) -> Any:
+        self._bodies.knock()
+        return self._handlers.get(call.method)
 
 
 @dataclass(frozen=True)
@@ -366,7 +378,7 @@ class _Service:
             priority=parsed.priority,
             timeout=timeout,
             outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
-            here=await self._bodies.lone(),
+            here=self._bodies.lone,
         )
         results = await result_of(future)
         if sum(array.nbytes for array in results.values()) < _LARGE:
