@@ -213,5 +213,4 @@ def log_to_stderr(*, as_json: bool, worker: int | None = None) -> None:
     logging.getLogger().handlers[:] = [handler]
     # Nothing here prints these, and finding them out is half of what a record takes.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.logAsyncioTasks = False  # from Python 3.12 on
     _LOG.setLevel(logging.INFO)
