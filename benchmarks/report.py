@@ -55,6 +55,8 @@ Where trtrun is not ahead, and why:
   copy faster; a process per GPU (**.processes**) always scales. A server is bound by its interpreter, about a thousand
   requests/s, so `trtrun serve --all-devices` starts a process per GPU (**.one_process**: all in one).
 - **hot_path.growth** and **multi_gpu.growth** count bytes; their ratio is 1 for none and 0 otherwise.
+- **serve.floor.grpc**: a gRPC server in Python, in as many processes, that receives the same requests and does nothing.
+  Where trtrun serve comes near it, the interpreter and not the GPU is the limit, and batching can gain no more.
 - **serve.grpc.b1.…** are milliseconds, **serve.overload** is how many times longer accepted requests take, and
   **serve.reload** counts requests: these are better when smaller, and are left out of the plot.
 """

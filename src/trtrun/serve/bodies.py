@@ -36,8 +36,9 @@ class Bodies:
         self.held = 0
         self.refused = 0
         self._count = 0
-        self._ended = 0.0  # when there was none any more
+        self._knocked = self._ended = 0.0  # when one came last, and when one was last done with
         self._quiet = False  # before the newest came
+        self._lone = False
 
     def hold(self) -> Body:
         """A body that has no bytes yet: ``with bodies.hold() as body``."""
@@ -53,11 +54,16 @@ class Bodies:
             )
         self.held += count
 
-    async def lone(self) -> bool:
-        """Whether the newest is the only one, came after a pause, and none has come meanwhile."""
-        if self._quiet:
-            await asyncio.sleep(0)
-        return self._quiet
+    def knock(self) -> None:
+        """A request has come, whose body has not: busy clients' stand in line then, though only one is ever held."""
+        now = time.perf_counter()
+        self._quiet = not self._count and now - max(self._knocked, self._ended) > _PAUSE
+        self._knocked = now
+
+    @property
+    def lone(self) -> bool:
+        """Whether the newest that is held came after a pause, and is the only one."""
+        return self._lone
 
 
 @dataclass
@@ -70,7 +76,7 @@ class Body:
 
     def __enter__(self) -> Body:
         bodies = self._bodies
-        bodies._quiet = not bodies._count and time.perf_counter() - bodies._ended > _PAUSE
+        bodies._lone, bodies._quiet = bodies._quiet and not bodies._count, False
         bodies._count += 1
         return self
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
@@ -35,7 +35,7 @@ from .aside import aside, result_of
 from .bodies import Bodies
 from .logs import identity_of, log_bug, log_request, log_soon
 from .peer import peer_of
-from .protocol import InferRequest, RequestedOutput
+from .protocol import InferRequest, Region, RequestedOutput
 from .repository import EXTENSIONS, MODEL_ERRORS, Repository, configuration, describe
 from .shared_memory import CudaRegion, SharedMemory, SystemRegion
 from .siblings import Siblings
@@ -45,6 +45,7 @@ _MOST_CALLS = 1024  # at once; more are refused before their messages are read
 _IN_STREAM = 64  # requests of one stream that are under way
 _LARGE = 1 << 18  # bytes of tensors that are read or written beside the event loop
 _SMALL, _MOST_FIELDS = 1 << 14, 256  # bytes and fields of a message that is taken apart by hand
+_SHORT, _KEPT = 1 << 12, 256  # bytes of a message without its tensors', and how many of such are remembered
 _RAW = 7 << 3 | 2  # the field raw_input_contents
 _OPEN = ("ServerLive", "ServerReady")  # without a token
 # Which of InferTensorContents' lists holds a datatype that is not given as raw bytes.
@@ -125,18 +126,30 @@ def server(
         request = getattr(messages(), method.input_type.rpartition(".")[2])
         response = getattr(messages(), method.output_type.rpartition(".")[2])
         make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-        handlers[method.name] = make(
+        handlers[f"/{_SERVICE}/{method.name}"] = make(
             service.handler(method.name),
             request_deserializer=_reader(request),
             response_serializer=response.SerializeToString,
         )
-    made.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
+    made.add_generic_rpc_handlers((_Methods(handlers, bodies),))
     try:
         if tls is None:
             return made, made.add_insecure_port(address)
         return made, made.add_secure_port(address, grpc.ssl_server_credentials([tls]))
     except RuntimeError as error:
         raise InputError(f"gRPC cannot listen on {address}: {error}. Choose another --grpc-port, or -1.") from error
+
+
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """The handlers by path; asked for one when a call has come, before its message is read."""
+
+    def __init__(self, handlers: Mapping[str, Any], bodies: Bodies) -> None:
+        self._handlers = handlers
+        self._bodies = bodies
+
+    def service(self, call: Any) -> Any:
+        self._bodies.knock()
+        return self._handlers.get(call.method)
 
 
 @dataclass(frozen=True)
@@ -146,6 +159,7 @@ class _Received:
     message: Any
     size: int
     raw: Sequence[bytes | memoryview] = ()  # of an inference request: raw_input_contents, where they came
+    rest: bytes = b""  # and what stood beside them, where that is worth remembering
 
 
 def _reader(kind: Any) -> Callable[[bytes], _Received]:
@@ -154,12 +168,24 @@ def _reader(kind: Any) -> Callable[[bytes], _Received]:
             if kind.DESCRIPTOR.name != "ModelInferRequest":
                 return _Received(kind.FromString(data), len(data))
             rest, raw = split(data)
-            message = kind.FromString(rest)
-            return _Received(message, len(data), raw or message.raw_input_contents)
+            short = len(rest) <= _SHORT
+            message = _known(rest) if short else kind.FromString(rest)
+            return _Received(message, len(data), raw or message.raw_input_contents, rest if short else b"")
         except DecodeError as error:
             return _Received(error, len(data))
 
     return read
+
+
+@lru_cache(maxsize=_KEPT)
+def _known(rest: bytes) -> Any:
+    """A ModelInferRequest without its large tensors: most clients send the same again and again. Not to be changed."""
+    return messages().ModelInferRequest.FromString(rest)
+
+
+@lru_cache(maxsize=_KEPT)
+def _known_header(rest: bytes) -> _Header:
+    return _header(_known(rest))
 
 
 def split(data: bytes) -> tuple[bytes, list[memoryview]]:
@@ -366,7 +392,7 @@ class _Service:
             priority=parsed.priority,
             timeout=timeout,
             outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
-            here=await self._bodies.lone(),
+            here=self._bodies.lone,
         )
         results = await result_of(future)
         if sum(array.nbytes for array in results.values()) < _LARGE:
@@ -374,39 +400,23 @@ class _Service:
         return await aside(lambda: self._render(model.name, model.version, parsed, results))
 
     def _parse(self, received: _Received) -> InferRequest:
-        request = received.message
-        parameters = _parameters(request.parameters)
+        header = _known_header(received.rest) if received.rest else _header(received.message)
         raw = iter(received.raw)
         inputs: dict[str, Any] = {}
-        for tensor in request.inputs:
-            if tensor.name in inputs:
-                raise InputNameError(f"input {tensor.name!r} is given twice.")
-            dtype, shape = protocol.dtype_of(tensor.datatype), protocol.shape_of(tensor.name, list(tensor.shape))
-            region = protocol.region_of(_parameters(tensor.parameters))
+        for name, dtype, shape, region, tensor in header.inputs:
             if region is not None:
-                inputs[tensor.name] = protocol.from_bytes(tensor.name, self._memory(region), dtype, shape)
+                inputs[name] = protocol.from_bytes(name, self._memory(region), dtype, shape)
             elif received.raw:
                 data = next(raw, None)
                 if data is None:
-                    raise InputError(f"raw_input_contents holds nothing for input {tensor.name!r}.")
-                inputs[tensor.name] = protocol.from_bytes(tensor.name, data, dtype, shape)
+                    raise InputError(f"raw_input_contents holds nothing for input {name!r}.")
+                inputs[name] = protocol.from_bytes(name, data, dtype, shape)
             else:
-                inputs[tensor.name] = _from_contents(tensor, dtype, shape)
+                inputs[name] = _from_contents(tensor, dtype, shape)
         if next(raw, None) is not None:
             raise InputError("raw_input_contents holds more than the request's inputs.")
-        outputs = tuple(
-            RequestedOutput(output.name, True, protocol.region_of(_parameters(output.parameters)))
-            for output in request.outputs
-        )
-        timeout = protocol.integer(parameters.get("timeout", 0), "timeout")
         return InferRequest(
-            inputs,
-            outputs or None,
-            request.id,
-            True,
-            protocol.integer(parameters.get("priority", 0), "priority"),
-            timeout / 1e6 if timeout else None,
-            parameters,
+            inputs, header.outputs, received.message.id, True, header.priority, header.timeout, header.parameters
         )
 
     def _render(self, model: str, version: str, request: InferRequest, results: Mapping[str, Any]) -> Any:
@@ -477,6 +487,40 @@ class _Service:
     async def _CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
         await self._siblings.unregister(CudaRegion, request.name or None)
         return messages().CudaSharedMemoryUnregisterResponse()
+
+
+class _Header(NamedTuple):
+    """What an inference request says beside its tensors' bytes; ``inputs`` as name, dtype, shape, region, message."""
+
+    inputs: tuple[tuple[str, np.dtype[Any], tuple[int, ...], Region | None, Any], ...]
+    outputs: tuple[RequestedOutput, ...] | None
+    priority: int
+    timeout: float | None
+    parameters: Mapping[str, Any]
+
+
+def _header(request: Any) -> _Header:
+    names: set[str] = set()
+    inputs = []
+    for tensor in request.inputs:
+        if tensor.name in names:
+            raise InputNameError(f"input {tensor.name!r} is given twice.")
+        names.add(tensor.name)
+        dtype, shape = protocol.dtype_of(tensor.datatype), protocol.shape_of(tensor.name, list(tensor.shape))
+        inputs.append((tensor.name, dtype, shape, protocol.region_of(_parameters(tensor.parameters)), tensor))
+    outputs = tuple(
+        RequestedOutput(output.name, True, protocol.region_of(_parameters(output.parameters)))
+        for output in request.outputs
+    )
+    parameters = _parameters(request.parameters)
+    timeout = protocol.integer(parameters.get("timeout", 0), "timeout")
+    return _Header(
+        tuple(inputs),
+        outputs or None,
+        protocol.integer(parameters.get("priority", 0), "priority"),
+        timeout / 1e6 if timeout else None,
+        parameters,
+    )
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -289,6 +289,7 @@ class _Api:
         self._model(request)  # an unknown one is refused before its body is read
         length = request.headers.get(HEADER_LENGTH)
         header_length = None if length is None else _number(length, HEADER_LENGTH)
+        self._bodies.knock()
         with self._bodies.hold() as body:
             data = await self._read(body, request)
             view = memoryview(data)
@@ -302,7 +303,7 @@ class _Api:
                 priority=parsed.priority,
                 timeout=parsed.timeout,
                 outputs="device" if self._memory.on_gpu(parsed.outputs) else "copy",
-                here=await self._bodies.lone(),
+                here=self._bodies.lone,
             )
             results = await _answer_of(request, future)
         pieces, header = await _beside(

@@ -211,4 +211,6 @@ def log_to_stderr(*, as_json: bool, worker: int | None = None) -> None:
 
         handler.addFilter(mark)
     logging.getLogger().handlers[:] = [handler]
+    # Nothing here prints these, and finding them out is half of what a record takes.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     _LOG.setLevel(logging.INFO)

@@ -224,11 +224,10 @@ def from_bytes(name: str, data: bytes | memoryview | RegionBytes, dtype: np.dtyp
         raise ShapeError(f"input {name!r} of shape {list(shape)} needs {needed} bytes, got {given}.")
     if not isinstance(data, (bytes, memoryview)):
         return data.array(dtype, shape)
-    array = np.frombuffer(data, np.uint8)
-    if dtype == np.bool_ and array.size and array.max() > 1:
+    if dtype == np.bool_ and needed and np.frombuffer(data, np.uint8).max() > 1:
         raise DtypeError(f"input {name!r} is BOOL and holds bytes other than 0 and 1.")
-    view: Array = array.view(dtype).reshape(shape)
-    return view
+    array: Array = np.frombuffer(data, dtype).reshape(shape)
+    return array
 
 
 def write(array: Any, region: Region, memory: Memory) -> None:

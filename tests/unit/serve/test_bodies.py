@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import time
 import zlib
 from collections.abc import AsyncIterator
 
@@ -89,22 +90,23 @@ def test_what_reading_takes_beside_a_body_counts_while_it_is_read() -> None:
 
 
 def test_who_is_alone_came_after_a_pause_and_before_nobody_else() -> None:
-    async def run() -> list[bool]:
-        found: list[bool] = []
-
-        async def ask() -> None:
-            with bodies.hold():
-                found.append(await bodies.lone())
-
-        await asyncio.sleep(0.01)
-        await ask()  # alone
-        await ask()  # at once behind another
-        await asyncio.sleep(0.01)
-        await asyncio.gather(ask(), ask())
-        return found
-
     bodies = Bodies(1 << 10, 1 << 12)
-    assert asyncio.run(run()) == [True, False, False, False]
+
+    def ask(knocks: int = 1, pause: float = 0.01) -> bool:
+        time.sleep(pause)
+        for _ in range(knocks):
+            bodies.knock()
+        with bodies.hold():
+            return bodies.lone
+
+    assert ask()
+    assert not ask(pause=0)  # at once behind another
+    assert not ask(knocks=2)  # another's body is on its way
+    assert not ask(knocks=0)  # the one whose body that was
+    assert ask()
+    time.sleep(0.01)
+    with bodies.hold():
+        assert not ask()  # another is held
 
 
 def test_a_body_that_stops_coming_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:

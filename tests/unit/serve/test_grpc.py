@@ -200,6 +200,32 @@ def test_contents_by_type(server: Server) -> None:
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("rows", [3, 500])  # a message that is parsed whole, and one whose bytes stay where they lie
+def test_requests_that_say_the_same_have_their_own_bytes(server: Server, rows: int) -> None:
+    kinds = messages()
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=kinds.ModelInferRequest.SerializeToString,
+            response_deserializer=kinds.ModelInferResponse.FromString,
+        )
+        runner = OnnxRuntimeSession(models.affine())
+        for cut in (0, 4, 0, 4):
+            x = RNG.standard_normal((rows, 12)).astype(np.float32)
+            request = kinds.ModelInferRequest(model_name="affine")
+            request.inputs.add(name="x", datatype="FP32", shape=x.shape)
+            request.raw_input_contents.append(x.tobytes()[cut:])
+            if cut:
+                with pytest.raises(grpc.RpcError) as caught:
+                    infer(request)
+                assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+                continue
+            response = infer(request)
+            wanted = runner.run({"x": x})[response.outputs[0].name]
+            found = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(wanted.shape)
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_errors_have_their_codes(client: triton.InferenceServerClient) -> None:
     for model, shape, code in (("nothing", (1, 12), "NOT_FOUND"), ("affine", (1, 13), "INVALID_ARGUMENT")):
         with pytest.raises(InferenceServerException) as caught:
