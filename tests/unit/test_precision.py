@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from typer.testing import CliRunner
 
 import trtrun
@@ -283,6 +284,191 @@ def test_casts_to_fp32_inside_the_network(label: str, keep_io: bool) -> None:
         wanted = OnnxRuntimeSession(model)(x=x, k=k)["y"]
         found = session(x=x.astype(session.inputs["x"].dtype), k=k)["y"]
         assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+def _exponentials(name: str, out: str) -> list[onnx.NodeProto]:
+    """exp(k) @ w, of nodes that share a name or have none."""
+    return [
+        helper.make_node("Cast", ["k"], [f"{out}/c"], name=name, to=onnx.TensorProto.FLOAT),
+        helper.make_node("Exp", [f"{out}/c"], [f"{out}/e"], name=name),
+        helper.make_node("Exp", [f"{out}/e"], [f"{out}/f"], name=name),
+        helper.make_node("MatMul", [f"{out}/f", "w"], [out], name=name),
+    ]
+
+
+@pytest.mark.parametrize("inner", ["same", ""])
+def test_nodes_that_share_a_name_or_have_none(inner: str) -> None:
+    branches = {
+        f"{side}_branch": helper.make_graph(
+            _exponentials(inner, side), side, [], [helper.make_tensor_value_info(side, onnx.TensorProto.FLOAT, None)]
+        )
+        for side in ("then", "else")
+    }
+    nodes = [
+        *_exponentials("same", "a"),
+        *_exponentials("same", "b"),
+        helper.make_node("ReduceMax", ["k"], ["m"], keepdims=0),
+        helper.make_node("Cast", ["m"], ["some"], to=onnx.TensorProto.BOOL, name="same/1"),
+        helper.make_node("If", ["some"], ["i"], **branches),
+        helper.make_node("Sum", ["a", "b", "i"], ["y"]),
+    ]
+    weights = {"w": RNG.standard_normal((4, 4)).astype(np.float32)}
+    model = models._model(nodes, [models.value("k", [2, 4], "int64")], [models.value("y", [2, 4])], weights)
+    data, changes = prepare(model, BuildOptions(fp16=True))
+    assert changes == ["fp16; kept in fp32: 4 Exp, 1 Sum; inputs and outputs stay fp32"]
+    k = RNG.integers(0, 2, (2, 4))
+    wanted = 3 * np.exp(np.exp(k)) @ weights["w"]  # ONNX Runtime takes no two nodes of one name
+    assert np.linalg.norm(OnnxRuntimeSession(data)(k=k)["y"] - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+def test_a_name_that_keep_fp32_gives_is_that_of_every_node_that_has_it() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="same"),
+        helper.make_node("Neg", ["a"], ["b"], name="same"),
+        helper.make_node("MatMul", ["b", "w"], ["c"]),
+        helper.make_node("Abs", ["c"], ["d"]),  # node_3 by its position
+        helper.make_node("MatMul", ["d", "w"], ["e"], name="node_3"),
+        helper.make_node("MatMul", ["e", "w"], ["y"]),
+    ]
+    weights = {"w": RNG.standard_normal((4, 4)).astype(np.float32)}
+    model = models._model(nodes, [models.value("x", [4, 4])], [models.value("y", [4, 4])], weights)
+    data, changes = prepare(model, BuildOptions(fp16=True, keep_fp32=("same", "node_3")))
+    assert changes == ["fp16; kept in fp32: 1 Abs, 1 MatMul, 1 Neg, 1 Relu; inputs and outputs stay fp32"]
+    OnnxRuntimeSession(data)  # a valid graph
+
+
+@pytest.mark.parametrize("keep_io", [True, False])
+def test_outputs_behind_values_whose_type_is_not_known(keep_io: bool) -> None:
+    """A plugin's: there is no tail then, and the output's Cast to fp32 is not the last node."""
+    nodes = [
+        helper.make_node("Unknown", ["x"], ["u"], domain="custom"),
+        helper.make_node("MatMul", ["u", "w"], ["p"]),
+        helper.make_node("Cast", ["p"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    weights = {"w": RNG.standard_normal((4, 4)).astype(np.float32)}
+    proto = onnx.load_from_string(
+        models._model(nodes, [models.value("x", [4, 4])], [models.value("y", [4, 4])], weights)
+    )
+    proto.opset_import.append(helper.make_opsetid("custom", 1))
+    data, changes = prepare(proto.SerializeToString(), BuildOptions(fp16=True, keep_io=keep_io))
+    assert data is not None
+    graph = onnx.load_from_string(data).graph
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    assert graph.output[0].type.tensor_type.elem_type == (full if keep_io else half)
+    assert changes == [f"fp16; kept in fp32: none; inputs and outputs {'stay fp32' if keep_io else 'fp16'}"]
+    for node in graph.node:  # the plugin becomes the identity, so that the types can be checked
+        if node.op_type == "Unknown":
+            node.op_type, node.domain = "Identity", ""
+    x = RNG.standard_normal((4, 4)).astype(np.float32)
+    session = OnnxRuntimeSession(
+        helper.make_model(graph, opset_imports=[proto.opset_import[0]], ir_version=9).SerializeToString()
+    )
+    found = session(x.astype(session.inputs["x"].dtype))["y"]
+    assert found.dtype == (np.float32 if keep_io else np.float16)
+    assert np.linalg.norm(found - x @ weights["w"]) < 0.01 * np.linalg.norm(x @ weights["w"])
+
+
+def _rotary(product: bool) -> bytes:
+    """x [N, T, 8] turned by the angles of positions [N, T], as exporters write it: y = (x·cos + x·sin) @ w."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["positions", "axis"], ["p1"]),
+        helper.make_node("Cast", ["p1"], ["p"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Shape", ["positions"], ["sizes"], end=1),
+        helper.make_node("Concat", ["sizes", "ones"], ["wide"], axis=0),
+        helper.make_node("Expand", ["frequencies", "wide"], ["f"]),
+        helper.make_node("MatMul" if product else "Mul", ["p", "f"], ["half"]),
+        helper.make_node("Concat", ["half", "half"], ["angles"], axis=-1),
+        helper.make_node("Cos", ["angles"], ["cos"]),
+        helper.make_node("Sin", ["angles"], ["sin"]),
+        helper.make_node("MatMul", ["x", "w"], ["q"]),
+        helper.make_node("Mul", ["q", "cos"], ["left"]),
+        helper.make_node("Mul", ["q", "sin"], ["right"]),
+        helper.make_node("Add", ["left", "right"], ["turned"]),
+        helper.make_node("MatMul", ["turned", "w"], ["y"]),
+    ]
+    weights = {
+        "axis": np.int64([2]),
+        "ones": np.int64([1, 1]),
+        "frequencies": (10000.0 ** -(np.arange(4).reshape(1, 1, 4) / 4)).astype(np.float32),
+        "w": np.eye(8, dtype=np.float32),
+    }
+    inputs = [models.value("x", ["N", "T", 8]), models.value("positions", ["N", "T"], "int64")]
+    return models._model(nodes, inputs, [models.value("y", ["N", "T", 8])], weights)
+
+
+@pytest.mark.parametrize("keep_io", [True, False])
+@pytest.mark.parametrize("product", [True, False])
+@pytest.mark.parametrize("label", ["fp16", "bf16"])
+def test_positions_are_computed_in_fp32(label: str, product: bool, keep_io: bool) -> None:
+    model = _rotary(product)
+    options = BuildOptions(**{label: True}, keep_io=keep_io, profiles=parse_shapes(["x=1x4x8", "positions=1x4"]))
+    data, changes = prepare(model, options)
+    operator = "MatMul" if product else "Mul"
+    ends = "stay fp32" if keep_io else label
+    assert changes == [
+        "5 nodes that make positions or sizes of integers stay in fp32",
+        f"{label}; kept in fp32: 1 Concat, 1 Cos, 1 Expand, 1 {operator}, 1 Sin; inputs and outputs {ends}",
+    ]
+    build_plan(model, options)
+    if label == "fp16":  # by onnx, since ONNX Runtime takes away the casts that would round
+        assert data is not None
+        x, positions = np.ones((1, 4, 8), np.float32), np.int64([[999, 2049, 60001, 70003]])
+        request = {"x": x if keep_io else x.astype(np.float16), "positions": positions}
+        (found,) = ReferenceEvaluator(onnx.load_from_string(data)).run(None, request)
+        assert found.dtype == request["x"].dtype
+        assert np.abs(found - OnnxRuntimeSession(model)(x=x, positions=positions)["y"]).max() < 2e-3
+
+
+@pytest.mark.parametrize("label", ["fp16", "bf16"])
+def test_sizes_are_computed_in_fp32(label: str) -> None:
+    """A Resize by a factor of sizes that only the request gives, of features that stay in half precision."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Shape", ["a"], ["shape"]),
+        helper.make_node("Slice", ["shape", "two", "four"], ["sizes"]),
+        helper.make_node("Cast", ["sizes"], ["c"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["c", "factor"], ["m"]),
+        helper.make_node("Floor", ["m"], ["f"]),
+        helper.make_node("Cast", ["f"], ["i"], to=onnx.TensorProto.INT64),
+        helper.make_node("Slice", ["shape", "zero", "two"], ["head"]),
+        helper.make_node("Concat", ["head", "i"], ["all"], axis=0),
+        helper.make_node("Resize", ["a", "", "", "all"], ["r"], mode="nearest"),
+        helper.make_node("Conv", ["r", "w"], ["y"]),
+    ]
+    weights = {"w": _kernels(1, 1, 1, 1), "factor": np.float32(1.7)}
+    weights |= {name: np.int64([number]) for name, number in (("zero", 0), ("two", 2), ("four", 4))}
+    outputs = [models.value("y", [1, 1, "h", "v"])]
+    model = models._model(nodes, [models.value("x", [1, 1, 4, "W"])], outputs, weights)
+    options = BuildOptions(**{label: True}, profiles=parse_shapes(["x=1x1x4x8:1x1x4x64:1x1x4x4000"]))
+    data, changes = prepare(model, options)
+    assert changes == [
+        "3 nodes that make positions or sizes of integers stay in fp32",
+        f"{label}; kept in fp32: 1 Cast, 1 Floor, 1 Mul, 1 Resize; inputs and outputs stay fp32",
+    ]
+    assert build_plan(model, options)  # TensorRT takes no sizes in half precision
+    if label == "fp16":
+        x = RNG.standard_normal((1, 1, 4, 2049)).astype(np.float32)
+        wanted, found = OnnxRuntimeSession(model)(x)["y"], OnnxRuntimeSession(data)(x)["y"]
+        assert found.shape == wanted.shape
+        assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+def test_what_is_no_position_goes_on_in_half_precision() -> None:
+    """A count that a matrix of weights takes, one that only scales features, and sines of features."""
+    nodes = [
+        helper.make_node("Cast", ["k"], ["c"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("MatMul", ["c", "w"], ["m"]),
+        helper.make_node("Sin", ["m"], ["s"]),
+        helper.make_node("Mul", ["c", "s"], ["g"]),
+        helper.make_node("MatMul", ["g", "w"], ["n"]),
+        helper.make_node("Mul", ["n", "alpha"], ["o"]),
+        helper.make_node("Sin", ["o"], ["t"]),
+        helper.make_node("MatMul", ["t", "w"], ["y"]),
+    ]
+    weights = {"w": np.eye(4, dtype=np.float32), "alpha": np.float32([2, 3, 4, 5])}
+    model = models._model(nodes, [models.value("k", [4, 4], "int64")], [models.value("y", [4, 4])], weights)
+    _, changes = prepare(model, BuildOptions(fp16=True))
+    assert changes == ["fp16; kept in fp32: none; inputs and outputs stay fp32"]
 
 
 def _on_half_grid(array: np.ndarray) -> bool:

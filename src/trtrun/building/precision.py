@@ -41,6 +41,17 @@ _NEARLY_CANCEL = 1 / 16
 # is nearly all taken away again, and with it four of fp16's eleven bits. Of the networks in benchmarks/real_models.py
 # three have seven such layers, at 17 and more; the next one is at 6.
 _DROWNS = 16
+# What integers go through on their way to positions and sizes, and what they have to reach as they are.
+_FOLLOWED = (
+    *("Abs", "Add", "Cast", "Ceil", "Clip", "Concat", "CumSum", "Div", "Einsum", "Exp", "Expand", "Flatten", "Floor"),
+    *("Gather", "Identity", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Pow", "Reciprocal", "ReduceMax"),
+    *("ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum"),
+    *("Tile", "Transpose", "Unsqueeze", "Where"),
+)
+_EXACT = (
+    *("Ceil", "Cos", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Range", "Resize"),
+    *("Round", "Sin", "Upsample"),
+)
 _DEEPEST = 16  # nodes before an output that may stay in fp32: in some networks sums go on to the first layer
 
 
@@ -60,13 +71,11 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
 
     drop_defaults(proto, changes)
     label = "bf16" if options.bf16 else "fp16"
-    for index, node in enumerate(proto.graph.node):
-        node.name = node.name or f"node_{index}"  # the converter tells nodes apart by name
     _end_outputs(proto.graph)
+    names = _name_apart(proto.graph)
     _unfold_constants(proto.graph)
-    names = {node.name for node in proto.graph.node}
     operators = {node.op_type for node in proto.graph.node}
-    unknown = [kept for kept in options.keep_fp32 if kept not in names | operators]
+    unknown = [kept for kept in options.keep_fp32 if kept not in names.keys() | operators]
     if unknown:
         raise BuildError(
             f"keep_fp32 names {unknown}; {name} has neither such operators nor nodes of that name. A node without a "
@@ -76,9 +85,12 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     blocked = sorted({*float16.DEFAULT_OP_BLOCK_LIST, *_SENSITIVE, *no_bf16, *options.keep_fp32})
     quantized = _quantized(proto)
     drowned = _drowned(proto)
-    tail = _Tail(proto, {*options.keep_fp32, *drowned}, {*quantized}) if options.keep_io else None
-    in_fp32 = [kept for kept in options.keep_fp32 if kept in names]
-    kept_nodes = [*in_fp32, *drowned, *quantized, *_casts(proto.graph)]
+    in_fp32 = [*(name for kept in options.keep_fp32 for name in names.get(kept, ())), *drowned]
+    casts = [*_casts(proto.graph)]
+    positions = _positions(proto)
+    in_fp32 += positions
+    tail = _Tail(proto, {*options.keep_fp32, *in_fp32}, {*quantized}) if options.keep_io else None
+    kept_nodes = [*in_fp32, *quantized, *casts]
     _separate(proto.graph, {*blocked, *kept_nodes})
     limit = float(np.finfo(np.float16).max)
     beyond = {}
@@ -104,6 +116,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     except Exception as error:  # it raises ValueError, and whatever its shape inference does
         raise BuildError(f"{name} cannot be converted to {label}: {error}. Build it without {label}.") from error
     del converted.graph.value_info[:]  # it leaves types of before
+    _join(converted.graph, {*positions, *casts})
     half = {
         key
         for graph in _graphs(converted.graph)
@@ -112,11 +125,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     }
     if options.bf16:
         _fp16_to_bf16(converted, full)
-    kept = Counter(
-        node.op_type
-        for node in converted.graph.node
-        if node.op_type in blocked or node.name in (*options.keep_fp32, *drowned)
-    )
+    kept = Counter(node.op_type for node in converted.graph.node if node.op_type in blocked or node.name in in_fp32)
     if tail is not None:
         kept += Counter(node.op_type for node in tail.nodes if node.op_type != "Identity")
         tail.put_back(converted)
@@ -124,6 +133,8 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
         changes.append(f"{len(quantized)} nodes of quantized convolutions and products keep their fp32 side")
     if drowned:
         changes.append(f"{', '.join(drowned)}: far larger biases than weights, kept in fp32")
+    if positions:
+        changes.append(f"{len(positions)} nodes that make positions or sizes of integers stay in fp32")
     if rounded:
         changes.append(
             f"{rounded} convolutions: kernels whose weights nearly cancel are rounded so that their sum stays"
@@ -138,15 +149,104 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     return converted
 
 
+def _name_apart(graph: Any) -> dict[str, list[str]]:
+    """Give every node a name of its own, in inner graphs too; returns the new names by what the nodes were called.
+
+    ONNX lets nodes share a name or have none, and the converter makes names of values out of those of nodes. A node
+    without a name is called node_ and its position, in inner graphs inner_, the number of its graph and its position.
+    """
+    names: dict[str, list[str]] = {}
+    taken = {node.name for each in _graphs(graph) for node in each.node}
+    for index, each in enumerate(_graphs(graph)):
+        for at, node in enumerate(each.node):
+            called = node.name or (f"inner_{index}_{at}" if index else f"node_{at}")
+            same = names.setdefault(called, [])
+            node.name, count = called, len(same)
+            while count and node.name in taken:
+                node.name, count = f"{called}/{count}", count + 1
+            taken.add(node.name)
+            same.append(node.name)
+    return names
+
+
 def _casts(graph: Any) -> Iterator[str]:
     """The casts to fp32, of masks and counts: the converter leaves them as they are, and has to be told that."""
     from onnx import TensorProto, helper
 
-    for index, each in enumerate(_graphs(graph)):
-        for at, node in enumerate(each.node):
+    for each in _graphs(graph):
+        for node in each.node:
             if node.op_type == "Cast" and helper.get_node_attr_value(node, "to") == TensorProto.FLOAT:
-                node.name = node.name or f"inner_{index}_{at}"
                 yield node.name
+
+
+def _positions(proto: Any) -> list[str]:
+    """The nodes, by name, on the way from integers to positions and sizes: Sin, Floor, a Cast back, and their like.
+
+    fp16 has no odd integers beyond 2048 and none beyond 65504: the sines of rotary positions are wrong by .1 from 1000
+    on, and TensorRT takes no sizes in it. What vectors of constants give to that (frequencies) is on the way too. A
+    product is where it multiplies nothing else: no matrix of weights, no features. Inner graphs are left alone.
+    """
+    from onnx import TensorProto
+
+    values = Values(proto)
+    whole = (TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64)
+    counts: set[str] = set()  # values that come from integers, and those that constants alone give
+    fixed = {
+        tensor.name
+        for tensor in proto.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and sum(size > 1 for size in tensor.dims) < 2
+    }
+    found = []
+    for node in proto.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        to = attribute_of(node, "to", 0) if node.op_type == "Cast" else TensorProto.FLOAT
+        given = node.input[1:] if node.op_type in ("Resize", "Upsample") else node.input  # sizes, not the picture
+        types = {name: values.type(name) for name in given if name}
+        reads = {name for name, kind in types.items() if kind == TensorProto.FLOAT}
+        alone = bool(reads) and reads <= counts | fixed
+        product = node.op_type in ("MatMul", "Einsum")
+        if all(types.values()) and (alone or (reads & counts and not product)):
+            found.append((node, to, reads))
+            if node.op_type in _FOLLOWED and to == TensorProto.FLOAT:
+                (counts if reads & counts else fixed).update(node.output)
+        made = node.op_type in ("Range", "CumSum") and values.type(node.output[0]) == TensorProto.FLOAT
+        if made or (node.op_type == "Cast" and to == TensorProto.FLOAT and types[node.input[0]] in whole):
+            counts.update(node.output)
+    kept: list[str] = []
+    wanted: set[str] = set()
+    for node, to, reads in reversed(found):
+        if wanted & {*node.output} or (reads & counts and (node.op_type in _EXACT or to in whole)):
+            kept.append(node.name)
+            wanted |= reads & (counts | fixed)
+    return kept[::-1]
+
+
+def _join(graph: Any, kept: set[str]) -> None:
+    """Give what reads in fp32 what these nodes made in fp32: the converter rounds it between the two.
+
+    It leaves a cast to half and one back where several read the value, and where an Identity stands between.
+    """
+    from onnx import TensorProto
+
+    makers = {name: node for node in graph.node for name in node.output if name}
+    for node in graph.node:
+        if node.op_type != "Cast" or attribute_of(node, "to", 0) != TensorProto.FLOAT or node.name in kept:
+            continue
+        source = makers.get(node.input[0])
+        while source is not None and source.op_type == "Identity":
+            source = makers.get(source.input[0])
+        if source is not None and source.op_type == "Cast" and attribute_of(source, "to", 0) == TensorProto.FLOAT16:
+            maker = makers.get(source.input[0])
+            if maker is not None and maker.name in kept:
+                node.CopyFrom(copied(node, [source.input[0]], [*node.output]))
+                node.op_type = "Identity"
+                del node.attribute[:]
+    reads = Counter([*(value.name for value in graph.output), *(name for node in graph.node for name in _reads(node))])
+    for node in reversed([*graph.node]):
+        if node.op_type in ("Cast", "Identity") and not any(reads[name] for name in node.output):
+            reads.subtract(node.input)
+            graph.node.remove(node)
 
 
 def _end_outputs(graph: Any) -> None:
@@ -253,7 +353,7 @@ class _Tail:
         inner = {
             name: f"{name}/last" for node in self.nodes for name in node.input if name in constants or name in made
         }
-        for name in constants.keys() & inner.keys():
+        for name in (each for each in inner if each in constants):
             tensor = TensorProto.FromString(constants[name].SerializeToString())
             tensor.name = inner[name]
             self._tensors.append(tensor)
