@@ -10,8 +10,9 @@ In a captured graph such a start is an edge of type PROGRAMMATIC. Made an ordina
 ahead is done. That costs about a microsecond, so it is done for kernels alone that read beside their first operand what
 a kernel ahead may write, be it several kernels ahead: each lets the next one start before it waits itself (PREEXIT
 stands before ACQBULK in the code of all sixty that were looked at). Their parameters tell: these kernels take what they
-wait for first and the output last. Of others nothing is taken for granted; some of cuDNN's do not wait at all. How far a tensor reaches is not told, and one may be a part of another that was split or put together in place;
-so addresses in the same piece of memory count as the same.
+wait for first and the output last. Of others nothing is taken for granted; some of cuDNN's do not wait at all. How far
+a tensor reaches is not told, and one may be a part of another that was split or put together in place; so addresses in
+the same piece of memory count as the same.
 """
 
 from __future__ import annotations
