@@ -51,8 +51,9 @@ Where trtrun is not ahead, and why:
   1.18 times the recipe; **floor.chunked** is a hand-written loop whose transfers overlap with the
   copy. A helper thread wakes up in 34 µs and more, and the interpreter's lock changes hands at that price, which is why
   threads gain nothing below 4 MB. At batch 32 they pay.
-- **device_arrays**: bound arrays cost one launch; the rest of the difference is what is held back. `session.run`, whose tensors may be others each time, keeps the GPU
-  waiting for about 25 µs: the exchange of the torch tensor, checks, the launch, and the memory of the result.
+- **device_arrays**: bound arrays cost one launch; the rest of the difference is what is held back. `session.run`, whose
+  tensors may be others each time, keeps the GPU waiting for about 25 µs: the exchange of the torch tensor, checks, the
+  launch, and the memory of the result.
 - **throughput**: large requests take turns, two or three computing at a time. Free to share the GPU, four in flight ran
   at 17,200 to 21,900 images/s with batch 32, from host to host.
 - **multi_gpu**: one core fills about one GPU, so a pipeline over several fills the requests of each in a thread of its
