@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -176,17 +177,23 @@ def test_a_small_message_that_unpacks_to_a_large_one_is_refused(tmp_path: Path) 
     assert server.stop() == 0
 
 
-def test_contents_by_type(server: Server) -> None:
-    """What clients send that do not pack tensors themselves."""
+@contextmanager
+def model_infer(server: Server) -> Iterator[grpc.UnaryUnaryMultiCallable]:
+    """ModelInfer for messages as they are, which tritonclient would make itself."""
     kinds = messages()
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        infer = channel.unary_unary(
+        yield channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
             request_serializer=kinds.ModelInferRequest.SerializeToString,
             response_deserializer=kinds.ModelInferResponse.FromString,
         )
+
+
+def test_contents_by_type(server: Server) -> None:
+    """What clients send that do not pack tensors themselves."""
+    with model_infer(server) as infer:
         x = RNG.standard_normal((2, 12)).astype(np.float32)
-        request = kinds.ModelInferRequest(model_name="affine")
+        request = messages().ModelInferRequest(model_name="affine")
         tensor = request.inputs.add(name="x", datatype="FP32", shape=[2, 12])
         tensor.contents.fp32_contents.extend(x.ravel().tolist())
         response = infer(request)
@@ -202,17 +209,11 @@ def test_contents_by_type(server: Server) -> None:
 
 @pytest.mark.parametrize("rows", [3, 500])  # a message that is parsed whole, and one whose bytes stay where they lie
 def test_requests_that_say_the_same_have_their_own_bytes(server: Server, rows: int) -> None:
-    kinds = messages()
-    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        infer = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            request_serializer=kinds.ModelInferRequest.SerializeToString,
-            response_deserializer=kinds.ModelInferResponse.FromString,
-        )
+    with model_infer(server) as infer:
         runner = OnnxRuntimeSession(models.affine())
         for cut in (0, 4, 0, 4):
             x = RNG.standard_normal((rows, 12)).astype(np.float32)
-            request = kinds.ModelInferRequest(model_name="affine")
+            request = messages().ModelInferRequest(model_name="affine")
             request.inputs.add(name="x", datatype="FP32", shape=x.shape)
             request.raw_input_contents.append(x.tobytes()[cut:])
             if cut:
