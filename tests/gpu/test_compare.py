@@ -187,8 +187,9 @@ def test_fp8_products_in_an_fp16_network(tmp_path: Path) -> None:
         with trtrun.load(path, build_options=trtrun.BuildOptions(profiles=profiles, fp16=True, keep_io=False)) as fp16:
             assert fp16.inputs["x"].dtype == np.float16
             for request in requests:
-                actual = fp16.run({"x": request["x"].astype(np.float16)})
-                for output, wanted in reference.run(request).items():
+                x = request["x"].astype(np.float16)  # both get what fp16 holds of it: fp8 has few steps, and large ones
+                actual = fp16.run({"x": x})
+                for output, wanted in reference.run({"x": x.astype(np.float32)}).items():
                     error = np.linalg.norm(actual[output].astype(np.float64) - wanted) / np.linalg.norm(wanted)
                     assert 1e-5 < error < 0.03, (name, output, error)
 

