@@ -535,7 +535,8 @@ class Connection(asyncio.BufferedProtocol):
                     self.transport.write(frame(8, 0, 0, struct.pack(">I", self.taken)))
                     self.taken = 0
                 if flags & 1:
-                    self.transport.write(frame(1, 4, stream, BEGIN) + frame(0, 0, stream, ANSWER) + frame(1, 5, stream, END))
+                    parts = frame(1, 4, stream, BEGIN), frame(0, 0, stream, ANSWER), frame(1, 5, stream, END)
+                    self.transport.write(b"".join(parts))
             elif kind in (4, 6) and not flags & 1:
                 self.transport.write(frame(kind, 1, 0, b"" if kind == 4 else bytes(view[at + 9:at + 9 + size])))
             at += 9 + size
