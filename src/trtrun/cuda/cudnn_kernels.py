@@ -64,7 +64,7 @@ def _nbytes(tensor: Mapping[str, Any]) -> int | None:
     item = _ITEM.get(tensor["dataType"].removeprefix("CUDNN_DATA_"))
     if item is None or tensor["vectCount"] != 1 or tensor["isByValue"] or min(tensor["dim"] + tensor["stride"]) < 1:
         return None
-    return item * (1 + sum((dim - 1) * stride for dim, stride in zip(tensor["dim"], tensor["stride"], strict=True)))
+    return item * (1 + sum((int(dim) - 1) * int(at) for dim, at in zip(tensor["dim"], tensor["stride"], strict=True)))
 
 
 def _launch(parameters: Mapping[str, Any], sizes: Mapping[str, int | None]) -> _Launch:
