@@ -41,17 +41,18 @@ The machine is virtual, and its host memory differs from one to the next: one co
 Where trtrun is not ahead, and why:
 
 - **resnet50**: TensorRT-RTX starts kernels before the tensors that they add are there (docs/architecture.md). trtrun
-  holds those back; the loops that it is compared with (bare, recipe, peak, a graph, CUDA events) do not, and are wrong
-  at random: 19 of 5,400 requests in fp16 with four in flight, 300 of 6,240 in bf16, 907 of 4,440 in fp32. That is 2 %
-  of the latency of batch 1, and 5 to 9 % where the GPU never waits: **throughput.….vs_peak** was .97,
-  **device_arrays** .99 and **bench.….vs_events** 1.00 before.
+  makes them wait; the loops that it is compared with (bare, recipe, peak, a graph, CUDA events) do not, and are wrong
+  at random: 20 of 6,960 requests in fp16 with four in flight, 361 of 6,720 in bf16, 1,131 of 4,920 in fp32. Waiting for
+  no more than the kernel that writes the tensor costs 0 to 2 % where the GPU is never idle; that, and no more, is what
+  **bench.….vs_events** lacks to 1.
+- **resnet50.static.b1.vs_recipe**: the recipe's engine alone takes more than half of its time. A loop without any
+  transfer (**floor.…**) is what could be reached at most.
 - **resnet50.static.b8**: the request is bound by one core's copy of 2.4 MB and the engine (640 µs). The driver's
   staging, chunks by one thread or by several, and a copy inside the graph beat each other by a few percent from lease
   to lease; the session times them and takes the best. The floor, which leaves all transfers out, was 1.09 to
-  1.18 times the recipe; **floor.chunked** is a hand-written loop whose transfers overlap with the
-  copy. A helper thread wakes up in 34 µs and more, and the interpreter's lock changes hands at that price, which is why
+  1.43 times the recipe; **floor.chunked** is a hand-written loop whose transfers overlap with the copy. A helper thread wakes up in 34 µs and more, and the interpreter's lock changes hands at that price, which is why
   threads gain nothing below 4 MB. At batch 32 they pay.
-- **device_arrays**: bound arrays cost one launch; the rest of the difference is what is held back. `session.run`, whose
+- **device_arrays**: bound arrays cost one launch; the rest of the difference is the wait above. `session.run`, whose
   tensors may be others each time, keeps the GPU waiting for about 25 µs: the exchange of the torch tensor, checks, the
   launch, and the memory of the result.
 - **throughput**: large requests take turns, two or three computing at a time. Free to share the GPU, four in flight ran
@@ -62,7 +63,11 @@ Where trtrun is not ahead, and why:
   requests/s, so `trtrun serve --all-devices` starts a process per GPU (**.one_process**: all in one).
 - **hot_path.growth** and **multi_gpu.growth** count bytes; their ratio is 1 for none and 0 otherwise.
 - **serve.floor.grpc**: a gRPC server in Python, in as many processes, that receives the same requests and does nothing.
-  Where trtrun serve comes near it, the interpreter and not the GPU is the limit, and batching can gain no more.
+- **serve.batching.bound**: that server ÷ batch 1 in this process. Below 1 the GPU answers single images faster than a
+  server in Python can receive them, so that batches, which make the GPU faster, gain nothing; in front of a slower
+  model they do. **serve.floor.nothing** says the same from the other side.
+- **serve.grpc.b1.overhead** holds the time of Python's gRPC client, **.client**, measured against a server that reads
+  bytes and sends others, and that of a gRPC server in Python that does nothing, **.floor**, client included.
 - **serve.grpc.b1.…** are milliseconds, **serve.overload** is how many times longer accepted requests take, and
   **serve.reload** counts requests: these are better when smaller, and are left out of the plot.
 """

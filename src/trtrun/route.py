@@ -480,8 +480,8 @@ class Route:
 
     def _first_execution(self, stream: int) -> Graph | Literal["as enqueued"]:
         """Enqueue the engine, and capture it if that run may be wrong: then the inputs are as they were before it."""
-        engine, kernels = self._engine, self._what_chooses_kernels()
-        if not engine.starts_early or kernels in engine.in_order or self.allocators:
+        engine = self._engine
+        if not engine.starts_early or self.allocators or (kernels := self._what_chooses_kernels()) in engine.in_order:
             self.execute(stream)
             return "as enqueued"
         with ExitStack() as undo:
