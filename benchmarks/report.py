@@ -50,8 +50,9 @@ Where trtrun is not ahead, and why:
 - **resnet50.static.b8**: the request is bound by one core's copy of 2.4 MB and the engine (640 µs). The driver's
   staging, chunks by one thread or by several, and a copy inside the graph beat each other by a few percent from lease
   to lease; the session times them and takes the best. The floor, which leaves all transfers out, was 1.09 to
-  1.43 times the recipe; **floor.chunked** is a hand-written loop whose transfers overlap with the copy. A helper thread wakes up in 34 µs and more, and the interpreter's lock changes hands at that price, which is why
-  threads gain nothing below 4 MB. At batch 32 they pay.
+  1.43 times the recipe; **floor.chunked** is a hand-written loop whose transfers overlap with the copy. A helper
+  thread wakes up in 34 µs and more, and the interpreter's lock changes hands at that price, which is why threads gain
+  nothing below 4 MB. At batch 32 they pay.
 - **device_arrays**: bound arrays cost one launch; the rest of the difference is the wait above. `session.run`, whose
   tensors may be others each time, keeps the GPU waiting for about 25 µs: the exchange of the torch tensor, checks, the
   launch, and the memory of the result.

@@ -25,7 +25,8 @@ from .flavor import Flavor
 
 _LOG = logging.getLogger("trtrun")
 _MAX_SHAPES = 4096  # that are remembered; kernels of further ones are kept in this process only
-_MAX_UNKNOWN = 4096  # launches that are remembered as not found; of more the cache is asked each time
+_MAX_LOST = 64 << 20  # bytes of serializations for sizes of tensors alone; TensorRT-RTX 1.6.1 loses them
+_MAX_UNKNOWN = 4096  # launches that are remembered as not found
 _MAX_KEPT = 32  # caches of plans, the least recently loaded goes first
 _kept: OrderedDict[Path, RuntimeCache] = OrderedDict()
 _kept_lock = threading.Lock()
@@ -45,8 +46,10 @@ class RuntimeCache:
         self._compiled: set[object] = set()
         self._save_at = 1
         self._saved = 0  # of the shapes
+        self._newest: bytes | None = None  # what was loaded or serialized last, if not looked into yet
         self._kernels = CudnnKernels(b"")
         self._unknown: set[object] = set()  # launches that were not found there
+        self._lost = 0
 
     @classmethod
     def of(cls, plan: Iterable[bytes | memoryview], flavor: Flavor, device: Device) -> RuntimeCache:
@@ -89,7 +92,7 @@ class RuntimeCache:
         elif not cache.deserialize(body):
             _LOG.warning("TensorRT refuses the runtime cache %s; kernels are compiled again", self.path)
         else:
-            self._body = body
+            self._body = self._newest = body
             with suppress(OSError):  # a cache that may only be read
                 os.utime(self.path)  # used now: pruning takes others first
 
@@ -109,33 +112,52 @@ class RuntimeCache:
     def sizes(self) -> Sizes:
         """What tells, of launches of cuDNN's kernels, the bytes of their tensors; good for one graph.
 
-        Of launches that it has not seen it looks into the cache as it is by then, once: that loses memory, see
-        :meth:`note`.
+        Of launches that it has not seen it looks into the cache as it is by then, once. As that loses memory (see
+        :meth:`note`) it does so until ``_MAX_LOST`` bytes are gone; then it knows what :meth:`save` wrote.
         """
-        looked = self._handle is None
+        looked = False
 
         def sizes(name: bytes, parameters: Sequence[bytes]) -> Sequence[int] | None:
             nonlocal looked
-            found = self._kernels.sizes(name, parameters)
+            found = self._find(name, parameters)
             kind = name, tuple(value for value in parameters if len(value) not in HOLDS_A_POINTER)
             if found is not None or not name.startswith(b"cudnn_") or kind in self._unknown:
                 return found
+            if not looked and self._lost >= _MAX_LOST:
+                return None
             if not looked:
                 looked = True
-                self._kernels = CudnnKernels(bytes(self._handle.serialize()))
-                found = self._kernels.sizes(name, parameters)
+                self._lost += len(self._serialize())
+                if self._lost >= _MAX_LOST:
+                    _LOG.warning(
+                        "%s: graphs of some further shapes give up to 9 %% fewer results per second with many requests "
+                        "in flight: to tell how far their tensors reach would lose more host memory than the %d MB "
+                        "that TensorRT lost for it so far",
+                        self.path,
+                        self._lost >> 20,
+                    )
+                found = self._find(name, parameters)
             if found is None and len(self._unknown) < _MAX_UNKNOWN:
                 self._unknown.add(kind)
             return found
 
         return sizes
 
+    def _find(self, name: bytes, parameters: Sequence[bytes]) -> Sequence[int] | None:
+        if self._newest is not None:
+            self._kernels, self._newest = CudnnKernels(self._newest), None
+        return self._kernels.sizes(name, parameters)
+
+    def _serialize(self) -> bytes:
+        self._newest = body = bytes(self._handle.serialize() or b"")
+        return body
+
     def save(self) -> None:
         """Write the kernels to the file if there are new ones. A folder that cannot be written is only warned of."""
         if self._handle is None or self._saved == len(self._compiled):
             return
         self._saved = len(self._compiled)
-        body = bytes(self._handle.serialize())
+        body = self._serialize()
         if body == self._body:
             return
         try:

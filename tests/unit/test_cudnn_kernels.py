@@ -25,7 +25,7 @@ def entry(**changes: Any) -> dict[str, Any]:
         {"value": 0},
         {"value": 16, "uid": 2, "update_as": "tma_desc"},
         {"value": 80},
-        {"value": 88, "uid": 6, "update_as": "pointer"},
+        {"value": 88, "uid": 6, "update_as": "pointer"} | changes.get("parameter", {}),
     ]
     launch = {"offsets": parameters, "rawData": base64.b64encode(raw).decode()}
     kernel = {"kernelName": "cudnn_a", "kernelParams": launch}
@@ -72,6 +72,13 @@ def test_unknown_names_and_what_is_no_such_entry() -> None:
         entry(tensor={"dataType": "CUDNN_DATA_INT8x32"}),
         entry(tensor={"vectCount": 4}),
         entry(tensor={"stride": [-1, 1]}),
+        entry(tensor={"dim": [10**400, 1]}),
+        entry(tensor={"isByValue": True}),
+        entry(parameter={"update_as": "workspace"}),  # whose uid is that of a tensor
+        entry(parameter={"value": "88"}),
+        entry(parameter={"value": -8}),
+        entry(parameter={"value": 97}),  # beyond the values
+        entry(parameter={"value": True}),
         {"cudnnVersion": 1},
         {"cudnnVersion": 1, "operationGraph": [], "engine": {"payload": None}},
     ):
@@ -79,8 +86,19 @@ def test_unknown_names_and_what_is_no_such_entry() -> None:
     missing = entry()
     missing["operationGraph"]["tensors"].pop()  # the workspace is no tensor
     assert CudnnKernels(body(missing)).sizes(b"cudnn_a", LAUNCH) is None
-    for damaged in (b"", body(entry())[:-200], b'{"cudnnVersion":'):
+    for damaged in (b"", body(entry())[:-200], b'{"cudnnVersion":', b'{"cudnnVersion":' + b"[" * 100_000):
         assert CudnnKernels(damaged).sizes(b"cudnn_a", LAUNCH) is None
+
+
+@pytest.mark.parametrize(("dtype", "item"), [("BFLOAT16", 2), ("FLOAT", 4), ("FP8_E4M3", 1), ("INT64", 8)])
+def test_items_of_each_dtype(dtype: str, item: int) -> None:
+    kernels = CudnnKernels(body(entry(tensor={"dataType": f"CUDNN_DATA_{dtype}"})))
+    assert kernels.sizes(b"cudnn_a", LAUNCH) == (0, item * 200704, 0, item * 8)
+
+
+def test_one_odd_entry_leaves_the_others() -> None:
+    kernels = CudnnKernels(body(entry(parameter={"value": None}), entry()))
+    assert kernels.sizes(b"cudnn_a", LAUNCH) is not None
 
 
 def test_of_several_that_fit_the_largest_counts() -> None:

@@ -55,6 +55,10 @@ def test_the_first_operand_and_the_output_are_waited_for_by_the_kernel_itself() 
     assert too_early([(0, 1)], {0: [X, 1, H1], 1: [H2, 2, H1]}) == []
 
 
+def test_an_only_operand_is_written() -> None:
+    assert too_early([(0, 1)], {0: [Y1], 1: [X, Y1, Y2]}) == [(0, 1)]
+
+
 def test_adding_in_place_is_reading() -> None:
     assert too_early([(0, 1)], {0: [X, 1, Y1], 1: [H2, 2, Y1, Y1]}) == [(0, 1)]
 
@@ -95,7 +99,10 @@ def test_a_launch_and_its_parameters() -> None:
 
     kernel = kernel_of(name, [bytes(244), descriptor, number, at], memory, unknown)
     assert kernel == Kernel((memory[0], memory[0]), waits=True)
+    assert kernel_of(name, [at + bytes(120), at], memory, unknown) == kernel  # CUtensorMap
     kernel = kernel_of(name, [bytes(244), descriptor, number, at], memory, lambda *_: (0, 7, 0, 9))
     assert kernel == Kernel(((1 << 40, 7), (1 << 40, 9)), waits=True)
+    assert kernel_of(name, [number, at], memory, lambda *_: (7, 9)) == Kernel(())  # a tensor without an address
+    assert kernel_of(name, [at + bytes(8), at], memory, lambda *_: (7, 9)) == Kernel(())
     assert kernel_of(b"another", [at, number], memory, unknown) == Kernel((memory[0],))
     assert kernel_of(b"another", [bytes(244), at], memory, unknown) == Kernel(())

@@ -4,7 +4,9 @@ For each kernel that was compiled the cache holds cuDNN's own JSON: the tensors 
 launch, and which of them point to which tensor. TensorRT launches it with these very parameters but for the addresses:
 so it was with all 262 launches of nine networks (TensorRT-RTX 1.6.1), whether the kernels had just been compiled or
 were loaded. So a launch whose name and other parameters are equal to these, byte by byte, works on tensors of these
-sizes. NVIDIA documents none of this: what is not found, or looks otherwise, is not known.
+sizes. (One parameter holds bytes that nobody initialized; they are the same in both, and tell launches apart that are
+otherwise equal.) NVIDIA documents none of this: what is not found, or looks otherwise, is not known. That goes for the
+8 of 262 with a workspace, and for whatever takes several kernels.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class CudnnKernels:
                 for kernel in kernels if len(kernels) == 1 else ():  # several share a workspace
                     launches = self._launches.setdefault(kernel["kernelName"].encode(), [])
                     launches.append(_launch(kernel["kernelParams"], sizes))
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            except Exception:  # whatever is odd there is not known; a request must not fail of it
                 continue
 
     def sizes(self, name: bytes, parameters: Sequence[bytes]) -> tuple[int, ...] | None:
@@ -68,7 +70,7 @@ def _nbytes(tensor: Mapping[str, Any]) -> int | None:
 
 
 def _launch(parameters: Mapping[str, Any], sizes: Mapping[str, int | None]) -> _Launch:
-    """Raises KeyError or ValueError for parameters that are something else than numbers and known tensors."""
+    """Raises an exception for parameters that are something else than numbers and known tensors."""
     nbytes = []
     for parameter in parameters["offsets"]:
         size = sizes[str(parameter["uid"])] if "uid" in parameter else 0
@@ -76,4 +78,7 @@ def _launch(parameters: Mapping[str, Any], sizes: Mapping[str, int | None]) -> _
             raise ValueError(f"{parameter} is no tensor")
         nbytes.append(size)
     values = base64.b64decode(parameters["rawData"], validate=True)
-    return _Launch(tuple(nbytes), tuple(parameter["value"] for parameter in parameters["offsets"]), values)
+    offsets = tuple(parameter["value"] for parameter in parameters["offsets"])
+    if not all(type(offset) is int and 0 <= offset <= len(values) for offset in offsets):
+        raise ValueError(f"{offsets} are no offsets")
+    return _Launch(tuple(nbytes), offsets, values)

@@ -7,10 +7,11 @@ that tensor is still being written, as in a residual block, results are wrong at
 was off by 0.14 (relative, L2) in ten of ten bare runs; in fp16 88 of 26,280 requests were wrong, with four in flight.
 
 In a captured graph such a start is an edge of type PROGRAMMATIC. A kernel that reads beside its first operand what a
-kernel ahead may write gets an ordinary edge from that one, several kernels ahead as it may be: each lets the next one
-start before it waits itself (PREEXIT stands before ACQBULK in the code of all sixty that were looked at). Beside the
-early start such an edge costs next to nothing where that kernel has long been done; from the kernel just ahead it takes
-the early start's place, and costs about a microsecond. When a kernel is done, so are all ahead of it: it waits itself,
+kernel ahead may write gets an ordinary edge from that one, several kernels ahead as it may be: a kernel may let the
+next one start before it waits itself. (In the code that was looked at, warps that load wait, and warps that multiply
+let the next start; so it seems they do not. Nothing says that it stays so.) Beside the early start such an edge costs
+next to nothing where that kernel has long been done; from the kernel just ahead it takes the early start's place, and
+costs about a microsecond. When a kernel is done, so are all ahead of it: it waits itself, before it writes anything,
 or is one that is not known to (some of cuDNN's do not), and is given ordinary edges alone.
 
 What a kernel reads and writes its parameters tell: these kernels take what they wait for first and the output last. How
@@ -52,10 +53,13 @@ class Kernel:
     waits: bool = False
 
     def reads_early(self, other: Kernel) -> bool:
-        """Whether it may read what the other may write, before it waits. Nothing rules it out of unknown operands."""
-        writes = other.operands[1:] if other.waits else other.operands
+        """Whether it may read what the other may write, before it waits; with unknown operands it always may.
+
+        All but the other's first operand may be written: outputs, several or in place, and workspaces.
+        """
         if not self.operands or not other.operands:
             return True
+        writes = other.operands[1:] if other.waits and len(other.operands) > 1 else other.operands
         return any(
             a < start + nbytes and start < a + length for a, length in self.operands[1:-1] for start, nbytes in writes
         )
@@ -109,7 +113,7 @@ def too_early(edges: Sequence[Edge], kernels: Mapping[int, Kernel]) -> list[Edge
             if node in seen:
                 continue
             seen.add(node)
-            if (not kernel.waits and node in sources) or kernel.reads_early(kernels[node]):
+            if not kernel.waits or kernel.reads_early(kernels[node]):
                 found[node, target] = None
             else:
                 look += [other for other in ahead.get(node, ()) if (other, node) not in found]
@@ -155,6 +159,8 @@ def kernel_of(name: bytes, parameters: Sequence[bytes], memory: Sequence[Place],
     addresses = [int.from_bytes(value[:8], "little") if len(value) in HOLDS_A_POINTER else 0 for value in parameters]
     known = sizes(name, parameters)
     if known is not None:
+        if any(size and at < _LEAST_ADDRESS for at, size in zip(addresses, known, strict=True)):
+            return Kernel(())  # a tensor, but no address
         return Kernel(tuple((at, size) for at, size in zip(addresses, known, strict=True) if size), waits)
     if not waits and any(len(value) > 8 and len(value) not in HOLDS_A_POINTER for value in parameters):
         return Kernel(())  # there may be addresses inside
