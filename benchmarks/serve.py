@@ -829,7 +829,7 @@ def reload(bench: Bench) -> Iterator[Record]:
     """Reloads of one process under load: requests that were lost or answered wrongly."""
     import tritonclient.grpc as triton
 
-    count, most = (200, min(110.0, bench.left() - 15)) if GPU else (20, 15.0)
+    count, most = (200, min(150.0, bench.left() - 15)) if GPU else (20, 15.0)
     server = bench.servers["reloaded"]
     address = server.wait()
     bench.load.rate(server, "grpc", 0.2, "reloaded")  # its processes have started

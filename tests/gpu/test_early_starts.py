@@ -7,7 +7,10 @@ Without that the residual blocks of one row were wrong on an H100 and an H200, b
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ import trtrun
 from benchmarks.models import resnet50
 from tests import models, networks
 from tests.gpu.conftest import TF32, relative_error
+from trtrun import runtime_cache
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
 from trtrun.cuda import early_starts
@@ -25,6 +29,7 @@ from trtrun.cuda.device import Device
 from trtrun.cuda.memory import DeviceMemory, fill_async
 from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession
+from trtrun.runtime_cache import RuntimeCache
 from trtrun.session import Session
 
 torch = pytest.importorskip("torch")
@@ -105,27 +110,104 @@ def test_several_in_flight(precision: str) -> None:
                 np.testing.assert_array_equal(found[out], wanted[turn % 3])
 
 
+def edges_of(graph: Any) -> tuple[Counter[early_starts.Edge], Counter[early_starts.Edge]]:
+    """The early starts of a captured graph, and its ordinary edges."""
+    count = check(driver.cuGraphGetEdges(graph), "count edges")[-1]
+    early: Counter[early_starts.Edge] = Counter()
+    ordinary: Counter[early_starts.Edge] = Counter()
+    for source, target, datum in zip(*check(driver.cuGraphGetEdges(graph, count), "list edges")[:3], strict=True):
+        programmatic = datum.type == driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
+        (early if programmatic else ordinary)[int(source), int(target)] += 1
+    return early, ordinary
+
+
 @pytest.mark.parametrize("runtime_cache", [True, False])
 def test_only_the_kernel_that_writes_a_tensor_is_waited_for(
     runtime_cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The runtime cache tells how far tensors reach; without it all sixteen blocks wait for the kernel just ahead."""
     ordered: list[tuple[int, int]] = []  # ordinary edges in place of early starts, and beside them
+    hold_back = early_starts.hold_back
 
-    def too_early(edges: list[early_starts.Edge], kernels: dict[int, early_starts.Kernel]) -> list[early_starts.Edge]:
-        found = decide(edges, kernels)
-        ordered.append((len(set(found) & set(edges)), len(set(found) - set(edges))))
-        return found
+    def watched(graph: Any, *given: Any) -> int:
+        early, ordinary = edges_of(graph)
+        count = hold_back(graph, *given)
+        early_now, ordinary_now = edges_of(graph)
+        lost, new = early - early_now, ordinary_now - ordinary
+        assert not early_now - early
+        assert not ordinary - ordinary_now
+        assert not set(new) & set(early_now), "an early start stands beside its own ordinary edge"
+        assert set(lost) <= set(new)
+        assert set(new.values()) <= {1}
+        assert len(new) <= count
+        ordered.append((len(lost), len(set(new) - set(lost))))
+        return count
 
-    decide = early_starts.too_early
-    monkeypatch.setattr(early_starts, "too_early", too_early)
+    monkeypatch.setattr("trtrun.engine.hold_back", watched)
     with Engine(build_plan(resnet50(1)), runtime_cache=runtime_cache) as engine, Session(engine) as session:
+        if not engine.starts_early:
+            pytest.skip("no early starts")
         x = np.ones(engine.inputs["images"].shape, np.float16)
         for _ in range(4):
             session(x)
     assert ordered
     for instead, beside in ordered:
         assert (instead <= 6 and beside >= 10) if runtime_cache else (instead >= 16 and not beside), ordered
+
+
+def test_the_runtime_cache_is_seldom_looked_into(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT-RTX loses the memory of each serialization: a look for new kernels, none once they are known, and when
+    that has cost as much as it may, no more.
+    """
+    model = models.residual()
+    plan = build_plan(model, BuildOptions(profiles=parse_shapes(["x=1x512x28x28:8x512x28x28:8x512x28x28"])))
+    reference = OnnxRuntimeSession(model)
+    answered = [
+        (x, reference(x)["y"]) for size in range(1, 7) for x in requests(reference.inputs["x"], (size, 512, 28, 28), 1)
+    ]
+    serialize, save = RuntimeCache._serialize, RuntimeCache.save
+    looks = saves = 0
+    saving = False
+
+    def counted(cache: RuntimeCache) -> bytes:
+        nonlocal looks, saves
+        looks, saves = looks + (not saving), saves + saving
+        return serialize(cache)
+
+    def noted(cache: RuntimeCache) -> None:
+        nonlocal saving
+        saving = True
+        save(cache)
+        saving = False
+
+    monkeypatch.setattr(RuntimeCache, "_serialize", counted)
+    monkeypatch.setattr(RuntimeCache, "save", noted)
+
+    def serializations(folder: str) -> tuple[int, int]:
+        nonlocal looks, saves
+        looks = saves = 0
+        monkeypatch.setenv("TRTRUN_CACHE_DIR", str(tmp_path / folder))
+        runtime_cache._kept.clear()  # as in a process of its own
+        with Engine(plan) as engine, Session(engine) as session:
+            if not engine.starts_early:
+                pytest.skip("no early starts")
+            for turn in range(36):  # each shape first alone, then with a context and a graph of its own
+                x, wanted = answered[turn % 6]
+                assert relative_error(session(x)["y"], wanted) <= TF32, turn
+        return looks, saves
+
+    new, again = serializations("a"), serializations("a")
+    assert "lose more host memory" not in caplog.text
+    monkeypatch.setattr(runtime_cache, "_MAX_LOST", 1)
+    bounded = serializations("b")
+    print("looks and saves, of a new plan, of one that is known, and within bounds:", new, again, bounded)
+    assert 1 <= new[0] <= 12, new
+    assert again[0] < new[0], (new, again)
+    assert bounded[0] == 1, bounded
+    assert max(new[1], again[1], bounded[1]) <= 4, (new, again, bounded)
+    assert "lose more host memory" in caplog.text
 
 
 # A kernel that lets the next one start, waits for those ahead, and takes its time; when it started, and ended.
