@@ -162,6 +162,7 @@ def store(records: Sequence[Record], environment: dict[str, object]) -> Path:
     kept = {r["id"]: r for r in json.loads(path.read_text())["records"]} if path.exists() else {}
     for record in records:
         kept[record.id] = {key: value for key, value in asdict(record).items() if value is not None}
+        kept[record.id]["date"] = environment["date"]
     path.write_text(
         json.dumps(
             {"environment": environment, "records": [kept[i] for i in sorted(kept)]}, indent=1, ensure_ascii=False

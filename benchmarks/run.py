@@ -435,15 +435,22 @@ def cold_start() -> Iterator[Record]:
 
 
 def growth() -> Iterator[Record]:
-    session = Session(Engine(build_plan(models.tiny(None))))
-    inputs = [x for batch in (1, 4, 32) for x in batches(session.engine, 2, batch)]
-    turn = itertools.cycle(inputs)
+    """A network of a few kernels, and one whose kernels are held back, in three shapes each."""
+    sessions = [Session(Engine(build_plan(model))) for model in (models.tiny(None), models.resnet50(None))]
+    turn = itertools.cycle(
+        [(session, x) for session in sessions for batch in (1, 4, 32) for x in batches(session.engine, 2, batch)]
+    )
+
+    def run() -> None:
+        session, x = next(turn)
+        session(x)
+
     for _ in range(500):
-        session(next(turn))
+        run()
     device = Device()
     tracemalloc.start()
     for _ in range(200):
-        session(next(turn))
+        run()
 
     def held() -> tuple[int, int]:
         gc.collect()
@@ -453,7 +460,7 @@ def growth() -> Iterator[Record]:
     readings = np.zeros((2, 2), np.int64)  # made before, so that keeping a reading leaves nothing behind
     readings[0] = held()
     for _ in itertools.repeat(None, 10_000):  # counting leaves an integer behind
-        session(next(turn))
+        run()
     readings[1] = held()
     tracemalloc.stop()
     python, on_device = (int(difference) for difference in readings[1] - readings[0])
@@ -461,7 +468,8 @@ def growth() -> Iterator[Record]:
     held_bytes = max(python, 0) + max(on_device, 0)
     ratio = 1.0 if held_bytes == 0 else 0.0
     yield Record("hot_path.growth", held_bytes, 0, "bytes", ratio, (ratio, ratio), what)
-    session.engine.close()
+    for session in sessions:
+        session.engine.close()
 
 
 OVERHEAD = 25.0  # µs that a request may take more than a bare loop that makes the same calls

@@ -11,6 +11,8 @@ import pytest
 from benchmarks import results
 from benchmarks.results import Record, compare_rates, compare_times, run_groups, threaded
 
+ENVIRONMENT = {"gpu": "NVIDIA H200", "date": "2026-11-29"}
+
 
 def record(id: str, **more: float) -> Record:
     return Record(id, 1.0, 2.0, "µs", 2.0, (1.9, 2.1), "what", **more)
@@ -36,18 +38,19 @@ def test_a_group_that_fails_loses_nothing(stored: Path, capsys: pytest.CaptureFi
         yield record("absent")
 
     groups = {"half": half, "absent": absent, "good": good}
-    assert run_groups(groups, [], {"gpu": "NVIDIA H200"}) == 1
+    assert run_groups(groups, [], ENVIRONMENT) == 1
     data = json.loads(stored.read_text())
     assert [r["id"] for r in data["records"]] == ["good.all", "half"]
     assert data["records"][0]["difference"] == 3.5
     assert "difference" not in data["records"][1]
+    assert [r["date"] for r in data["records"]] == [ENVIRONMENT["date"]] * 2
     said = capsys.readouterr()
     assert "half failed" in said.err
     assert "beyond the limit" in said.err
     assert "absent is left out" in said.err
     assert "good.all: 2.000 (1.900–2.100)  1.0 / 2.0 µs" in said.out
 
-    assert run_groups(groups, ["good:small", "absent"], {"gpu": "NVIDIA H200"}) == 0
+    assert run_groups(groups, ["good:small", "absent"], ENVIRONMENT) == 0
     assert [r["id"] for r in json.loads(stored.read_text())["records"]] == ["good.all", "good.small", "half"]
     assert run_groups(groups, ["no_such_group"], None) == 1
 

@@ -71,8 +71,9 @@ def test_unknown_names_and_what_is_no_such_entry() -> None:
         entry(kernels=2),  # which share a workspace
         entry(tensor={"dataType": "CUDNN_DATA_INT8x32"}),
         entry(tensor={"vectCount": 4}),
-        entry(tensor={"stride": [-1, 1]}),
-        entry(tensor={"dim": [10**400, 1]}),
+        entry(tensor={"dim": [2, 3]}),  # of more strides
+        entry(tensor={"dim": [2, 3], "stride": [-1, 1]}),
+        entry(tensor={"dim": [2, 0], "stride": [1, 1]}),
         entry(tensor={"isByValue": True}),
         entry(parameter={"update_as": "workspace"}),  # whose uid is that of a tensor
         entry(parameter={"value": "88"}),
