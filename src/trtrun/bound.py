@@ -147,10 +147,10 @@ class Bound:
                 context.set_tensor_address(name, view.ptr)
             tensors = [(view.ptr, nbytes_of(view.shape, view.dtype)) for view in self._addresses.values()]
             memory = self._buffers.places + tensors
+            engine.keep_kernels(key)  # before: the graph's sizes are told by what this may write
             self._graph = capture(
                 self._own, self._execute, lambda graph: engine.hold_back(graph, memory), attempts=CAPTURE_ATTEMPTS
             )
-        engine.keep_kernels(key)
 
     def _execute(self, stream: int) -> None:
         if not self._context.execute_async_v3(stream):

@@ -25,11 +25,12 @@ from .flavor import Flavor
 
 _LOG = logging.getLogger("trtrun")
 _MAX_SHAPES = 4096  # that are remembered; kernels of further ones are kept in this process only
-_MAX_LOST = 64 << 20  # bytes of serializations for sizes of tensors alone; TensorRT-RTX 1.6.1 loses them
+_MAX_LOST = 64 << 20  # bytes that TensorRT-RTX 1.6.1 may lose in this process for sizes of tensors alone
 _MAX_UNKNOWN = 4096  # launches that are remembered as not found
 _MAX_KEPT = 32  # caches of plans, the least recently loaded goes first
 _kept: OrderedDict[Path, RuntimeCache] = OrderedDict()
 _kept_lock = threading.Lock()
+_lost = 0
 
 
 class RuntimeCache:
@@ -49,7 +50,6 @@ class RuntimeCache:
         self._newest: bytes | None = None  # what was loaded or serialized last, if not looked into yet
         self._kernels = CudnnKernels(b"")
         self._unknown: set[object] = set()  # launches that were not found there
-        self._lost = 0
 
     @classmethod
     def of(cls, plan: Iterable[bytes | memoryview], flavor: Flavor, device: Device) -> RuntimeCache:
@@ -113,29 +113,22 @@ class RuntimeCache:
         """What tells, of launches of cuDNN's kernels, the bytes of their tensors; good for one graph.
 
         Of launches that it has not seen it looks into the cache as it is by then, once. As that loses memory (see
-        :meth:`note`) it does so until ``_MAX_LOST`` bytes are gone; then it knows what :meth:`save` wrote.
+        :meth:`note`) it does so until ``_MAX_LOST`` bytes are gone, for all caches together; then it knows what
+        :meth:`save` wrote.
         """
         looked = False
 
-        def sizes(name: bytes, parameters: Sequence[bytes]) -> Sequence[int] | None:
+        def sizes(name: bytes, parameters: Sequence[bytes]) -> Sequence[int | None] | None:
             nonlocal looked
             found = self._find(name, parameters)
             kind = name, tuple(value for value in parameters if len(value) not in HOLDS_A_POINTER)
             if found is not None or not name.startswith(b"cudnn_") or kind in self._unknown:
                 return found
-            if not looked and self._lost >= _MAX_LOST:
+            if not looked and _lost >= _MAX_LOST:
                 return None
             if not looked:
                 looked = True
-                self._lost += len(self._serialize())
-                if self._lost >= _MAX_LOST:
-                    _LOG.warning(
-                        "%s: graphs of some further shapes give up to 9 %% fewer results per second with many requests "
-                        "in flight: to tell how far their tensors reach would lose more host memory than the %d MB "
-                        "that TensorRT lost for it so far",
-                        self.path,
-                        self._lost >> 20,
-                    )
+                _lose(len(self._serialize()))
                 found = self._find(name, parameters)
             if found is None and len(self._unknown) < _MAX_UNKNOWN:
                 self._unknown.add(kind)
@@ -143,21 +136,32 @@ class RuntimeCache:
 
         return sizes
 
-    def _find(self, name: bytes, parameters: Sequence[bytes]) -> Sequence[int] | None:
+    def _find(self, name: bytes, parameters: Sequence[bytes]) -> Sequence[int | None] | None:
         if self._newest is not None:
             self._kernels, self._newest = CudnnKernels(self._newest), None
         return self._kernels.sizes(name, parameters)
 
     def _serialize(self) -> bytes:
-        self._newest = body = bytes(self._handle.serialize() or b"")
+        """What the cache holds; nothing, and that is said, where TensorRT does not tell."""
+        try:
+            body = bytes(self._handle.serialize() or b"")
+        except Exception as error:  # it is of use for speed alone, and no request must fail of it
+            _LOG.warning("TensorRT fails to serialize the runtime cache %s: %s", self.path, error)
+            return b""
+        if body:
+            self._newest = body
+        else:
+            _LOG.warning("TensorRT does not serialize the runtime cache %s", self.path)
         return body
 
     def save(self) -> None:
         """Write the kernels to the file if there are new ones. A folder that cannot be written is only warned of."""
         if self._handle is None or self._saved == len(self._compiled):
             return
-        self._saved = len(self._compiled)
         body = self._serialize()
+        if not body:
+            return
+        self._saved = len(self._compiled)
         if body == self._body:
             return
         try:
@@ -165,3 +169,17 @@ class RuntimeCache:
             keep_within_limit()
         except OSError as error:
             _LOG.warning("the runtime cache %s cannot be written (%s); the next start compiles again", self.path, error)
+
+
+def _lose(nbytes: int) -> None:
+    """Count bytes that TensorRT lost for sizes, and say so once when there are no more to lose."""
+    global _lost
+    with _kept_lock:  # engines of other GPUs look too
+        before, _lost = _lost, _lost + nbytes
+    if before < _MAX_LOST <= before + nbytes:
+        _LOG.warning(
+            "graphs of some further shapes give up to 9 %% fewer results per second with many requests in flight: to "
+            "tell how far their tensors reach would lose more host memory than the %d MB that TensorRT lost for it so "
+            "far. The next process has them from the runtime cache.",
+            (before + nbytes) >> 20,
+        )

@@ -158,7 +158,7 @@ def test_only_the_kernel_that_writes_a_tensor_is_waited_for(
 def test_the_runtime_cache_is_seldom_looked_into(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """TensorRT-RTX loses the memory of each serialization: one look for each shape, and when
+    """TensorRT-RTX loses the memory of each serialization: one look for each shape, none for known ones, and when
     that has cost as much as it may, no more.
     """
     model = models.residual()
@@ -200,11 +200,11 @@ def test_the_runtime_cache_is_seldom_looked_into(
 
     new, again = serializations("a"), serializations("a")
     assert "lose more host memory" not in caplog.text
-    monkeypatch.setattr(runtime_cache, "_MAX_LOST", 1)
+    monkeypatch.setattr(runtime_cache, "_MAX_LOST", runtime_cache._lost + 1)
     bounded = serializations("b")
     print("looks and saves, of a new plan, of one that is known, and within bounds:", new, again, bounded)
     assert 1 <= new[0] <= 6, new  # a look for each shape
-    assert again[0] <= 6, again  # launches that the cache does not tell of are looked for in each process
+    assert again[0] == 0, again
     assert bounded[0] == 1, bounded
     assert max(new[1], again[1], bounded[1]) <= 4, (new, again, bounded)
     assert "lose more host memory" in caplog.text

@@ -64,18 +64,29 @@ def test_a_launch_of_other_parameters_is_unknown(launch: list[bytes]) -> None:
     assert CudnnKernels(body(entry())).sizes(b"cudnn_a", launch) is None
 
 
+def test_sizes_that_are_not_known() -> None:
+    """The launch is found all the same: to look for it again is of no use."""
+    for other in (
+        entry(tensor={"dataType": "CUDNN_DATA_INT8x32"}),
+        entry(tensor={"vectCount": 4}),
+        entry(tensor={"dim": [2, 3], "stride": [-1, 1]}),
+        entry(tensor={"dim": [2, 0], "stride": [1, 1]}),
+        entry(tensor={"isByValue": True}),
+        entry(kernels=2),  # which share memory
+    ):
+        assert CudnnKernels(body(other)).sizes(b"cudnn_a", LAUNCH) == (0, None, 0, None)
+    missing = entry()
+    missing["operationGraph"]["tensors"].pop()  # the workspace is no tensor
+    for other in (missing, entry(parameter={"update_as": "workspace"})):  # whose uid is that of a tensor
+        assert CudnnKernels(body(other)).sizes(b"cudnn_a", LAUNCH) == (0, 2 * 200704, 0, None)
+    assert CudnnKernels(body(missing, entry())).sizes(b"cudnn_a", LAUNCH) == (0, 2 * 200704, 0, None)
+
+
 def test_unknown_names_and_what_is_no_such_entry() -> None:
     kernels = CudnnKernels(body(entry()))
     assert kernels.sizes(b"cudnn_b", LAUNCH) is None
     for other in (
-        entry(kernels=2),  # which share a workspace
-        entry(tensor={"dataType": "CUDNN_DATA_INT8x32"}),
-        entry(tensor={"vectCount": 4}),
         entry(tensor={"dim": [2, 3]}),  # of more strides
-        entry(tensor={"dim": [2, 3], "stride": [-1, 1]}),
-        entry(tensor={"dim": [2, 0], "stride": [1, 1]}),
-        entry(tensor={"isByValue": True}),
-        entry(parameter={"update_as": "workspace"}),  # whose uid is that of a tensor
         entry(parameter={"value": "88"}),
         entry(parameter={"value": -8}),
         entry(parameter={"value": 97}),  # beyond the values
@@ -84,9 +95,6 @@ def test_unknown_names_and_what_is_no_such_entry() -> None:
         {"cudnnVersion": 1, "operationGraph": [], "engine": {"payload": None}},
     ):
         assert CudnnKernels(body(other)).sizes(b"cudnn_a", LAUNCH) is None
-    missing = entry()
-    missing["operationGraph"]["tensors"].pop()  # the workspace is no tensor
-    assert CudnnKernels(body(missing)).sizes(b"cudnn_a", LAUNCH) is None
     for damaged in (b"", body(entry())[:-200], b'{"cudnnVersion":', b'{"cudnnVersion":' + b"[" * 100_000):
         assert CudnnKernels(damaged).sizes(b"cudnn_a", LAUNCH) is None
 

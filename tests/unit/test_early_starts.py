@@ -102,6 +102,7 @@ def test_a_launch_and_its_parameters() -> None:
     assert kernel_of(name, [at + bytes(120), at], memory, unknown) == kernel  # CUtensorMap
     kernel = kernel_of(name, [bytes(244), descriptor, number, at], memory, lambda *_: (0, 7, 0, 9))
     assert kernel == Kernel(((1 << 40, 7), (1 << 40, 9)), waits=True)
+    assert kernel_of(name, [number, at], memory, lambda *_: (0, None)) == Kernel((memory[0],), waits=True)
     other = b"cudnn_generated_resample_fwd"  # sizes are known of some kernels that do not wait
     assert kernel_of(other, [at, at], memory, lambda *_: (7, 9)) == Kernel(((1 << 40, 7), (1 << 40, 9)), waits=False)
     assert kernel_of(name, [number, at], memory, lambda *_: (7, 9)) == Kernel(())  # a tensor without an address

@@ -5,8 +5,8 @@ launch, and which of them point to which tensor. TensorRT launches it with these
 so it was with all 262 launches of nine networks (TensorRT-RTX 1.6.1), whether the kernels had just been compiled or
 were loaded. So a launch whose name and other parameters are equal to these, byte by byte, works on tensors of these
 sizes. (One parameter holds bytes that nobody initialized; they are the same in both, and tell launches apart that are
-otherwise equal.) NVIDIA documents none of this: what is not found, or looks otherwise, is not known. That goes for the
-8 of 262 with a workspace, and for whatever takes several kernels.
+otherwise equal.) NVIDIA documents none of this: what is not found, or looks otherwise, is not known. Nor is the size of
+a workspace, which 8 of the 262 have, and of whatever several kernels share.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _ITEM = {
 
 
 class _Launch(NamedTuple):
-    """Of each parameter the bytes of the tensor that it points to, or 0, and the value that it has then."""
+    """Of each parameter the bytes of what it points to, None where they are not known, or 0, and its value then."""
 
-    sizes: tuple[int, ...]
+    sizes: tuple[int | None, ...]
     offsets: tuple[int, ...]
     values: bytes
 
     def is_of(self, parameters: Sequence[bytes]) -> bool:
         return len(parameters) == len(self.sizes) and all(
-            size or value == self.values[offset : offset + len(value)]
+            size != 0 or value == self.values[offset : offset + len(value)]
             for size, offset, value in zip(self.sizes, self.offsets, parameters, strict=True)
         )
 
@@ -49,17 +49,22 @@ class CudnnKernels:
                 found, _ = decode(text, begin.start())
                 kernels = found["engine"]["payload"]["kernels"]
                 sizes = {tensor["name"]: _nbytes(tensor) for tensor in found["operationGraph"]["tensors"]}
-                for kernel in kernels if len(kernels) == 1 else ():  # several share a workspace
-                    launches = self._launches.setdefault(kernel["kernelName"].encode(), [])
-                    launches.append(_launch(kernel["kernelParams"], sizes))
+                for kernel in kernels:
+                    launch = _launch(kernel["kernelParams"], sizes if len(kernels) == 1 else {})  # several share memory
+                    self._launches.setdefault(kernel["kernelName"].encode(), []).append(launch)
             except Exception:  # whatever is odd there is not known; a request must not fail of it
                 continue
 
-    def sizes(self, name: bytes, parameters: Sequence[bytes]) -> tuple[int, ...] | None:
-        """Of each parameter of a launch: the bytes from the address in it on that may be read or written, 0 where it
-        holds none. None where the launch is not known."""
+    def sizes(self, name: bytes, parameters: Sequence[bytes]) -> tuple[int | None, ...] | None:
+        """Of each parameter of a launch: the bytes from the address in it on that may be read or written, None where
+        they are not known, 0 where it holds no address. None where there is no such launch."""
         fitting = [launch.sizes for launch in self._launches.get(name, ()) if launch.is_of(parameters)]
-        return tuple(map(max, zip(*fitting, strict=True))) if fitting else None
+        return tuple(map(_largest, zip(*fitting, strict=True))) if fitting else None
+
+
+def _largest(sizes: Sequence[int | None]) -> int | None:
+    known = [size for size in sizes if size is not None]
+    return max(known) if len(known) == len(sizes) else None
 
 
 def _nbytes(tensor: Mapping[str, Any]) -> int | None:
@@ -70,13 +75,14 @@ def _nbytes(tensor: Mapping[str, Any]) -> int | None:
 
 
 def _launch(parameters: Mapping[str, Any], sizes: Mapping[str, int | None]) -> _Launch:
-    """Raises an exception for parameters that are something else than numbers and known tensors."""
-    nbytes = []
+    """Raises an exception for parameters whose values are not there."""
+    nbytes: list[int | None] = []
     for parameter in parameters["offsets"]:
-        size = sizes[str(parameter["uid"])] if "uid" in parameter else 0
-        if size is None or ("uid" in parameter) != (parameter.get("update_as") in ("pointer", "tma_desc")):
-            raise ValueError(f"{parameter} is no tensor")
-        nbytes.append(size)
+        is_tensor = parameter.get("update_as") in ("pointer", "tma_desc")
+        if "uid" in parameter or "update_as" in parameter:  # the workspace has a uid that is no tensor's
+            nbytes.append(sizes.get(str(parameter.get("uid"))) if is_tensor else None)
+        else:
+            nbytes.append(0)
     values = base64.b64decode(parameters["rawData"], validate=True)
     offsets = tuple(parameter["value"] for parameter in parameters["offsets"])
     if not all(type(offset) is int and 0 <= offset <= len(values) for offset in offsets):

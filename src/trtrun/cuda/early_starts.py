@@ -38,8 +38,8 @@ _WAITS = b"cudnn_generated_fort_native"  # names of kernels whose code has the w
 
 Edge = tuple[int, int]  # from, to
 Place = tuple[int, int]  # address, bytes
-# Of a kernel's name and its parameters: the bytes of the tensor that each points to, 0 where it is none; None: unknown.
-Sizes = Callable[[bytes, Sequence[bytes]], "Sequence[int] | None"]
+# Of a kernel's name and its parameters: the bytes of what each points to, 0 where that is nothing; None: unknown.
+Sizes = Callable[[bytes, Sequence[bytes]], "Sequence[int | None] | None"]
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def kernel_of(name: bytes, parameters: Sequence[bytes], memory: Sequence[Place],
     """What is known of a kernel of this name, launched with these parameters."""
     waits = name.startswith(_WAITS)
     addresses = [int.from_bytes(value[:8], "little") if len(value) in HOLDS_A_POINTER else 0 for value in parameters]
-    known = sizes(name, parameters)
-    if known is not None:
+    known = [size for size in sizes(name, parameters) or () if size is not None]
+    if len(known) == len(parameters):
         if any(size and at < _LEAST_ADDRESS for at, size in zip(addresses, known, strict=True)):
             return Kernel(())  # a tensor, but no address
         return Kernel(tuple((at, size) for at, size in zip(addresses, known, strict=True) if size), waits)
