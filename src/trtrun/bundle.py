@@ -362,12 +362,6 @@ def _sha256(file: ModelFile) -> str:
     return digest.hexdigest()
 
 
-def with_ultralytics_header(plan: bytes, metadata: Mapping[str, Any]) -> bytes:
-    """A plan with exporter metadata in front, as Ultralytics writes and reads it."""
-    text = json.dumps(metadata).encode()
-    return len(text).to_bytes(4, "little") + text + plan
-
-
 def new_keys() -> tuple[bytes, bytes]:
     """A new Ed25519 private key and its public key, both PEM; the private one is not encrypted."""
     ed25519, serialization, _ = _cryptography()

@@ -19,7 +19,7 @@ from .errors import (
     OnnxError,
     UnsupportedTensorError,
 )
-from .plan import model_file_error
+from .plan import model_file_error, onnx_metadata
 from .runner import Done, OutputMode, Pending, Runner, RunnerAbove, StatefulRunner, check_pairs, initial_state
 from .tensor_spec import Shape, TensorSpec, TensorSpecs
 
@@ -87,7 +87,7 @@ class OnnxRuntimeSession(Runner):
         self._backend = f"ONNX Runtime {onnxruntime.__version__} on the CPU (reference)"
         self._inputs = TensorSpecs(_spec(value) for value in self._session.get_inputs())
         self._outputs = TensorSpecs(_spec(value) for value in self._session.get_outputs())
-        self._metadata = {**self._session.get_modelmeta().custom_metadata_map, **(metadata or {})}
+        self._metadata = {**onnx_metadata(self._session.get_modelmeta().custom_metadata_map), **(metadata or {})}
         self._lock = threading.Lock()
         self._in_flight: _InFlight | None = None
         self._executor: ThreadPoolExecutor | None = None

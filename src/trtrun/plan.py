@@ -10,12 +10,13 @@ Ultralytics puts a little-endian 4-byte length and that many bytes of JSON in fr
 
 from __future__ import annotations
 
+import ast
 import json
 import mmap
 import os
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,8 @@ _HEAD = 40  # that it reads where they are there
 _TAGS: dict[bytes, Family] = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 _CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # what the lowest bits mean; those above are not known
 _METADATA_LIMIT = 16 << 20  # a length beyond this is not metadata but some other file's first bytes
+# What Ultralytics writes into ONNX files as Python literals, because their metadata is text alone.
+_LITERALS = ("args", "batch", "channels", "end2end", "imgsz", "kpt_names", "kpt_shape", "names", "stride")
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,32 @@ def identify(data: ModelData, *, source: str = "these bytes") -> PlanInfo:
             known = [name for bit, name in enumerate(_CAPABILITIES) if bits >> bit & 1]
             capabilities = (*known, "other") if bits >> len(_CAPABILITIES) else tuple(known)
     return PlanInfo(family, version, total - offset, offset, metadata, capabilities)
+
+
+def with_header(plan: bytes, metadata: Mapping[str, Any]) -> bytes:
+    """A plan with exporter metadata in front, as Ultralytics writes and reads it. Raises PlanError where none fits."""
+    try:
+        text = json.dumps(metadata, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PlanError(f"the metadata for the front of a plan is no JSON: {error}.") from error
+    if len(text) > _METADATA_LIMIT:
+        raise PlanError(
+            f"the metadata for the front of a plan takes {len(text):,} bytes as JSON, and {_METADATA_LIMIT:,} are read "
+            "there at most. Leave some of it out."
+        )
+    return struct.pack("<I", len(text)) + text + plan
+
+
+def onnx_metadata(properties: Mapping[str, str]) -> dict[str, Any]:
+    """The metadata_props of an ONNX file as the JSON that Ultralytics' exporter puts in front of an engine."""
+    return {key: _json_value(value) if key in _LITERALS else value for key, value in properties.items()}
+
+
+def _json_value(text: str) -> Any:
+    try:
+        return json.loads(json.dumps(ast.literal_eval(text), allow_nan=False))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def _metadata_length(head: bytes) -> int | None:

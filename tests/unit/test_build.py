@@ -36,6 +36,64 @@ def test_builds_without_a_gpu_and_writes_the_file(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["affine.engine", "affine.onnx"]
 
 
+YOLO = {
+    "description": "Ultralytics YOLOv8n model",
+    "version": "8.3",
+    "task": "detect",
+    "stride": "32",
+    "batch": "1",
+    "imgsz": "[640, 640]",
+    "names": "{0: 'person', 1: 'bi[red]cycle'}",
+    "args": "{'nms': False, 'half': None}",
+}
+IN_FRONT = {
+    **YOLO,
+    "stride": 32,
+    "batch": 1,
+    "imgsz": [640, 640],
+    "names": {"0": "person", "1": "bi[red]cycle"},
+    "args": {"nms": False, "half": None},
+}
+
+
+def with_properties(properties: dict[str, str]) -> bytes:
+    import onnx
+
+    model = onnx.load_from_string(models.affine(batch=3))
+    helper.set_model_props(model, properties)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def test_the_onnx_files_metadata_stands_in_front_of_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "yolo.onnx"
+    path.write_bytes(with_properties(YOLO))
+    checked: list[bytes] = []
+    engine = trtrun.build(path, check=checked.append).read_bytes()
+    assert checked == [engine]  # what is checked is what is written
+    info = identify(engine)
+    assert info.metadata == IN_FRONT  # as Ultralytics' exporter writes it: JSON where the ONNX file has literals
+    assert engine[info.offset :][:4] == b"vtrt"
+    assert trtrun.OnnxRuntimeSession(path).metadata == IN_FRONT  # the same, whatever runs the file
+    assert trtrun.build(path.read_bytes(), tmp_path / "b.engine").read_bytes()[: info.offset] == engine[: info.offset]
+    bare = trtrun.build(path, tmp_path / "bare.engine", header=False).read_bytes()
+    assert identify(bare).offset == 0
+    assert build_plan(path)[:4] == b"vtrt"
+
+
+def test_metadata_that_no_task_reads_stays_in_the_onnx_file(tmp_path: Path) -> None:
+    engine = trtrun.build(with_properties({"onnx.infer": "onnxruntime.quant"}), tmp_path / "m.engine")
+    assert identify(engine.read_bytes()).offset == 0
+
+
+def test_metadata_that_is_no_literal_stays_text_and_too_much_is_refused(tmp_path: Path) -> None:
+    odd = {"names": "{0: 'a'", "imgsz": "[1e999, 4]", "stride": "{1, 2}"}
+    assert identify(trtrun.build(with_properties(odd), tmp_path / "m.engine").read_bytes()).metadata == odd
+    with pytest.raises(trtrun.PlanError, match="16,777,216 are read there at most"):
+        trtrun.build(with_properties({"names": "x" * (17 << 20)}), tmp_path / "large.engine")
+    assert not (tmp_path / "large.engine").exists()
+
+
 def test_external_data_is_found_beside_the_file(tmp_path: Path) -> None:
     import onnx
 

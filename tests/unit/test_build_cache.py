@@ -389,3 +389,18 @@ def test_another_revision_of_the_changes_to_graphs_is_another_entry(
     first = cached_engine(model)
     monkeypatch.setattr(graph, "REVISION", graph.REVISION + 1)
     assert cached_engine(model) != first
+
+
+def test_a_cached_engine_has_the_models_metadata_in_front(model: Path) -> None:
+    proto = onnx.load(model)
+    onnx.helper.set_model_props(proto, {"task": "detect", "names": "{0: 'cat'}"})
+    onnx.save(proto, model)
+    for _ in ("built", "found"):
+        _, plan = cache.cached_plan(model)
+        assert identify(plan).metadata == {"task": "detect", "names": {"0": "cat"}}
+
+
+def test_an_entry_of_another_layout_is_not_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cached_engine(model)
+    monkeypatch.setattr(cache, "_LAYOUT", cache._LAYOUT + 1)
+    assert cached_engine(model) != first

@@ -12,16 +12,16 @@ from typer.testing import CliRunner
 import trtrun
 from tests import models
 from trtrun.building.builder import build_plan
-from trtrun.bundle import new_keys, open_bundle, with_ultralytics_header, write_bundle
+from trtrun.bundle import new_keys, open_bundle, write_bundle
 from trtrun.cli import app
 from trtrun.cuda.device import gpu_count
-from trtrun.plan import identify
+from trtrun.plan import identify, with_header
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
     path = tmp_path / "m.engine"
-    path.write_bytes(with_ultralytics_header(build_plan(models.static()), {"stride": 32}))
+    path.write_bytes(with_header(build_plan(models.static()), {"stride": 32}))
     return path
 
 

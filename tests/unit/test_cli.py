@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -232,3 +233,39 @@ def test_options_from_the_working_directory_are_said(folder: Path) -> None:
     assert "trtrun.toml" not in cli.invoke(app, ["build", "static.onnx"]).output
     Path("trtrun.toml").write_text("[build]\nfp16 = true")
     assert "options from trtrun.toml" in cli.invoke(app, ["build", "static.onnx"]).output
+
+
+def test_what_build_writes_in_front_of_a_plan_is_said_and_shown(folder: Path) -> None:
+    proto = onnx.load("static.onnx")
+    onnx.helper.set_model_props(proto, {"task": "detect", "names": "{0: 'c[red]at'}", "license": "AGPL"})
+    onnx.save(proto, "yolo.onnx")
+    done = cli.invoke(app, ["build", "yolo.onnx"])
+    assert done.exit_code == 0, done.output
+    assert "the ONNX file's metadata (task, names, license)" in done.output
+    assert "--no-header" in done.output
+    assert "c[red]at" in cli.invoke(app, ["inspect", "yolo.engine"]).output
+    done = cli.invoke(app, ["build", "yolo.onnx", "--no-header", "-o", "bare.engine"])
+    assert "metadata" not in done.output
+    assert Path("bare.engine").read_bytes()[:4] == b"vtrt"
+
+
+def test_names_with_brackets_and_colons_are_printed_as_they_are(folder: Path) -> None:
+    name = "a[red]b:cat:.onnx"
+    proto = onnx.load("static.onnx")
+    proto.graph.input[0].name = proto.graph.node[0].input[0] = "x[bold]"
+    onnx.save(proto, name)
+    shown = cli.invoke(app, ["inspect", name]).output
+    assert name in shown
+    assert "x[bold]" in shown
+    done = cli.invoke(app, ["build", name, "-o", "x[tensorrt].engine"])
+    assert "x[tensorrt].engine:" in done.output
+    np.save("[x].npy", np.ones((3, 12), np.float32))
+    assert "[x]:cat:/y.npy" in cli.invoke(app, ["run", name, "-i", "[x].npy", "-o", "[x]:cat:"]).output
+    assert cli.invoke(app, ["bundle", "create", "m.bundle", "--onnx", name, "--name", "[i]:cat:"]).exit_code == 0
+    assert "[i]:cat:" in cli.invoke(app, ["bundle", "show", "m.bundle"]).output
+
+
+def test_one_console_for_all_commands() -> None:
+    folder = Path(trtrun.__file__).parent / "cli"
+    made = [path.name for path in folder.glob("*.py") if re.search(r"(?<!\w)Console\(", path.read_text())]
+    assert made == ["console.py"]

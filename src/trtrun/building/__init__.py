@@ -11,6 +11,7 @@ from ..errors import BuildError
 from ..plan import model_file_error
 from .builder import Progress, build_plan
 from .files import check_target, write_atomic
+from .header import with_metadata_of
 from .onnx_check import check_model
 from .options import BuildOptions
 
@@ -28,6 +29,7 @@ def build(
     progress: Progress | None = None,
     check: Callable[[bytes], None] | None = None,
     example_inputs: Sequence[Any] | None = None,
+    header: bool = True,
 ) -> Path:
     """Build a model into an engine file and return its path.
 
@@ -38,6 +40,9 @@ def build(
         progress: called with the builder's phase, the steps done in it and its steps in all.
         check: is given the engine before it is written, and may raise.
         example_inputs: for a torch module: one tensor per argument of ``forward``, its batch larger than 1.
+        header: write the ONNX file's metadata in front of the plan, as Ultralytics does, where tasks of vision read it
+            (``task``, ``names``, ``imgsz``, …). trtrun and Ultralytics read such a file; trtexec and TensorRT's own
+            runtime take the plan alone, without a header.
 
     The file is written atomically, and not at all when ``check``, which is given the engine first, raises; see
     :func:`trtrun.comparison.build_verified`. Raises what :func:`trtrun.building.builder.build_plan` raises, and
@@ -61,6 +66,8 @@ def build(
     else:
         check_target(path)
     plan = build_plan(model, options, progress=progress)
+    if header:
+        plan = with_metadata_of(model, plan)
     if check is not None:
         check(plan)
     write_atomic(path, plan)

@@ -27,7 +27,7 @@ _DEFAULT_BATCH = (1, 8, 32)  # min, opt, max of a batch dimension that nobody ga
 def build_plan(
     model: str | os.PathLike[str] | bytes, options: BuildOptions | None = None, *, progress: Progress | None = None
 ) -> bytes:
-    """Build an ONNX model into a serialized engine.
+    """Build an ONNX model into a serialized engine, as TensorRT's own runtime takes it: without metadata in front.
 
     Args:
         model: the path of an ONNX file, whose external data is found beside it, or the bytes of a model.

@@ -35,6 +35,7 @@ from . import files, graph
 from .builder import Progress, build_plan
 from .content import Content, content_of, forget
 from .files import file_state, write_atomic
+from .header import with_metadata_of
 from .options import BuildOptions, parse_bytes
 
 _LOG = logging.getLogger("trtrun")
@@ -42,6 +43,7 @@ _LOG = logging.getLogger("trtrun")
 DEFAULT_LIMIT = 20 * 10**9  # bytes of the whole cache
 _GRACE = 60.0  # seconds: pruning keeps what was used this recently, since its path may not have been opened yet
 _BUILDS = 3  # of a model that is changed while it is built
+_LAYOUT = 1  # of an entry; one more where what was stored before must not be found: 1 has metadata in front of the plan
 _ABANDONED = 3600.0  # seconds after which a half-written file is that of a process that died
 
 
@@ -206,6 +208,8 @@ def cached_plan(
 ) -> tuple[Path, ModelFile | memoryview]:
     """The path and the bytes of an engine, as :func:`cached_engine` finds or builds it; the model may be bytes too.
 
+    The model's metadata stands in front of the plan, as :func:`trtrun.build` writes it.
+
     An engine that is found is an open file. One that is built where the cache cannot be written is not kept, with a
     warning; then there is no file at the path.
     """
@@ -229,7 +233,7 @@ def cached_plan(
                     return path, plan
                 if path.exists():
                     _LOG.warning("the cached engine %s is damaged; it is built again", path)
-            built = build_plan(model, options, progress=progress)
+            built = with_metadata_of(model, build_plan(model, options, progress=progress))
             if content_of(model, _notes()) != content:
                 _LOG.warning("%s was changed while it was built; it is built again", name)
                 continue
@@ -323,7 +327,7 @@ def _digest(content: Content, options: BuildOptions, flavor: flavors.Flavor) -> 
         options.key(),
         flavor.title,
         target,
-        f"revision {graph.REVISION}",
+        f"revision {graph.REVISION}, layout {_LAYOUT}",
         # of packages that change the graph, and of what plugins compute
         *(f"{package} {_version(package)}" for package in graph.packages(options)),
         *(_plugin_hash(plugin) for plugin in options.plugins),

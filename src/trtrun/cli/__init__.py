@@ -25,6 +25,7 @@ from . import (
     serve,
     vision,
 )
+from .console import plain_console
 
 app = typer.Typer(
     name="trtrun",
@@ -67,11 +68,10 @@ def _options(
     ] = False,
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
 ) -> None:
-    from rich.console import Console
     from rich.logging import RichHandler
 
     # To stderr, so that --json leaves stdout to the data.
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    handler = RichHandler(console=plain_console(stderr=True), show_time=False, show_path=False)
     if not verbose:  # an error's own TensorRT lines are printed with it; twice would be once too many
         handler.addFilter(lambda record: record.name != "trtrun.tensorrt")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler])

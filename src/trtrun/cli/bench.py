@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .console import plain_console
 from .options import AsJson, Device, InputFiles, Plugins, Shapes, parse_named_shapes, read_arrays, write_page
 
 
@@ -28,19 +29,17 @@ def command(
     report: Annotated[Path | None, typer.Option(help="Write a page with histograms and a timeline here.")] = None,
 ) -> None:
     """Measure an engine as trtexec does: throughput, latency, enqueue, transfers, GPU compute."""
-    from rich.console import Console
-
     from .. import benchmark
     from ..engine import Engine
 
     options = benchmark.BenchOptions(streams, graph, transfers, spin, duration, warmup, iterations)
     shapes = parse_named_shapes(shape or (), "--shape")
-    progress = Console(stderr=True)
+    progress = plain_console(stderr=True)
     # Lines, not a spinner: what animates would take the interpreter from the loop that is measured.
-    progress.print(f"loading {model}", style="dim", highlight=False)
+    progress.print(f"loading {model}", style="dim")
     with Engine(model, device=device, plugins=plugin or ()) as engine:
         values = read_arrays(inputs or [], list(engine.inputs))
-        progress.print(f"measuring for {warmup / 1e3 + duration:.1f} s or more", style="dim", highlight=False)
+        progress.print(f"measuring for {warmup / 1e3 + duration:.1f} s or more", style="dim")
         measurement = benchmark.measure(engine, shapes=shapes, values=values, options=options)
     if report is not None:
         write_page(report, benchmark.html(measurement), progress)

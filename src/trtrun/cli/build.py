@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import BuildError
+from .console import plain_console
 from .options import Plugins, parse_named_shapes, parse_ranges, read_npz, refuse_idle
 
 if sys.version_info >= (3, 11):
@@ -133,6 +134,13 @@ def command(
     detailed: Annotated[
         bool, typer.Option("--detailed", help="Keep layer details for trtrun inspect and trtrun profile.")
     ] = False,
+    header: Annotated[
+        bool,
+        typer.Option(
+            help="Write the ONNX file's metadata (task, names, …) in front of the plan, as Ultralytics does. trtexec "
+            "and Triton's TensorRT backend take the plan alone: --no-header."
+        ),
+    ] = True,
     verify: Annotated[
         bool, typer.Option("--verify", help="Keep the engine only if it agrees with ONNX Runtime; needs a GPU.")
     ] = False,
@@ -147,7 +155,7 @@ def command(
     ] = None,
 ) -> None:
     """Build an ONNX model into an engine. Works without a GPU with TensorRT-RTX."""
-    from rich.console import Console
+    from rich.text import Text
 
     from ..building import build
     from ..building.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
@@ -181,7 +189,7 @@ def command(
         timing_cache=timing_cache,
         detailed=detailed,
     )
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     start = time.perf_counter()
     with build_progress(console) as progress:
         if verify:
@@ -195,9 +203,18 @@ def command(
                 tolerance=Tolerance() if l2 is None else Tolerance(l2=l2),
                 inputs=read_npz(inputs),
                 ranges=parse_ranges(value_range or ()),
+                header=header,
             )
             verdict = f", verified: {result.tolerance}"
         else:
-            path, verdict = build(model, output, options=options, progress=progress), ""
+            path, verdict = build(model, output, options=options, progress=progress, header=header), ""
     seconds = time.perf_counter() - start
-    console.print(f"[green]✓[/] {path}: {identify_file(path)}, built in {seconds:.1f} s{verdict}", highlight=False)
+    plan = identify_file(path)
+    done = Text.assemble(("✓", "green"), f" {path}: {plan}, built in {seconds:.1f} s{verdict}")
+    console.print(done, soft_wrap=True)
+    if plan.metadata:
+        console.print(
+            f"  in front of the plan: the ONNX file's metadata ({', '.join(plan.metadata)}); "
+            "trtexec takes the plan alone: --no-header",
+            soft_wrap=True,
+        )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .console import plain_console
 from .options import AsJson, read_labels
 
 app = typer.Typer(help="Engines, their model and what belongs to them in one file.", no_args_is_help=True)
@@ -84,14 +85,13 @@ def header(
 ) -> None:
     """Write metadata in front of an engine, as Ultralytics does; what stood there before is replaced."""
     from ..building.files import check_target, write_atomic
-    from ..bundle import with_ultralytics_header
     from ..errors import BundleError
-    from ..plan import ModelFile, identify
+    from ..plan import ModelFile, identify, with_header
 
     check_target(output, [metadata], BundleError)
     data = ModelFile(engine)
     plan = identify(data, source=str(engine))
-    write_atomic(output, with_ultralytics_header(data[plan.offset :], _json(metadata)))
+    write_atomic(output, with_header(data[plan.offset :], _json(metadata)))
     typer.echo(f"{output}: {plan}, with {metadata.name} in front")
 
 
@@ -143,10 +143,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _print(bundle: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = plain_console()
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     facts.add_column(style="bold")
     for title, value in (

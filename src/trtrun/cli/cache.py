@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .console import plain_console
 from .options import AsJson
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ def _report(removed: list[CacheEntry], as_json: bool) -> None:
 
 def _print(found: list[CacheEntry]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     now = time.time()
@@ -102,7 +102,7 @@ def _print(found: list[CacheEntry]) -> None:
             f"{_age(now - entry.used)} ago",
             made_from if entry.kind == "engine" else "kernels compiled on this GPU",
         )
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _size(count: float) -> str:

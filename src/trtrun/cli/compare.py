@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .console import plain_console
 from .options import AsJson, Plugins, parse_named_shapes, parse_ranges, read_npz, refuse_idle, write_page
 
 if TYPE_CHECKING:
@@ -61,8 +62,6 @@ def command(
 
     Exit code 1 when an output misses the tolerance.
     """
-    from rich.console import Console
-
     from .. import comparison
     from ..building.options import BuildOptions
     from ..errors import InputError
@@ -88,7 +87,7 @@ def command(
             raise InputError(f"--report {str(report)!r} would be written over what is compared. Name another file.")
     bounds = (l2, cosine, max_abs, max_rel)
     default = comparison.Tolerance().l2 if all(bound is None for bound in bounds) else None
-    progress = Console(stderr=True)
+    progress = plain_console(stderr=True)
     with progress.status("comparing"):
         result = comparison.compare(
             a,
@@ -123,18 +122,16 @@ def command(
 
 def _print(result: Comparison) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from ..comparison.report import COLUMNS, cells
 
-    console = Console()
-    plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-    console.print(f"reference  {result.models[0]}: {result.backends[0]}", **plain)
-    console.print(f"compared   {result.models[1]}: {result.backends[1]}", **plain)
+    console = plain_console()
+    console.print(f"reference  {result.models[0]}: {result.backends[0]}", soft_wrap=True)
+    console.print(f"compared   {result.models[1]}: {result.backends[1]}", soft_wrap=True)
     for name, (dtype, shape, source) in result.inputs.items():
-        console.print(f"input      {name}: {dtype} {'×'.join(map(str, shape)) or 'scalar'}, {source}", **plain)
-    console.print(f"tolerance  {result.tolerance}", **plain)
+        console.print(f"input      {name}: {dtype} {'×'.join(map(str, shape)) or 'scalar'}, {source}", soft_wrap=True)
+    console.print(f"tolerance  {result.tolerance}", soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("output", overflow="fold")
     for title in COLUMNS:
@@ -143,4 +140,4 @@ def _print(result: Comparison) -> None:
         table.add_row(output.name, *cells(output), style=None if output.within else "red")
     console.print(table)
     for index, sentence in enumerate(result.findings()):
-        console.print(sentence, style=("green" if result.within else "red") if index == 0 else None, **plain)
+        console.print(sentence, style=("green" if result.within else "red") if index == 0 else None, soft_wrap=True)

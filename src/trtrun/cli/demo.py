@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from .console import plain_console
 
 
 def command(
@@ -17,8 +19,8 @@ def command(
 ) -> None:
     """Find faces with an engine built here, name a picture, cut out a foreground: annotated pictures and a table."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from .. import demo
     from ..cuda.device import gpu_count, why_no_gpu
@@ -28,29 +30,33 @@ def command(
     from ..runner import Runner
     from .progress import build_progress
 
-    console = Console()
-    plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}  # paths stay whole, to be copied
+    console = plain_console()
+
+    def say(title: str, text: str) -> None:
+        console.print(Text.assemble((title, "bold"), text), soft_wrap=True)  # paths stay whole, to be copied
+
     with build_progress(console) as progress:
         start = time.perf_counter()
         engine = demo.build_engine(out, progress=progress)
         seconds = time.perf_counter() - start
-    console.print(f"[bold]engine[/]   {engine}: CenterFace, {identify_file(engine)}, built in {seconds:.2f} s", **plain)
+    say("engine", f"   {engine}: CenterFace, {identify_file(engine)}, built in {seconds:.2f} s")
     runner: Runner
     if gpu_count():
         runner = load(engine)
     else:
         console.print(
-            f"[yellow]The engine was built but cannot run here: {why_no_gpu()}. "
-            "The same network runs through ONNX Runtime on the CPU instead.[/]",
-            **plain,
+            f"The engine was built but cannot run here: {why_no_gpu()}. "
+            "The same network runs through ONNX Runtime on the CPU instead.",
+            style="yellow",
+            soft_wrap=True,
         )
         runner = OnnxRuntimeSession(demo.model_path(), input_shapes=demo.OPTIONS.input_shapes)
     with runner:
-        console.print(f"[bold]runs on[/]  {runner.backend}", **plain)
+        say("runs on", f"  {runner.backend}")
         with console.status("looking for faces"):
             results = demo.detect_all(runner, repetitions=repetitions)
     paths = demo.write_pictures(results, out)
-    console.print("[bold]pictures[/] " + " ".join(map(str, paths.values())), **plain)
+    say("pictures", " " + " ".join(map(str, paths.values())))
     caption = f"boxes in pixels; stages in milliseconds, medians of {repetitions}"
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption, caption_justify="left")
     table.add_column("picture", no_wrap=True)
@@ -71,5 +77,5 @@ def command(
     with console.status("other networks"):
         for other in demo.further(out, load if gpu_count() else OnnxRuntimeSession):
             milliseconds = 1e3 * (other.timing.preprocess + other.timing.inference + other.timing.postprocess)
-            console.print(f"[bold]{other.task}[/] {other.path}: {other.says}", **plain)
-            console.print(f"  {other.network}, {milliseconds:.1f} ms, {other.backend}", **plain)
+            say(other.task, f" {other.path}: {other.says}")
+            say("", f"  {other.network}, {milliseconds:.1f} ms, {other.backend}")

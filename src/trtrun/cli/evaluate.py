@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .console import plain_console
 from .options import AsJson, Batch, Device, HeadName, InputSize, Labels, Model, Plugins, parse_size, read_labels
 
 
@@ -30,8 +31,6 @@ def command(
     plugin: Plugins = None,
 ) -> None:
     """Measure mAP on COCO annotations, or top-1 and top-5 on a folder per class."""
-    from rich.console import Console
-
     from .. import vision
     from ..errors import InputError
     from ..predictor import load
@@ -44,7 +43,7 @@ def command(
                 f"{str(data)!r} is a folder, for which classification is measured. Leave out "
                 f"{', '.join(option for option, is_given in given.items() if is_given)}, or give COCO annotations."
             )
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     names = None if labels is None else dict(enumerate(read_labels(labels)))
     wanted = None if size is None else parse_size(size)
     with load(model, device=device, plugins=plugin or ()) as runner:
@@ -65,6 +64,6 @@ def command(
     else:
         for name, value in metrics.items():
             typer.echo(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value}")
-        console.print(f"{work.head} on {backend}", highlight=False, markup=False)
+        console.print(f"{work.head} on {backend}")
     if metrics["unreadable"]:
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .console import plain_console
 from .options import AsJson
 
 
@@ -26,10 +27,9 @@ def command(
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = plain_console()
     tensors = {key: facts.pop(key, None) for key in ("inputs", "outputs")}
     layers = facts.pop("layers", None)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

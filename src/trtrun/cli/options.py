@@ -136,4 +136,4 @@ def refuse_idle(options: dict[str, bool], why: str) -> None:
 def write_page(path: Path, page: str, progress: Console) -> None:
     """Write a report and say so beside the command's own output."""
     path.write_text(page, encoding="utf-8")
-    progress.print(f"wrote {path}", style="dim", highlight=False)
+    progress.print(f"wrote {path}", style="dim")

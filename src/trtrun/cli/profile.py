@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .console import plain_console
 from .options import AsJson, Device, InputFiles, Plugins, Shapes, parse_named_shapes, read_arrays, write_page
 
 
@@ -23,8 +24,6 @@ def command(
     report: Annotated[Path | None, typer.Option(help="Write a page with a bar per layer here.")] = None,
 ) -> None:
     """Time an engine layer by layer."""
-    from rich.console import Console
-
     from ..benchmark.layers import layers_html, layers_text, profile_layers
     from ..engine import Engine
 
@@ -32,5 +31,5 @@ def command(
         values = read_arrays(inputs or [], list(engine.inputs))
         profile = profile_layers(engine, shapes=parse_named_shapes(shape or (), "--shape"), values=values, runs=runs)
     if report is not None:
-        write_page(report, layers_html(profile), Console(stderr=True))
+        write_page(report, layers_html(profile), plain_console(stderr=True))
     typer.echo(json.dumps(profile.as_json(), indent=2) if as_json else layers_text(profile, top))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
+from .console import plain_console
 from .options import HeadName, InputSize, parse_size
 
 
@@ -35,8 +36,6 @@ def command(
 
     Pictures are brought into the input as trtrun detect does it: as the head wants it, or as --head and --size say.
     """
-    from rich.console import Console
-
     from ..building.files import check_target, write_atomic
     from ..building.onnx_check import check_model
     from ..building.quantization import quantize
@@ -60,7 +59,7 @@ def command(
             count += 1
             yield request
 
-    progress = Console(stderr=True)
+    progress = plain_console(stderr=True)
     with progress.status("calibrating"):
         quantized = quantize(model, counted(), precision=precision, keep=keep or ())  # type: ignore[arg-type]
         write_atomic(target, quantized)
@@ -81,7 +80,6 @@ def _arrays(model: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _pictures(model: Path, source: Path, head: str | None, size: str | None) -> Iterator[dict[str, Any]]:
-    from rich.console import Console
 
     from ..onnx_runtime import OnnxRuntimeSession
     from ..vision import task
@@ -93,8 +91,8 @@ def _pictures(model: Path, source: Path, head: str | None, size: str | None) -> 
         ready: list[Any] = []
         for item in read(str(source)):
             if item.picture is None:
-                Console(stderr=True).print(
-                    f"{item.name} is left out: {item.error}", style="yellow", highlight=False, soft_wrap=True
+                plain_console(stderr=True).print(
+                    f"{item.name} is left out: {item.error}", style="yellow", soft_wrap=True
                 )
                 continue
             ready.append(item.picture)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .console import plain_console
 from .options import AsJson, Device, Plugins, read_arrays
 
 
@@ -54,15 +55,14 @@ def command(
         facts = {"backend": backend, "seconds": seconds, "outputs": rows}
         typer.echo(json.dumps(facts if debug is None else {**facts, "debug_tensors": debug_rows}, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("output", "dtype", "shape", "file")
     for row in (*rows, *debug_rows):
         table.add_row(row["name"], row["dtype"], "×".join(map(str, row["shape"])) or "scalar", row["file"])
-    console = Console()
+    console = plain_console()
     console.print(table)
-    console.print(f"{backend}: first request {seconds * 1e3:.2f} ms", highlight=False)
+    console.print(f"{backend}: first request {seconds * 1e3:.2f} ms")
 
 
 def _save(arrays: dict[str, Any], folder: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from .console import plain_console
 from .options import AsJson, Batch, Device, HeadName, InputSize, Labels, Model, Plugins, parse_size, read_labels
 
 if TYPE_CHECKING:
@@ -189,12 +190,12 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
 
     ``size`` is that of the network's input: a file that was exported for 32×32 runs at that, and finds little.
     """
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ..vision.draw import draw
 
-    console = Console(stderr=wishes.as_json)  # so that --json leaves stdout to the data
+    console = plain_console(stderr=wishes.as_json)  # so that --json leaves stdout to the data
     table = (
         Table("picture", "size", "found", box=None, pad_edge=False)
         if wishes.show_table and not wishes.as_json
@@ -209,9 +210,7 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
             if item.error is not None or item.picture is None or item.result is None:
                 failed += 1
                 row["error"] = str(item.error)
-                console.print(
-                    f"[red]{_escape(item.name)}[/]: {_escape(str(item.error))}", highlight=False, soft_wrap=True
-                )
+                console.print(Text.assemble((item.name, "red"), f": {item.error}"), soft_wrap=True)
             else:
                 done += 1
                 height, width = item.picture.shape[:2]
@@ -219,7 +218,7 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
                 if wishes.out is not None:
                     row["file"] = str(writer.write(item, draw(item.picture, item.result)))
                 if table is not None:
-                    table.add_row(_escape(item.name), f"{width}×{height}", "\n".join(_lines(row["results"])))
+                    table.add_row(item.name, f"{width}×{height}", "\n".join(_lines(row["results"])))
             if wishes.as_json:
                 rows.append(row)
         seconds = time.perf_counter() - start
@@ -232,9 +231,7 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
     console.print(
         f"{what} at {size[0]}×{size[1]} on {runner.backend}: "
         f"{done} pictures in {seconds:.2f} s{rate}, {failed} failed{where}",
-        highlight=False,
         soft_wrap=True,
-        markup=False,
     )
     if failed:
         raise typer.Exit(1)
@@ -351,13 +348,7 @@ def _lines(results: list[dict[str, Any]]) -> list[str]:
         label = row.get("text", row.get("class", row.get("class_id", "foreground")))
         amount = f"{row['score']:.2f}" if "score" in row else f"{100 * row['share']:.1f} %"
         box = " ".join(f"{v:.0f}" for v in row["box"]) if "box" in row else ""
-        lines.append(_escape(f"{label} {amount}  {box}".rstrip()))
+        lines.append(f"{label} {amount}  {box}".rstrip())
     if len(results) > _ITEM_ROWS:
         lines.append(f"… and {len(results) - _ITEM_ROWS} more")
     return lines or ["nothing"]
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -30,6 +30,7 @@ def build_verified(
     ranges: Mapping[str, Range] | None = None,
     seed: int = 0,
     device: int = 0,
+    header: bool = True,
 ) -> tuple[Path, Comparison]:
     """Build as :func:`trtrun.build` does, and write the engine only if it agrees with ONNX Runtime.
 
@@ -64,7 +65,7 @@ def build_verified(
         refuse(result)
         kept.append(result)
 
-    path = build(model, output, options=options, progress=progress, check=check)
+    path = build(model, output, options=options, progress=progress, check=check, header=header)
     return path, kept[0]
 
 
