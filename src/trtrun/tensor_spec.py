@@ -77,7 +77,7 @@ class TensorSpec:
                 raise ShapeError(
                     f"input {self.name!r} has shape {_shape(self.shape)}, got {_shape(shape)}: "
                     f"dimension {axis} must be {want}, not {got}. "
-                    "Reshape or resize the array, or rebuild the engine for this shape."
+                    "Reshape or resize the array, or take a model that was exported or built for this shape."
                 )
         if self.profiles and not any(shape in profile for profile in self.profiles):
             ranges = "; ".join(f"profile {i}: {_shape(p.min)} to {_shape(p.max)}" for i, p in enumerate(self.profiles))
@@ -156,7 +156,7 @@ class TensorSpecs(Mapping[str, TensorSpec]):
         missing = [name for name in self._specs if name not in given]
         problems = [f"unknown: {unknown}"] if unknown else []
         problems += [f"missing: {missing}"] if missing else []
-        raise InputNameError(f"the {kind} do not match the engine's ({'; '.join(problems)}), which are: {self!r}.")
+        raise InputNameError(f"the {kind} do not match the model's ({'; '.join(problems)}), which are: {self!r}.")
 
 
 def can_cast_exactly(source: np.dtype[Any], target: np.dtype[Any]) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import trtrun
 from tests import models
@@ -139,7 +139,7 @@ def test_other_dynamic_dimensions_need_a_shape_and_the_error_shows_how() -> None
 @pytest.mark.parametrize(
     ("shapes", "says"),
     [
-        (["y=1x3x8x8"], r"no shapes for the dynamic input\(s\) \['x'\]"),
+        (["y=1x3x8x8"], r"no input 'y'; it has \['x'\]\. Write: --shape x=1x3x64x64:"),
         (["x=1x3x8x8", "z=1"], "no input 'z'"),
         (["x=1x3x8"], r"has shape \[-1, 3, -1, -1\]; the profile gives \[1, 3, 8\]"),
         (["x=1x4x8x8"], r"the profile gives \[1, 4, 8, 8\]"),
@@ -148,6 +148,11 @@ def test_other_dynamic_dimensions_need_a_shape_and_the_error_shows_how() -> None
 def test_profiles_that_do_not_fit_the_model(shapes: list[str], says: str) -> None:
     with pytest.raises(trtrun.BuildError, match=says):
         build_plan(models.convolution(), BuildOptions(profiles=parse_shapes(shapes)))
+
+
+def test_a_profile_that_leaves_out_a_dynamic_input() -> None:
+    with pytest.raises(trtrun.BuildError, match=r"no shapes for the dynamic input\(s\) \['size'\]"):
+        build_plan(models.several(), BuildOptions(profiles=parse_shapes(["images=1x4"])))
 
 
 def test_specialization_needs_a_dynamic_batch() -> None:
@@ -169,6 +174,11 @@ def test_input_shapes_replace_those_of_the_file() -> None:
         (one_node("NoSuchOperator"), r"node 0 'culprit' \(NoSuchOperator\)"),
         (one_node("Foo", domain="com.example"), r"\(Foo\)"),
         (models.nonzero(), r"\(NonZero\)"),
+        (models.nonzero(), r"has no implementation of operator NonZero\. Export the model without it"),
+        (one_node("Det", domain=""), "has no implementation of operator Det"),
+        (one_node("Foo", domain="com.example"), "has no implementation of operator Foo"),
+        (one_node("Softmax", axis=7), "Check the model with onnx.checker"),
+        (b"vtrt" + bytes(60), "is an engine already"),
         (b"hello", "cannot be parsed"),
         (b"", "not a usable ONNX model"),
         (models.affine()[:150], "cannot be parsed"),
@@ -199,8 +209,31 @@ def test_a_network_that_parses_and_does_not_build_keeps_the_builders_words() -> 
     assert caught.value.log
 
 
+def test_an_operator_that_parses_and_has_no_kernels_is_named() -> None:
+    names = ["boxes", "scores", "count", "iou", "score"]
+    constants = [np.int64([3]), np.float32([0.5]), np.float32([0.1])]
+    graph = helper.make_graph(
+        [helper.make_node("NonMaxSuppression", names, ["y"], name="nms")],
+        "nms",
+        [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
+            for n, s in (("boxes", [1, 8, 4]), ("scores", [1, 2, 8]))
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, ["K", 3])],
+        [numpy_helper.from_array(value, name) for name, value in zip(names[2:], constants, strict=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    with pytest.raises(trtrun.BuildError, match="has no implementation of layer nms"):
+        build_plan(model)
+
+
+def test_the_last_version_for_compute_capability_9_is_named() -> None:
+    with pytest.raises(trtrun.BuildError, match=r"unknown .* 'sm_90'.*1\.6\.1 is the last that runs on"):
+        build_plan(models.affine(batch=1), BuildOptions(compute_capabilities=("sm_90",)))
+
+
 def test_unknown_options() -> None:
-    with pytest.raises(trtrun.BuildError, match=r"unknown compute capability 'sm_11'.*sm_89"):
+    with pytest.raises(trtrun.BuildError, match=r"unknown compute capability 'sm_11'.*'sm_89'\]\.$"):
         build_plan(models.affine(batch=1), BuildOptions(compute_capabilities=("sm_11",)))
     with pytest.raises(trtrun.BuildError, match="tensorrt_lean"):
         build_plan(models.affine(batch=1), BuildOptions(flavor="tensorrt_lean"))

@@ -71,7 +71,8 @@ def test_run(onnx_file: Path, tmp_path: Path) -> None:
         (["inspect", "no.engine"], "does not exist"),
         (["run", "{model}", "-i", "no.npy"], "2 inputs"),
         (["run", "{model}", "-i", "images=no.npy"], "cannot read 'no.npy'"),
-        (["run", "{model}", "-i", "images={x}"], "missing: ['size']"),
+        (["run", "{model}", "-i", "images={x}"], "do not match the model's (missing: ['size'])"),
+        (["bench", "{model}"], "it is an ONNX model, and an engine is needed here. Build it first: trtrun build"),
         (["build", "{model}", "--shape", "images=1x4:2x4"], "NAME=MIN:OPT:MAX"),
         (["build", "{model}", "-o", "{x}/y/z.engine"], "is not a folder"),
     ],
@@ -269,3 +270,10 @@ def test_one_console_for_all_commands() -> None:
     folder = Path(trtrun.__file__).parent / "cli"
     made = [path.name for path in folder.glob("*.py") if re.search(r"(?<!\w)Console\(", path.read_text())]
     assert made == ["console.py"]
+
+
+def test_an_array_of_another_shape_is_no_reason_to_rebuild_what_was_not_built(folder: Path) -> None:
+    done = cli.invoke(app, ["run", "static.onnx", "-i", "x.npy"])
+    np.save("x.npy", np.ones((1, 12), np.float32))
+    done = cli.invoke(app, ["run", "static.onnx", "-i", "x.npy"])
+    assert "take a model that was exported or built for this shape" in str(done.exception)

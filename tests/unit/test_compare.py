@@ -351,7 +351,7 @@ def test_without_a_gpu_nothing_pretends_to_be_an_engine(write: Write, tmp_path: 
     if gpu_count():
         pytest.skip("this machine has a GPU")
     path = write("a.onnx", models.affine(batch=3))
-    with pytest.raises(trtrun.NoGpuError):
+    with pytest.raises(trtrun.NoGpuError, match=r"which this needs: .*a\.onnx, built\. Compare on a machine"):
         trtrun.compare(path)
     with pytest.raises(trtrun.NoGpuError):
         trtrun.compare(path, path, build=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ _CHANGES = logging.getLogger("trtrun.building")  # what was changed in the graph
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 
+# Measured on an H200: 1.6.1 runs there what it built for all GPUs, 1.7.1 refuses the GPU.
+_HOPPER = (
+    " TensorRT-RTX 1.6.1 is the last that runs on compute capability 9.0, and has no name for it: build with that "
+    "version (pip install 'tensorrt-rtx-cu13==1.6.1.120') and without compute capabilities."
+)
 _DEFAULT_BATCH = (1, 8, 32)  # min, opt, max of a batch dimension that nobody gave a range
 
 
@@ -66,7 +72,7 @@ def build_plan(
         network = builder.create_network(flags)
         parser = trt.OnnxParser(network, flavor.logger.handle)
         if not _parse(parser, model if changed is None else changed):
-            raise OnnxError(_describe(parser, name), log=lines)
+            raise OnnxError(_describe(parser, name, flavor), log=lines)
         config = builder.create_builder_config()
         _configure(flavor, config, network, options, name)
         timings = _full_flavor_only(flavor, config, options)
@@ -81,6 +87,8 @@ def build_plan(
     if plan is None:
         if progress is not None and getattr(config.progress_monitor, "interrupted", False):
             raise KeyboardInterrupt
+        if layers := sorted(set(re.findall(r"(\S+) has no runners that implement it", "\n".join(lines)))):
+            raise BuildError(f"{name} cannot be built: {_without('layer', layers, flavor)}", log=lines)
         raise BuildError(
             f"{flavor.title} could not build an engine from {name}. Its messages say which layer or option it refuses.",
             log=lines,
@@ -94,16 +102,39 @@ def _parse(parser: Any, model: str | os.PathLike[str] | bytes) -> bool:
     return bool(parser.parse_from_file(os.fspath(model)))
 
 
-def _describe(parser: Any, name: str) -> str:
+def _describe(parser: Any, name: str, flavor: flavors.Flavor) -> str:
     errors = []
+    lacking: set[str] = set()
     for index in range(parser.num_errors):
         error = parser.get_error(index)
+        operator, said = error.node_operator(), error.desc()
+        no_checker = error.func() == f"check{operator}" and said == "false"
+        if no_checker or "is not supported in TensorRT" in said or "was not found in plugin registry" in said:
+            lacking.add(operator)
         where = f"node {error.node()} {error.node_name()!r} ({error.node_operator()})" if error.node() >= 0 else "model"
         errors.append(
             f"  {where}: {error.desc()} [{error.code().name}, {os.path.basename(error.file())}:{error.line()}]"
         )
     text = "\n".join(errors) or "  the parser gave no reason; the file may not be ONNX at all"
-    return f"{name} cannot be parsed:\n{text}\nCheck the model with onnx.checker, or export it with another opset."
+    remedy = "Check the model with onnx.checker, or export it with another opset."
+    if lacking:
+        remedy = _without("operator", sorted(lacking), flavor)
+        remedy = remedy[0].upper() + remedy[1:]
+    return f"{name} cannot be parsed:\n{text}\n{remedy}"
+
+
+def _without(kind: str, names: list[str], flavor: flavors.Flavor) -> str:
+    """That a flavour has no implementation of these operators or layers, and what to do."""
+    them = "them" if len(names) > 1 else "it"
+    other = (
+        f"load the plugin that implements {them} (--plugin)"
+        if flavor.capabilities.has_plugin_registry
+        else 'build it with full TensorRT, flavor="tensorrt" (--flavor)'
+    )
+    return (
+        f"{flavor.title} has no implementation of {kind} {', '.join(names)}. Export the model without {them}, end it "
+        f"before {them} with outputs=… (--outputs), or {other}."
+    )
 
 
 def _configure(flavor: flavors.Flavor, config: Any, network: Any, options: BuildOptions, name: str) -> None:
@@ -128,6 +159,7 @@ def _configure(flavor: flavors.Flavor, config: Any, network: Any, options: Build
     if options.debug_tensors:
         _mark_debug(network, options.debug_tensors, name)
     if options.compute_capabilities:
+        is_rtx = flavor.capabilities.name == "tensorrt_rtx"
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, text in enumerate(options.compute_capabilities):
             capability = getattr(trt.ComputeCapability, text.replace("_", "").upper(), None)
@@ -135,7 +167,10 @@ def _configure(flavor: flavors.Flavor, config: Any, network: Any, options: Build
                 known = sorted(
                     m.lower().replace("sm", "sm_") for m in trt.ComputeCapability.__members__ if m[:2] == "SM"
                 )
-                raise BuildError(f"unknown compute capability {text!r}; this builder knows {known}.")
+                raise BuildError(
+                    f"unknown compute capability {text!r}; this builder knows {known}."
+                    + (_HOPPER if is_rtx and text.replace("_", "").upper() == "SM90" else "")
+                )
             config.set_compute_capability(capability, index)
 
 
@@ -199,7 +234,11 @@ def _profiles(network: Any, options: BuildOptions, name: str) -> tuple[Profile, 
         if -1 in shape:
             dynamic[tensor.name] = shape
     given = options.profiles
+    names = [network.get_input(index).name for index in range(network.num_inputs)]
     for profile in given:
+        if unknown := sorted(profile.keys() - set(names)):
+            hint = f" Write: {_suggest(dynamic)}" if dynamic.keys() - profile.keys() else ""
+            raise BuildError(f"{name} has no input {', '.join(map(repr, unknown))}; it has {names}.{hint}")
         missing = dynamic.keys() - profile.keys()
         if missing:
             raise BuildError(
@@ -255,8 +294,6 @@ def _add_profile(builder: Any, config: Any, network: Any, profile: Profile, name
     inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
     made = builder.create_optimization_profile()
     for input_name, shapes in profile.items():
-        if input_name not in inputs:
-            raise BuildError(f"{name} has no input {input_name!r}; it has {list(inputs)}.")
         tensor = inputs[input_name]
         if tensor.is_shape_tensor:
             made.set_shape_input(input_name, shapes.min, shapes.opt, shapes.max)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..errors import MissingPackageError, OnnxError
-from ..plan import model_file_error
+from ..plan import is_plan, model_file_error
 
 _STANDARD = ("", "ai.onnx")
 _READ_BY_NAME = ("com.microsoft", "trt")  # domains whose operators TensorRT or its plugins implement on purpose
@@ -40,6 +40,11 @@ def check_model(model: str | os.PathLike[str] | bytes) -> list[Path]:
         assert not isinstance(model, bytes)
         raise model_file_error(model, error) from error
     name = "this model" if isinstance(model, bytes) else os.fspath(model)
+    if is_plan(data[:16]):
+        raise OnnxError(
+            f"{name} is an engine already, a TensorRT plan: there is nothing to build. Run it, look at it with trtrun "
+            "inspect, or name the ONNX file to build another."
+        )
     try:
         proto = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's errors share no base with onnx's

@@ -107,7 +107,7 @@ def segment(
     """Find what every pixel belongs to: objects, classes, or foreground and background."""
     if kind not in (None, *_SEGMENT):
         raise typer.BadParameter("choose segment, semantic or matting", param_hint="--kind")
-    _run(kind, model, wishes, among=_SEGMENT)
+    _run(kind or _SEGMENT, model, wishes)
 
 
 @_takes_wishes("labels")
@@ -149,9 +149,8 @@ def ocr(
         _report(reader.stream(wishes.source), runners[0], "ocr", wanted, wishes)
 
 
-def _run(task: str | None, model: Path, wishes: Wishes, *, among: tuple[str, ...] = (), **options: Any) -> None:
+def _run(task: str | tuple[str, ...], model: Path, wishes: Wishes, **options: Any) -> None:
     from .. import vision
-    from ..errors import InputError
     from ..predictor import load
 
     _check(wishes)
@@ -161,8 +160,6 @@ def _run(task: str | None, model: Path, wishes: Wishes, *, among: tuple[str, ...
         asked = {"score_threshold": wishes.score, "iou_threshold": wishes.iou}
         selection = {name: value for name, value in asked.items() if value is not None}
         work = vision.task(runner, task, head=wishes.head, size=size, names=names, selection=selection, **options)
-        if among and work.head.task not in among:
-            raise InputError(f"this model is {work.head}, which gives none of {', '.join(among)}: use another command.")
         # On the CPU requests in flight only share its cores.
         depth = 1 if runner.backend.startswith("ONNX Runtime") else None
         decode: Any = "GPU" if wishes.decode_on_gpu else "CPU"

@@ -13,8 +13,8 @@ from typing import Any
 from ..building.graph import choose_outputs, prepare
 from ..building.onnx_check import check_model
 from ..building.options import BuildOptions
-from ..cuda.device import Device
-from ..errors import InputError
+from ..cuda.device import Device, gpu_count, why_no_gpu
+from ..errors import InputError, NoGpuError
 from ..onnx_runtime import OnnxRuntimeSession
 from ..plan import is_onnx_file
 from ..predictor import load
@@ -81,7 +81,16 @@ def compare(
         second = _Side(b, "onnxruntime" if _is_onnx(b) else "engine", options, device, plugins)
     sides = (first, second)
     with ExitStack() as stack:
-        runner_a, runner_b = (stack.enter_context(side.open()) for side in sides)
+        try:
+            runner_a, runner_b = (stack.enter_context(side.open()) for side in sides)
+        except NoGpuError as error:
+            if gpu_count():
+                raise
+            engines = "; ".join(side.label for side in sides if side.kind != "onnxruntime")
+            raise NoGpuError(
+                f"comparing runs both models, and {why_no_gpu()}, which this needs: {engines}. Compare on a "
+                "machine with a GPU; two ONNX files are compared without one: trtrun compare a.onnx b.onnx."
+            ) from error
         for_a, for_b, sources = make_inputs(
             runner_a.inputs, runner_b.inputs, values=inputs, shapes=shapes, ranges=ranges, seed=seed
         )

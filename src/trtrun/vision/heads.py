@@ -219,7 +219,7 @@ def recognise(
     runner: Runner,
     *,
     size: Size,
-    task: str | None = None,
+    task: str | tuple[str, ...] | None = None,
     head: str | None = None,
     names: Names | None = None,
     keypoint_shape: tuple[int, int] | None = None,
@@ -229,39 +229,49 @@ def recognise(
     Args:
         runner: whose outputs are looked at, and whose metadata, where an exporter left any.
         size: (width, height) of the input, which says how many cells a grid has.
-        task: one of ``TASKS``; None takes the metadata's, or what the outputs leave possible.
+        task: one of ``TASKS``, or several of which it must be one; None takes the metadata's, or what the outputs
+            leave possible.
         head: one of ``HEADS``; None takes the metadata's, or tries them all.
         names, keypoint_shape: instead of the metadata's.
 
     Raises InputError when no head fits, or several do: it lists them, and what to name.
     """
-    for given, known, what in ((task, TASKS, "task"), (head, tuple(HEADS), "head")):
+    tasks = TASKS if task is None else (task,) if isinstance(task, str) else task
+    for given, known, what in (*((one, TASKS, "task") for one in tasks), (head, tuple(HEADS), "head")):
         if given is not None and given not in known:
             raise InputError(f"there is no {what} {given!r}. Known: {', '.join(known)}.")
     told = read_metadata(runner.metadata)
     head = head or told.head
-    if task and told.task and task != told.task:
+    if told.task and told.task not in tasks:
         raise InputError(
-            f"the task {task!r} was asked for, but the exporter says that this model is for {told.task!r}."
+            f"the task {_either(tasks)} was asked for, but the exporter says that this model is for {told.task!r}."
         )
+    if told.task:
+        tasks = (told.task,)
     facts = _Facts(
         outputs=dict(runner.outputs),
         size=size,
-        task=task or told.task,
+        task=tasks[0] if len(tasks) == 1 else None,
         names=told.names if names is None else names,
         keypoint_shape=keypoint_shape or told.keypoint_shape,
         ultralytics=told.ultralytics,
         end_to_end=told.end_to_end,
     )
-    fitting = [
+    possible = [
         replace(found, names=facts.names)
         for name, match in HEADS.items()
         if head in (None, name)
         for found in match(facts)
-        if facts.task in (None, found.task)
     ]
+    fitting = [found for found in possible if found.task in tasks]
     outputs = ", ".join(f"{spec}" for spec in runner.outputs.values())
-    asked = (f" for the task {facts.task!r}" if facts.task else "") + (f" as the head {head!r}" if head else "")
+    asked = f" for the task {_either(tasks)}" if tasks != TASKS else ""
+    asked += f" as the head {head!r}" if head else ""
+    if not fitting and possible:
+        raise InputError(
+            f"the outputs ({outputs}) cannot be read{asked}, but as {'; '.join(map(str, possible))}: use the "
+            "command or the task for that."
+        )
     if not fitting:
         raise InputError(
             f"the outputs ({outputs}) of this network with an input of {size[0]}×{size[1]} cannot be read{asked}. "
@@ -319,6 +329,10 @@ def read_metadata(metadata: Mapping[str, Any]) -> Told:
         ultralytics="ultralytics" in str(metadata.get("author", "")).lower() or "stride" in metadata,
         preprocess=preprocess if isinstance(preprocess := values.get("preprocess"), Mapping) else {},
     )
+
+
+def _either(tasks: Sequence[str]) -> str:
+    return " or ".join(map(repr, tasks))
 
 
 def _as_computable(values: Any) -> Array:

@@ -278,7 +278,7 @@ class VisionTask:
 
 def task(
     runner: Runner,
-    task: str | None = None,
+    task: str | tuple[str, ...] | None = None,
     *,
     head: str | None = None,
     size: Size | None = None,
@@ -295,8 +295,8 @@ def task(
 
     Args:
         runner: with one input for pictures; close it yourself.
-        task: "detect", "segment", "pose", "obb", "classify", "semantic" or "matting"; None takes what the exporter's
-            metadata or the outputs say.
+        task: "detect", "segment", "pose", "obb", "classify", "semantic" or "matting", or several of which it must be
+            one; None takes what the exporter's metadata or the outputs say.
         head: the decoder, one of :data:`trtrun.vision.heads.HEADS`; None recognises it.
         size: (width, height) of the input, where the network takes several; None takes the exporter's ``imgsz``, or
             what the engine was tuned for.

@@ -188,8 +188,10 @@ def test_what_would_be_ignored_is_refused(brightness: Path, pictures: Path, tmp_
         assert "frames of a video" in str(done.exception)
     (tmp_path / "names.txt").write_text("a\nb\nc")  # or it could be obb too
     done = RUN.invoke(app, ["segment", str(pictures / "red"), *model, "--labels", str(tmp_path / "names.txt")])
+    assert "cannot be read for the task 'segment' or 'semantic' or 'matting', but as" in str(done.exception)
     assert "yolov8 for detect" in str(done.exception)
-    assert "none of segment, semantic, matting" in str(done.exception)
+    done = RUN.invoke(app, ["segment", str(pictures / "red"), *model])  # in several ways, none of which segments
+    assert "cannot be read for the task 'segment' or 'semantic' or 'matting', but as" in str(done.exception)
 
 
 def test_eval_on_folders(brightness: Path, pictures: Path) -> None:
