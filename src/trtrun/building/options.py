@@ -31,7 +31,7 @@ class BuildOptions:
     optimization_level: int | None = None  # 0 (fastest build) to 5 (fastest engine); None is the builder's default
     workspace: int | None = None  # bytes of scratch memory that layers may use; None is all the GPU has
     # fp32 matrix products and convolutions may round their inputs to TF32's 10-bit mantissa; TensorRT-RTX always does,
-    # so without it each is written as a sum of three, which takes two to four times as long
+    # so without it each is written as a sum of three, which takes about twice as long
     tf32: bool = True
     plugins: tuple[str | os.PathLike[str], ...] = ()  # plugin libraries to load before parsing
     refittable: bool = False  # the engine takes new weights by name; see Engine.refit

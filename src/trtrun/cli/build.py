@@ -93,7 +93,7 @@ def command(
         bool,
         typer.Option(
             help="Allow TF32, 10 bits of mantissa, in fp32 matrix products and convolutions. Without it TensorRT-RTX "
-            "takes two to four times as long."
+            "takes about twice as long."
         ),
     ] = True,
     plugin: Plugins = None,
