@@ -277,3 +277,12 @@ def test_an_array_of_another_shape_is_no_reason_to_rebuild_what_was_not_built(fo
     np.save("x.npy", np.ones((1, 12), np.float32))
     done = cli.invoke(app, ["run", "static.onnx", "-i", "x.npy"])
     assert "take a model that was exported or built for this shape" in str(done.exception)
+
+
+@pytest.mark.skipif(gpu_count() > 0, reason="a GPU would load the engine")
+def test_inspect_says_why_a_plan_shows_no_inputs_and_what_other_gpus_are(folder: Path) -> None:
+    shown = " ".join(cli.invoke(app, ["inspect", "e.engine"]).output.split())
+    assert "inputs and outputs are not shown: only an engine that is loaded tells them" in shown
+    assert "trtrun inspect model.onnx" in shown
+    assert "12.1, other (GPUs that plans have no number for, like 9.0; a plan for all GPUs says so)" in shown
+    assert "not shown" not in cli.invoke(app, ["inspect", "static.onnx"]).output

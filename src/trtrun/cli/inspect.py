@@ -54,6 +54,12 @@ def _print(facts: dict[str, Any]) -> None:
                 )
             grid.add_row(*cells)
         console.print(grid)
+    if facts["kind"] == "plan" and tensors["inputs"] is None:
+        console.print(
+            "inputs and outputs are not shown: only an engine that is loaded tells them, and this one cannot be loaded "
+            "here. See them where it can be, or in the ONNX file that it was built from: trtrun inspect model.onnx",
+            soft_wrap=True,
+        )
     if layers:
         grid = Table("", "layer", "kind", title=f"{len(layers)} layers", title_justify="left", title_style="bold")
         for index, layer in enumerate(layers):
@@ -63,6 +69,8 @@ def _print(facts: dict[str, Any]) -> None:
 
 
 def _text(key: str, value: Any) -> str:
+    if key == "compute_capabilities" and "other" in value:
+        return f"{', '.join(value)} (GPUs that plans have no number for, like 9.0; a plan for all GPUs says so)"
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
     if isinstance(value, list):
