@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from .building.files import check_target, write_atomic
-from .errors import BundleError, MissingPackageError
-from .plan import PIECE, ModelFile, PlanInfo, identify, model_file_error, pieces, read_model_file
+from .errors import BundleError, MissingPackageError, TrtrunError
+from .interface import Interface
+from .plan import PIECE, ModelFile, PlanInfo, identify, model_file_error, onnx_metadata, pieces, read_model_file
+from .tensor_spec import TensorSpec
 
 FORMAT = "trtrun bundle 1"
 _MANIFEST, _SIGNATURE = "manifest.json", "manifest.sig"
@@ -81,6 +83,7 @@ class Bundle:
         licence, source, source_sha256, accuracy: for people; the source is the file that the engines were built from.
         engines: in the order in which the author prefers them.
         onnx: the model to rebuild from; None without.
+        interface: the inputs and outputs of that model, which the engines must have too; None without.
         signature: the Ed25519 signature of the manifest; None if the bundle was not signed.
     """
 
@@ -96,6 +99,14 @@ class Bundle:
     signature: bytes | None = None
     _manifest: bytes = b""
     source_sha256: str | None = None
+    interface: Interface | None = None
+
+    def check_interface(
+        self, member: EngineMember, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
+    ) -> None:
+        """Raise BundleError where an engine with these inputs and outputs cannot be of the ONNX model beside it."""
+        if self.interface is not None:
+            _refuse(f"{self.path}: {member.file}", "its ONNX model", self.interface.differences(inputs, outputs))
 
     def open(self, member: Member) -> ModelFile:
         """A member whose every piece is checked when it is read. Raises BundleError when a byte of it has changed."""
@@ -222,7 +233,11 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             raise BundleError(
                 f"{os.fspath(path)} has the format {manifest.get('format')!r}, this trtrun reads {FORMAT!r}. Update it."
             )
-        _check_types(manifest, {"name": str, "engines": list}, {"onnx": dict, "metadata": dict, "accuracy": dict})
+        _check_types(
+            manifest,
+            {"name": str, "engines": list},
+            {"onnx": dict, "metadata": dict, "accuracy": dict, "interface": dict},
+        )
         _check_types(manifest, {}, dict.fromkeys(("licence", "source", "created", "source_sha256"), str))
         fields = {"file": str, "bytes": int, "sha256": str}
         for engine in manifest["engines"]:
@@ -246,6 +261,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             signature,
             text,
             manifest.get("source_sha256"),
+            Interface.from_json(manifest["interface"]) if manifest.get("interface") else None,
         )
     except BundleError:
         raise
@@ -281,19 +297,21 @@ def write_bundle(
     """Write a bundle, atomically.
 
     Args:
-        engines: plans, best first; with a compute capability like ``"9.0"`` where one runs on that alone. Exporter
-            metadata in front of a plan (Ultralytics) joins ``metadata``.
-        onnx: the model that engines are rebuilt from where none fits. Its external data must be inside it.
+        engines: plans, best first; with a compute capability like ``"9.0"`` where one runs on that alone.
+        onnx: the model that engines are rebuilt from where none fits, and that the CPU runs. The engines must be of it:
+            inputs and outputs are compared here where a GPU can open them, else when they are loaded.
         name: of the model; the name of the file unless given.
         metadata: JSON that ``runner.metadata`` shows: ``names``, ``task``, ``imgsz``, and ``preprocess``, the fields of
-            :class:`trtrun.vision.Preprocess` that differ from the head's.
+            :class:`trtrun.vision.Preprocess` that differ from the head's. It goes before what exporters wrote in front
+            of the plans, and that before what is in the ONNX model.
         source: the file that the engines were built from, of which name and hash are kept; ``onnx`` unless given.
         accuracy: a report like that of :func:`trtrun.compare`.
         private_key: an Ed25519 private key in PEM to sign with.
 
     Raises:
-        BundleError: neither an engine nor a model, metadata that is no JSON, a compute capability that is none, or a
-            path that is one of these files or no regular file. ModelFileError, PlanError: an engine that is none.
+        BundleError: neither an engine nor a model, an engine of another network than the model, metadata that is no
+            JSON, a compute capability that is none, or a path that is one of these files or no regular file.
+            ModelFileError, PlanError: an engine that is none.
             MissingPackageError: signing needs cryptography.
     """
     if not engines and onnx is None:
@@ -311,22 +329,29 @@ def write_bundle(
         read += check_model(onnx)
     check_target(path, read, BundleError)
     facts: dict[str, Any] = {}
+    interface: Interface | None = None
+    model: tuple[Member, bytes] | None = None
+    if onnx is not None:
+        body = _whole_model(onnx)
+        model = Member("model.onnx", len(body), hashlib.sha256(body).hexdigest()), body
+        interface, declared = _read_onnx(body)
+        facts.update(declared)
     files: list[tuple[str, bytes]] = []
     members: list[EngineMember] = []
     for index, (engine, capability) in enumerate(given):
         data = ModelFile(engine)
         plan = identify(data, source=os.fspath(engine))
+        if onnx is not None and interface is not None:
+            told = _told_apart(onnx_metadata(plan.metadata), declared)
+            _refuse(os.fspath(engine), os.fspath(onnx), told or _differences(engine, interface))
         facts.update(plan.metadata)
         body = data[plan.offset :]
         file = f"engines/{index}-{plan.family}-{plan.version_text}.engine"
         digest = hashlib.sha256(body).hexdigest()
         members.append(EngineMember(file, len(body), digest, plan.family, plan.version_text, capability))
         files.append((file, body))
-    model = None
-    if onnx is not None:
-        body = _whole_model(onnx)
-        model = Member("model.onnx", len(body), hashlib.sha256(body).hexdigest())
-        files.append((model.file, body))
+    if model is not None:
+        files.append((model[0].file, model[1]))
     origin = source if source is not None else onnx
     manifest = {
         "format": FORMAT,
@@ -338,7 +363,8 @@ def write_bundle(
         "metadata": {**facts, **(metadata or {})},
         "accuracy": accuracy,
         "engines": [member.__dict__ for member in members],
-        "onnx": model.__dict__ if model else None,
+        "onnx": model[0].__dict__ if model else None,
+        "interface": interface.as_json() if interface else None,
     }
     try:
         text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode()
@@ -353,6 +379,56 @@ def write_bundle(
             archive.writestr(zipfile.ZipInfo(file, (1980, 1, 1, 0, 0, 0)), body)
     write_atomic(Path(path), memory.getvalue())
     return open_bundle(path)
+
+
+_DECIDE = ("task", "imgsz", "stride", "channels", "kpt_shape")  # metadata that decides what goes in and comes out
+
+
+def _read_onnx(data: bytes) -> tuple[Interface, dict[str, Any]]:
+    """What a model that was checked declares of its inputs and outputs, and its exporter's metadata."""
+    import onnx
+
+    proto = onnx.load_model_from_string(data)
+    return Interface.of_onnx(proto), onnx_metadata({entry.key: entry.value for entry in proto.metadata_props})
+
+
+def _told_apart(engine: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    """Where exporters say that an engine and an ONNX model are not the same network."""
+    found = []
+    for key in _DECIDE:
+        of_engine, of_model = (
+            [told[key]] * 2 if key == "imgsz" and isinstance(told.get(key), int) else told.get(key)
+            for told in (engine, model)
+        )
+        if None not in (of_engine, of_model) and of_engine != of_model:
+            found.append(f"{key} is {of_engine!r} in front of the engine and {of_model!r} in the ONNX model")
+    counts = [len(names) for told in (engine, model) if isinstance(names := told.get("names"), (dict, list))]
+    if len(set(counts)) > 1:
+        found.append(f"{counts[0]} names stand in front of the engine and {counts[1]} in the ONNX model")
+    return found
+
+
+def _differences(engine: str | os.PathLike[str], interface: Interface) -> list[str]:
+    """Where an engine differs, if it can be opened here; else that is seen when it is loaded."""
+    from .cuda.device import gpu_count
+    from .engine import Engine
+
+    if not gpu_count():
+        return []
+    try:
+        with Engine(engine, runtime_cache=False) as opened:
+            return interface.differences(opened.inputs, opened.outputs)
+    except TrtrunError:  # of another GPU or version, or one that needs plugins
+        return []
+
+
+def _refuse(engine: str, model: str, differences: Sequence[str]) -> None:
+    if differences:
+        raise BundleError(
+            f"{engine} and {model} are not the same network: {'; '.join(differences)}. Machines with a GPU would run "
+            "the one and others the other. Build the engine from this ONNX model (trtrun build), and make the bundle "
+            "of both."
+        )
 
 
 def _sha256(file: ModelFile) -> str:

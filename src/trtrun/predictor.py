@@ -156,7 +156,13 @@ def _load_bundle(
                 reasons.append(f"{engine.file}: {error.message}")
                 continue
             name = f"{os.fspath(path)}:{engine.file}"
-            return _load_plan(bundle.open(engine), plan_options, session_options, name, bundle.metadata)
+            runner = _load_plan(bundle.open(engine), plan_options, session_options, name, bundle.metadata)
+            try:
+                bundle.check_interface(engine, runner.inputs, runner.outputs)
+            except BaseException:
+                runner.close()
+                raise
+            return runner
     else:
         reasons.append(why_no_gpu())
     if bundle.onnx is None:

@@ -25,12 +25,13 @@ from trtrun import plan_reader
 from trtrun.benchmark.layers import layers_html, layers_text, profile_layers
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
-from trtrun.bundle import with_ultralytics_header, write_bundle
+from trtrun.bundle import write_bundle
 from trtrun.cuda.device import Device, gpu_count
 from trtrun.debug_tensors import debug_tensors
 from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.pipeline import Pipeline
+from trtrun.plan import with_header
 from trtrun.route import Route
 from trtrun.splitting import SplitRunner
 
@@ -491,7 +492,7 @@ def test_a_plan_that_is_read_in_small_pieces_is_the_same(load, monkeypatch: pyte
     expected = load(plan)(x)["y"]
     monkeypatch.setattr(plan_reader, "PIECE", 10_007)
     path = tmp_path / "m.engine"
-    path.write_bytes(with_ultralytics_header(plan, {"task": "detect"}))
+    path.write_bytes(with_header(plan, {"task": "detect"}))
     np.testing.assert_array_equal(load(path)(x)["y"], expected)
     np.testing.assert_array_equal(load(plan)(x)["y"], expected)
 

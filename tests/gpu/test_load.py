@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import trtrun
 from tests import models
 from tests.gpu.conftest import TF32, relative_error
+from trtrun import bundle
 from trtrun.building import cache
+from trtrun.bundle import write_bundle
 from trtrun.session import Session
 
 
@@ -36,6 +39,33 @@ def test_an_onnx_file_is_built_once_and_runs_on_the_gpu(
     monkeypatch.setattr(cache, "build_plan", None)  # building again would fail
     with trtrun.load(onnx_file) as pred:
         assert relative_error(pred(x)["y"], reference("affine")(x)["y"]) <= TF32
+
+
+def test_the_engine_of_an_onnx_file_has_its_metadata(onnx_file: Path) -> None:
+    proto = onnx.load(onnx_file)
+    onnx.helper.set_model_props(proto, {"task": "detect", "names": "{0: 'cat'}", "imgsz": "[640, 640]"})
+    onnx.save(proto, onnx_file)
+    expected = {"task": "detect", "names": {"0": "cat"}, "imgsz": [640, 640]}
+    for model in (onnx_file, onnx_file, trtrun.build(onnx_file)):  # built, found in the cache, a file
+        with trtrun.load(model) as pred:
+            assert isinstance(pred, Session)
+            assert pred.metadata == expected
+            assert pred(np.ones((2, 12), np.float32))["y"].shape == (2, 5)
+
+
+def test_a_bundle_of_two_networks_is_refused(onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "several.onnx"
+    other.write_bytes(models.several())
+    engine, path = trtrun.build(onnx_file), tmp_path / "m.bundle"
+    write_bundle(path, engines=[engine], onnx=onnx_file)
+    with trtrun.load(path) as pred:
+        assert isinstance(pred, Session)
+    with pytest.raises(trtrun.BundleError, match=r"are not the same network: the engine has the input 'x'"):
+        write_bundle(path, engines=[engine], onnx=other)
+    monkeypatch.setattr(bundle, "_differences", lambda *_: [])  # as on a machine without this GPU
+    write_bundle(path, engines=[engine], onnx=other)
+    with pytest.raises(trtrun.BundleError, match=r"are not the same network: the engine has the input 'x'"):
+        trtrun.load(path)
 
 
 def test_a_damaged_runtime_cache_is_made_again(

@@ -24,6 +24,7 @@ LAYERS = [
     ["route", "session", "bound", "staged", "state", "debug_tensors", "onnx_runtime"],
     ["pipeline"],
     ["splitting", "multi_gpu"],
+    ["interface"],
     ["bundle"],
     ["predictor", "inspection"],
     ["vision", "benchmark", "comparison", "serve"],

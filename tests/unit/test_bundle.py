@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from trtrun.bundle import new_keys, open_bundle, write_bundle
 from trtrun.cli import app
 from trtrun.cuda.device import gpu_count
 from trtrun.plan import identify, with_header
+from trtrun.tensor_spec import TensorSpec, TensorSpecs
 
 
 @pytest.fixture
@@ -69,6 +71,83 @@ def test_metadata_in_front_of_an_engine(engine: Path, tmp_path: Path) -> None:
     for command in (["header", str(engine), str(facts), str(out)], ["create", str(out), "--metadata", str(facts)]):
         done = CliRunner().invoke(app, ["bundle", *command])
         assert isinstance(done.exception, trtrun.BundleError) or "a JSON object is expected" in done.output
+
+
+def yolo(size: int, classes: int = 2, told: bool = True) -> bytes:
+    """A convolution as a detector of this size, with Ultralytics' metadata."""
+    proto = onnx.load_from_string(models.convolution())
+    for axis, length in ((0, 1), (2, size), (3, size)):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = length
+    names = {index: str(index) for index in range(classes)}
+    if told:
+        onnx.helper.set_model_props(proto, {"task": "detect", "imgsz": str([size, size]), "names": str(names)})
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (yolo(64), r"imgsz is \[32, 32\] in front of the engine and \[64, 64\] in the ONNX model"),
+        (yolo(32, classes=3), "2 names stand in front of the engine and 3 in the ONNX model"),
+    ],
+)
+def test_an_engine_of_another_network_than_the_model_is_refused(other: bytes, says: str, tmp_path: Path) -> None:
+    trtrun.build(yolo(32), tmp_path / "m.engine")
+    (tmp_path / "m.onnx").write_bytes(yolo(32))
+    bundle = write_bundle(tmp_path / "m.bundle", engines=[tmp_path / "m.engine"], onnx=tmp_path / "m.onnx")
+    assert bundle.metadata == {"task": "detect", "imgsz": [32, 32], "names": {"0": "0", "1": "1"}}
+    (tmp_path / "m.onnx").write_bytes(other)
+    before = (tmp_path / "m.bundle").read_bytes()
+    with pytest.raises(trtrun.BundleError, match=f"are not the same network: {says}"):
+        write_bundle(tmp_path / "m.bundle", engines=[tmp_path / "m.engine"], onnx=tmp_path / "m.onnx")
+    assert (tmp_path / "m.bundle").read_bytes() == before
+
+
+def spec(name: str, shape: tuple[int, ...], dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(name, np.dtype(dtype), shape)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "says"),
+    [
+        ([spec("x", (1, 3, 32, 32))], [spec("y", (1, 8, 32, 32)), spec("pooled", (1, 8))], None),
+        ([spec("x", (-1, 3, -1, -1))], [spec("y", (-1, 8, -1, -1)), spec("pooled", (-1, 8))], None),
+        ([], [spec("y", (1, 8, 32, 32)), spec("pooled", (1, 8))], None),  # an input that nothing reads
+        (
+            [spec("x", (1, 3, 64, 64))],
+            [spec("y", (1, 8, 64, 64)), spec("pooled", (1, 8))],
+            "input 'x' is float32 1×3×64×64 in the engine and float32 1×3×32×32 in the ONNX model",
+        ),
+        (
+            [spec("x", (1, 3, 32, 32), "float16")],
+            [spec("y", (1, 8, 32, 32)), spec("pooled", (1, 8, 1))],
+            "input 'x' is float16 1×3×32×32 in the engine and .* output 'pooled' is float32 1×8×1 in the engine",
+        ),
+        (
+            [spec("images", (1, 3, 32, 32))],
+            [spec("y", (1, 8, 32, 32))],
+            r"has the input 'images', the ONNX model has \['x'\]; the engine has no output 'pooled'",
+        ),
+    ],
+)
+def test_an_engine_that_is_loaded_must_have_the_models_inputs_and_outputs(
+    inputs: list[TensorSpec], outputs: list[TensorSpec], says: str | None, tmp_path: Path
+) -> None:
+    """What load() calls with the specs of the engine, on a machine with a GPU."""
+    trtrun.build(yolo(32, told=False), tmp_path / "m.engine")
+    (tmp_path / "m.onnx").write_bytes(yolo(32, told=False))
+    write_bundle(tmp_path / "m.bundle", engines=[tmp_path / "m.engine"], onnx=tmp_path / "m.onnx")
+    bundle = open_bundle(tmp_path / "m.bundle")
+    assert bundle.interface is not None
+    assert [str(tensor) for tensor in bundle.interface.inputs] == ["x: float32 1×3×32×32"]
+    shown = CliRunner().invoke(app, ["bundle", "show", str(bundle.path)]).output
+    assert "x: float32 1×3×32×32" in shown
+    if says is None:
+        bundle.check_interface(bundle.engines[0], TensorSpecs(inputs), TensorSpecs(outputs))
+        return
+    with pytest.raises(trtrun.BundleError, match=says):
+        bundle.check_interface(bundle.engines[0], TensorSpecs(inputs), TensorSpecs(outputs))
 
 
 @pytest.mark.skipif(gpu_count() > 0, reason="a GPU would run the engine")
@@ -256,6 +335,8 @@ def test_flipped_bits_are_found_or_change_nothing(engine: Path, model: Path, tmp
         {"name": 3}, {"licence": 5}, {"created": [1]}, {"metadata": []}, {"accuracy": "good"}, {"engines": {}},
         {"engines": [3]}, {"onnx": [1]}, {"source": {}}, {"bytes": "5"}, {"bytes": True}, {"version": "a.b"},
         {"version": 1}, {"family": None}, {"family": "other"}, {"file": 7}, {"sha256": 1}, {"compute_capability": 9},
+        {"interface": []}, {"interface": {"inputs": []}}, {"interface": {"inputs": [3], "outputs": []}},
+        {"interface": {"inputs": [{"name": "x", "dtype": None, "shape": ["a"]}], "outputs": []}},
     ],
 )  # fmt: skip
 def test_a_manifest_of_wrong_types_is_refused(engine: Path, tmp_path: Path, changes: dict) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import trtrun
 from tests import models
+from trtrun.bundle import write_bundle
 from trtrun.cli import app
 from trtrun.cuda.device import gpu_count
 
@@ -188,7 +189,7 @@ def test_bad_input_is_one_typed_error(folder: Path, command: str, says: str) -> 
     Path("text.txt").write_text("cat")
     Path("md.json").write_text("{}")
     Path("latin1.txt").write_bytes(b"\xe9")
-    trtrun.bundle.write_bundle("b.bundle", engines=["e.engine"])
+    write_bundle("b.bundle", engines=["e.engine"])
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     result = cli.invoke(app, command.split(" "))
     assert isinstance(result.exception, trtrun.TrtrunError), (result.output, result.exception)

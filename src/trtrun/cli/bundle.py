@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import plain_console
 from .options import AsJson, read_labels
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
 
 app = typer.Typer(help="Engines, their model and what belongs to them in one file.", no_args_is_help=True)
 
@@ -36,6 +39,7 @@ def create(
     """Write a bundle."""
     from ..building.files import check_target
     from ..bundle import write_bundle
+    from ..cuda.device import gpu_count
     from ..errors import BundleError
 
     check_target(output, [path for path in (metadata, labels, accuracy, key) if path], BundleError)
@@ -60,6 +64,10 @@ def create(
         private_key=key.read_bytes() if key else None,
     )
     _print(bundle)
+    if engines and onnx and not gpu_count():
+        typer.echo(
+            "Without a GPU the engines' inputs and outputs are not known: load() compares them with the model's."
+        )
 
 
 @app.command()
@@ -142,10 +150,12 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _print(bundle: Any) -> None:
+def _print(bundle: Bundle) -> None:
     from rich.table import Table
 
     console = plain_console()
+    told = bundle.interface
+    tensors_of = {"inputs": told.inputs, "outputs": told.outputs} if told else {}
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     facts.add_column(style="bold")
     for title, value in (
@@ -157,6 +167,7 @@ def _print(bundle: Any) -> None:
         ("signed", "yes" if bundle.signature else "no"),
         ("metadata", ", ".join(bundle.metadata) or "none"),
         ("accuracy", "reported" if bundle.accuracy else "not said"),
+        *((title, "\n".join(map(str, tensors))) for title, tensors in tensors_of.items()),
     ):
         facts.add_row(title, value)
     console.print(facts)

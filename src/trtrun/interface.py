@@ -1,0 +1,110 @@
+"""What an ONNX model takes and gives, as it declares it, and where an engine takes or gives something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .tensor_spec import Shape, TensorSpec
+
+# Those that are called the same in an engine. What is missing here (double, strings, 8-bit floats) is not compared.
+_DTYPES = {
+    "FLOAT": "float32",
+    "FLOAT16": "float16",
+    "BFLOAT16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+
+
+@dataclass(frozen=True)
+class DeclaredTensor:
+    """An input or output as an ONNX model declares it; None where it says nothing, -1 where a dimension is dynamic."""
+
+    name: str
+    dtype: str | None
+    shape: Shape | None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {_text(self.dtype, self.shape)}"
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Inputs and outputs of an ONNX model."""
+
+    inputs: tuple[DeclaredTensor, ...]
+    outputs: tuple[DeclaredTensor, ...]
+
+    @classmethod
+    def of_onnx(cls, proto: Any) -> Interface:
+        """Of a ``ModelProto``, without the weights that old exporters list among the inputs."""
+        from .building.rewrites import graph_inputs
+
+        return cls(tuple(map(_declared, graph_inputs(proto.graph))), tuple(map(_declared, proto.graph.output)))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Sequence[Mapping[str, Any]]]) -> Interface:
+        """What :meth:`as_json` gave. Raises KeyError, TypeError and ValueError for anything else."""
+
+        def tensor(fields: Mapping[str, Any]) -> DeclaredTensor:
+            shape = fields["shape"]
+            if not all(isinstance(size, int) for size in shape or ()):
+                raise TypeError(f"{shape!r} is no shape"[:200])
+            return DeclaredTensor(str(fields["name"]), fields["dtype"], None if shape is None else tuple(shape))
+
+        return cls(tuple(map(tensor, value["inputs"])), tuple(map(tensor, value["outputs"])))
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def differences(self, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> list[str]:
+        """Where an engine with these specs cannot be of this model: a sentence each.
+
+        A dimension that is dynamic on one side fits any. An input that the engine lacks is no difference: TensorRT
+        leaves out what nothing reads.
+        """
+        found = [*_differences("input", self.inputs, inputs), *_differences("output", self.outputs, outputs)]
+        missing = [tensor.name for tensor in self.outputs if tensor.name not in outputs]
+        return found + [f"the engine has no output {name!r}, the ONNX model has one" for name in missing]
+
+
+def _differences(kind: str, declared: Iterable[DeclaredTensor], specs: Mapping[str, TensorSpec]) -> list[str]:
+    by_name = {tensor.name: tensor for tensor in declared}
+    found = []
+    for name, spec in specs.items():
+        if name not in by_name:
+            found.append(f"the engine has the {kind} {name!r}, the ONNX model has {list(by_name)}")
+            continue
+        dtype, shape = by_name[name].dtype, by_name[name].shape
+        fits = shape is None or (
+            len(shape) == len(spec.shape)
+            and all(-1 in pair or pair[0] == pair[1] for pair in zip(shape, spec.shape, strict=True))
+        )
+        if dtype not in (None, spec.dtype.name) or not fits:
+            found.append(
+                f"{kind} {name!r} is {_text(spec.dtype.name, spec.shape)} in the engine and {_text(dtype, shape)} in "
+                "the ONNX model"
+            )
+    return found
+
+
+def _declared(value: Any) -> DeclaredTensor:
+    import onnx
+
+    tensor = value.type.tensor_type
+    dtype = _DTYPES.get(onnx.TensorProto.DataType.Name(tensor.elem_type))
+    if not tensor.HasField("shape"):
+        return DeclaredTensor(value.name, dtype, None)
+    # some exporters write -1 where a dimension is dynamic
+    sizes = (dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
+    return DeclaredTensor(value.name, dtype, tuple(max(size, -1) for size in sizes))
+
+
+def _text(dtype: str | None, shape: Shape | None) -> str:
+    sizes = "of any shape" if shape is None else "×".join("?" if size < 0 else str(size) for size in shape) or "scalar"
+    return f"{dtype or 'another dtype'} {sizes}"
