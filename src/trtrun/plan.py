@@ -220,16 +220,19 @@ def with_header(plan: bytes, metadata: Mapping[str, Any]) -> bytes:
     return struct.pack("<I", len(text)) + text + plan
 
 
-def onnx_metadata(properties: Mapping[str, str]) -> dict[str, Any]:
-    """The metadata_props of an ONNX file as the JSON that Ultralytics' exporter puts in front of an engine."""
+def onnx_metadata(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata_props of an ONNX file as the JSON that Ultralytics' exporter puts in front of an engine.
+
+    What is no text, as in metadata that stood in front of an engine, stays as it is.
+    """
     return {key: _json_value(value) if key in _LITERALS else value for key, value in properties.items()}
 
 
-def _json_value(text: str) -> Any:
+def _json_value(value: Any) -> Any:
     try:
-        return json.loads(json.dumps(ast.literal_eval(text), allow_nan=False))
+        return json.loads(json.dumps(ast.literal_eval(value), allow_nan=False)) if isinstance(value, str) else value
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return text
+        return value
 
 
 def _metadata_length(head: bytes) -> int | None:

@@ -95,6 +95,10 @@ def yolo(size: int, classes: int = 2, told: bool = True) -> bytes:
 def test_an_engine_of_another_network_than_the_model_is_refused(other: bytes, says: str, tmp_path: Path) -> None:
     trtrun.build(yolo(32), tmp_path / "m.engine")
     (tmp_path / "m.onnx").write_bytes(yolo(32))
+    plan = (tmp_path / "m.engine").read_bytes()
+    as_text = with_header(plan[identify(plan).offset :], {"imgsz": "[32, 32]", "names": "{0: 'a', 1: 'b'}"})
+    (tmp_path / "text.engine").write_bytes(as_text)
+    write_bundle(tmp_path / "m.bundle", engines=[tmp_path / "text.engine"], onnx=tmp_path / "m.onnx")
     bundle = write_bundle(tmp_path / "m.bundle", engines=[tmp_path / "m.engine"], onnx=tmp_path / "m.onnx")
     assert bundle.metadata == {"task": "detect", "imgsz": [32, 32], "names": {"0": "0", "1": "1"}}
     (tmp_path / "m.onnx").write_bytes(other)

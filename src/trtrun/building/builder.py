@@ -108,18 +108,16 @@ def _describe(parser: Any, name: str, flavor: flavors.Flavor) -> str:
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         operator, said = error.node_operator(), error.desc()
+        # The three ways in which the parser says that it has none: of its own, of this edition, or as a plugin.
         no_checker = error.func() == f"check{operator}" and said == "false"
         if no_checker or "is not supported in TensorRT" in said or "was not found in plugin registry" in said:
             lacking.add(operator)
-        where = f"node {error.node()} {error.node_name()!r} ({error.node_operator()})" if error.node() >= 0 else "model"
-        errors.append(
-            f"  {where}: {error.desc()} [{error.code().name}, {os.path.basename(error.file())}:{error.line()}]"
-        )
+        where = f"node {error.node()} {error.node_name()!r} ({operator})" if error.node() >= 0 else "model"
+        errors.append(f"  {where}: {said} [{error.code().name}, {os.path.basename(error.file())}:{error.line()}]")
     text = "\n".join(errors) or "  the parser gave no reason; the file may not be ONNX at all"
     remedy = "Check the model with onnx.checker, or export it with another opset."
     if lacking:
         remedy = _without("operator", sorted(lacking), flavor)
-        remedy = remedy[0].upper() + remedy[1:]
     return f"{name} cannot be parsed:\n{text}\n{remedy}"
 
 

@@ -65,9 +65,7 @@ def create(
     )
     _print(bundle)
     if engines and onnx and not gpu_count():
-        typer.echo(
-            "Without a GPU the engines' inputs and outputs are not known: load() compares them with the model's."
-        )
+        typer.echo("Without a GPU an engine's inputs and outputs are not known: load() compares them with the model's.")
 
 
 @app.command()
