@@ -174,7 +174,7 @@ def test_input_shapes_replace_those_of_the_file() -> None:
         (one_node("NoSuchOperator"), r"node 0 'culprit' \(NoSuchOperator\)"),
         (one_node("Foo", domain="com.example"), r"\(Foo\)"),
         (models.nonzero(), r"\(NonZero\)"),
-        (models.nonzero(), r"has no implementation of operator NonZero\. Export the model without it"),
+        (models.nonzero(), r"has no implementation of operator NonZero\. .*--flavor"),
         (one_node("Det", domain=""), "has no implementation of operator Det"),
         (one_node("Foo", domain="com.example"), "has no implementation of operator Foo"),
         (one_node("Softmax", axis=7), "Check the model with onnx.checker"),

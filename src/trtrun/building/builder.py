@@ -124,11 +124,9 @@ def _describe(parser: Any, name: str, flavor: flavors.Flavor) -> str:
 def _without(kind: str, names: list[str], flavor: flavors.Flavor) -> str:
     """That a flavour has no implementation of these operators or layers, and what to do."""
     them = "them" if len(names) > 1 else "it"
-    other = (
-        f"load the plugin that implements {them} (--plugin)"
-        if flavor.capabilities.has_plugin_registry
-        else 'build it with full TensorRT, flavor="tensorrt" (--flavor)'
-    )
+    other = f"load the plugin that implements {them} (--plugin)"
+    if flavor.capabilities.name == "tensorrt_rtx":  # which has no plugin layers
+        other = 'build it with full TensorRT, flavor="tensorrt" (--flavor), which takes plugins too'
     return (
         f"{flavor.title} has no implementation of {kind} {', '.join(names)}. Export the model without {them}, end it "
         f"before {them} with outputs=… (--outputs), or {other}."
