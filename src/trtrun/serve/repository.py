@@ -127,11 +127,18 @@ class Model:
 
     Args:
         stamp: what changes when its file is replaced.
-        head: see :func:`trtrun.vision.task.task`.
+        vision: options of :func:`trtrun.vision.task.task`: how its outputs are read.
     """
 
     def __init__(
-        self, name: str, version: str, path: Path, stamp: Any, runner: Runner, batcher: Batcher, head: str | None
+        self,
+        name: str,
+        version: str,
+        path: Path,
+        stamp: Any,
+        runner: Runner,
+        batcher: Batcher,
+        vision: Mapping[str, Any],
     ) -> None:
         self.name = name
         self.version = version
@@ -139,16 +146,16 @@ class Model:
         self.runner = runner
         self.batcher = batcher
         self.stamp = stamp
-        self._head = head
+        self._vision = vision
         self._task: VisionTask | InputError | None = None
 
     def task(self) -> VisionTask:
         """What reads pictures with this model. Raises InputError, with the reason, where it is no vision model."""
         if self._task is None:
             try:
-                self._task = task(self.runner, head=self._head, gpu=False)  # batches of all callers form behind it
+                self._task = task(self.runner, **self._vision, gpu=False)  # batches of all callers form behind it
             except InputError as error:
-                self._task = InputError(f"model {self.name!r} takes tensors, not pictures: {error.message}")
+                self._task = InputError(f"pictures cannot be sent to model {self.name!r}, tensors can: {error.message}")
         if isinstance(self._task, InputError):
             raise InputError(self._task.message)
         return self._task
@@ -180,7 +187,8 @@ class Repository:
         folder: a model repository as Triton has it, ``folder/NAME/VERSION/model.{engine,plan,onnx,…}``, of which the
             highest version is served; or plain files ``folder/NAME.{engine,plan,onnx,…}``.
         options: how requests are batched.
-        heads: how the outputs of models of vision are read, by name, where they do not say it themselves.
+        vision: how the outputs of models of vision are read, by name, where they do not say it themselves: options
+            of :func:`trtrun.vision.task.task`.
         devices: the GPUs that ``load`` uses, for the metrics.
     """
 
@@ -191,13 +199,13 @@ class Repository:
         *,
         folder: Path | None = None,
         options: BatchOptions | None = None,
-        heads: Mapping[str, str] | None = None,
+        vision: Mapping[str, Mapping[str, Any]] | None = None,
         devices: Sequence[int] = (),
     ) -> None:
         self._load = load
         self._folder = None if folder is None else folder.resolve()
         self._options = options or BatchOptions()
-        self._heads = dict(heads or {})
+        self._vision = dict(vision or {})
         self.devices = tuple(devices)
         self.on_failure: Callable[[DeviceError], None] = lambda error: None  # called when a GPU has failed for good
         self._entries: dict[str, _Entry] = {}
@@ -287,7 +295,7 @@ class Repository:
         except BaseException:
             runner.close()
             raise
-        model = Model(name, version, path, stamp, runner, batcher, self._heads.get(name))
+        model = Model(name, version, path, stamp, runner, batcher, self._vision.get(name, {}))
         try:
             self._warm_up(model)
         except BaseException:

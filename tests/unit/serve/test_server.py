@@ -727,6 +727,8 @@ def test_tokens(tmp_path: Path) -> None:
         (["no.onnx"], "no.onnx"),
         (["a b=x"], "no name"),
         (["x.onnx", "--head", "x=yolo0"], "write MODEL=HEAD, with one of"),
+        (["x.onnx", "--task", "x=detection"], "write MODEL=TASK, with one of detect, segment"),
+        (["x.onnx", "--labels", "names.txt"], "write MODEL=FILE"),
     ],
 )
 def test_what_cannot_be_served(arguments: list[str], said: str, tmp_path: Path) -> None:
