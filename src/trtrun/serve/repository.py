@@ -174,6 +174,7 @@ class _Entry:
     model: Model | None = None
     reason: str = ""
     unloaded: bool = False  # because somebody asked for it
+    warned: bool = False  # that its config.pbtxt is not read
     statistics: Statistics = field(default_factory=Statistics)
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while it is loaded or unloaded
 
@@ -267,6 +268,9 @@ class Repository:
             if found is None:
                 raise ModelNotFoundError(f"there is no model {name!r} in the repository; it has {self.names()}.")
             version, path = found
+            if self._folder is not None and entry.path is None and not entry.warned:
+                self._warn(name, self._folder / name / "config.pbtxt")
+                entry.warned = True
             start = time.perf_counter()
             try:
                 model = self._open(name, version, path, entry.statistics)
@@ -302,6 +306,19 @@ class Repository:
             model.close()
             raise
         return model
+
+    @staticmethod
+    def _warn(name: str, config: Path) -> None:
+        """Say once that Triton's configuration is there and counts for nothing."""
+        if config.is_file():
+            _LOG.warning(
+                "%s: %s is not read. Batching is what the engine's profiles say, and --max-batch-size, "
+                "--max-queue-delay and --instances for all models; names and shapes are the "
+                "engine's; task and labels a bundle's.",
+                name,
+                config,
+                extra={"model": name},
+            )
 
     def _note(self, statistics: Statistics, outcome: Outcome) -> None:
         statistics.note(outcome)
@@ -532,7 +549,9 @@ def named(texts: Iterable[str]) -> dict[str, Path]:
 def configuration(model: Model) -> dict[str, Any]:
     """Triton's configuration of a model; ``parameters`` name the vision task where pictures can be sent."""
     described, batcher = describe(model), model.batcher
+    # Triton's 0: requests are not put together, and the shapes are whole ones.
     batched = batcher.max_batch_size > 1
+    delay = int(1e6 * batcher.options.max_queue_delay)
 
     def dims(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [
@@ -550,7 +569,7 @@ def configuration(model: Model) -> dict[str, Any]:
         "max_batch_size": batcher.max_batch_size if batched else 0,
         "input": dims(described["inputs"]),
         "output": dims(described["outputs"]),
-        "dynamic_batching": {"max_queue_delay_microseconds": int(1e6 * batcher.options.max_queue_delay)},
+        **({"dynamic_batching": {"max_queue_delay_microseconds": delay}} if batched else {}),
         "instance_group": [{"count": batcher.options.instances}],
         "parameters": parameters,
     }
