@@ -547,7 +547,8 @@ def named(texts: Iterable[str]) -> dict[str, Path]:
 
 
 def configuration(model: Model) -> dict[str, Any]:
-    """Triton's configuration of a model; ``parameters`` name the vision task where pictures can be sent."""
+    """Triton's configuration of a model; ``parameters`` name the vision task where pictures can be sent, or say
+    why they cannot."""
     described, batcher = describe(model), model.batcher
     # Triton's 0: requests are not put together, and the shapes are whole ones.
     batched = batcher.max_batch_size > 1
@@ -559,9 +560,10 @@ def configuration(model: Model) -> dict[str, Any]:
             for t in tensors
         ]
 
-    parameters = {}
-    with suppress(InputError):
-        parameters["task"] = {"string_value": model.task().head.task}
+    try:
+        parameters = {"task": {"string_value": model.task().head.task}}
+    except InputError as error:
+        parameters = {"no_task": {"string_value": error.message}}
     return {
         "name": model.name,
         "platform": described["platform"],

@@ -191,7 +191,9 @@ def test_pictures_are_requests_like_any_other(server: Server) -> None:
     assert count() == before + 2
     config = json.loads(server.get("/v2/models/faces/config")[1])
     assert config["parameters"] == {"task": {"string_value": "detect"}}
-    assert json.loads(server.get("/v2/models/affine/config")[1])["parameters"] == {}
+    (why,) = json.loads(server.get("/v2/models/affine/config")[1])["parameters"].items()
+    assert why[0] == "no_task"
+    assert "a vision model takes one batch of pictures" in why[1]["string_value"]
 
 
 def test_sizes_are_read_without_decoding() -> None:
