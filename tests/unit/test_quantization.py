@@ -86,6 +86,8 @@ def test_what_cannot_be_calibrated_with() -> None:
         quantize(models.affine(), [{"z": np.zeros((1, 12), np.float32)}])
     with pytest.raises(trtrun.InputError, match="cannot be run with calibration request 1"):
         quantize(models.affine(), [{"x": np.zeros((1, 12), np.float32)}, {"x": np.zeros((1, 13), np.float32)}])
+    with pytest.raises(trtrun.DtypeError, match=r"calibration request 0 has float64 for input 'x'.*takes float32"):
+        quantize(models.affine(), [{"x": np.zeros((1, 12))}])
     with pytest.raises(trtrun.OnnxError):
         quantize(b"no model", [])
 
@@ -109,6 +111,27 @@ def test_command(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["quantize", str(model), "--data", str(data), *arguments])
         assert result.exit_code == 1
         assert said in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("array", "kind", "said"),
+    [
+        (np.zeros((1, 12)), trtrun.DtypeError, "b.npy has float64 for input 'x', and {} takes float32. Convert it: "),
+        (np.zeros((1, 13), np.float32), trtrun.InputError, "{} cannot be run with {}: "),
+    ],
+)
+def test_the_file_that_a_model_cannot_be_calibrated_with_is_named(
+    array: np.ndarray, kind: type[Exception], said: str, tmp_path: Path
+) -> None:
+    model, data = tmp_path / "affine.onnx", tmp_path / "data"
+    model.write_bytes(models.affine())
+    data.mkdir()
+    np.save(data / "a.npy", np.zeros((1, 12), np.float32))
+    np.save(data / "b.npy", array)
+    result = CliRunner().invoke(app, ["quantize", str(model), "--data", str(data)])
+    assert isinstance(result.exception, kind)
+    assert said.format(model, data / "b.npy") in str(result.exception)
+    assert "request" not in str(result.exception)
 
 
 def test_calibrated_on_pictures(tmp_path: Path) -> None:

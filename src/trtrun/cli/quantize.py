@@ -68,7 +68,8 @@ def command(
 
     progress = Console(stderr=True)
     with progress.status("calibrating"):
-        quantized = quantize(model, counted(), precision=precision, keep=keep or ())  # type: ignore[arg-type]
+        files = [str(file) for file in arrays]
+        quantized = quantize(model, counted(), precision=precision, keep=keep or (), files=files)  # type: ignore[arg-type]
         write_atomic(target, quantized)
     typer.echo(f"{target}: {len(quantized):,} bytes, {precision}, calibrated with {count} requests")
 
