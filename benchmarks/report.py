@@ -56,15 +56,16 @@ Where trtrun is not ahead, and why:
   thread wakes up in 34 µs and more, and the interpreter's lock changes hands at that price, which is why threads gain
   nothing below 4 MB. At batch 32 they pay.
 - **device_arrays**: bound arrays cost one launch; the rest of the difference is the wait above. `session.run`, whose
-  tensors may be others each time, keeps the GPU waiting for about 25 µs: the exchange of the torch tensor, checks, the
+  tensors may be others each time, takes about 33 µs more than that: the exchange of the torch tensor, checks, the
   launch, and the memory of the result.
 - **throughput.resnet50.b1.vs_peak** was .949 and .954 in two runs four hours apart, of which the second is shown.
 - **throughput**: large requests take turns, two or three computing at a time. Free to share the GPU, four in flight ran
   at 17,200 to 21,900 images/s with batch 32, from host to host.
 - **multi_gpu**: one core fills about one GPU, so a pipeline over several fills the requests of each in a thread of its
   own (**.inline**: all in the thread that maps). Where cores copied at 8.5 GB/s that reached .85, and more where they
-  copy faster; a process per GPU (**.processes**) always scales. A server is bound by its interpreter, about a thousand
-  requests/s, so `trtrun serve --all-devices` starts a process per GPU (**.one_process**: all in one).
+  copy faster; a process per GPU (**.processes**) always scales. A server is bound by its interpreter, 760 requests/s
+  with one image and 1,050 with eight in shared memory, so `trtrun serve --all-devices` starts a process per GPU
+  (**.one_process**: all in one).
 - **hot_path.growth** and **multi_gpu.growth** count bytes; their ratio is 1 for none and 0 otherwise.
 - **serve.floor.grpc**: a gRPC server in Python, in as many processes, that receives the same requests and does nothing.
 - **serve.batching.bound**: that server ÷ batch 1 in this process. Below 1 the GPU answers single images faster than a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import as_host_array
+from .arrays import Host, as_host_array
 from .errors import (
     ExecutionError,
     MissingPackageError,
@@ -21,6 +22,7 @@ from .errors import (
 )
 from .plan import model_file_error, onnx_metadata
 from .runner import Done, OutputMode, Pending, Runner, RunnerAbove, StatefulRunner, check_pairs, initial_state
+from .staging import Staging
 from .tensor_spec import Shape, TensorSpec, TensorSpecs
 
 _DTYPES: dict[str, str] = {
@@ -91,6 +93,11 @@ class OnnxRuntimeSession(Runner):
         self._lock = threading.Lock()
         self._in_flight: _InFlight | None = None
         self._executor: ThreadPoolExecutor | None = None
+        self._stage()
+
+    def _stage(self) -> None:
+        self._filled: dict[str, Host] = {}  # by the caller
+        self.staging = Staging(self, self._staging_view)
 
     @property
     def inputs(self) -> TensorSpecs:
@@ -131,6 +138,16 @@ class OnnxRuntimeSession(Runner):
             self._in_flight = _InFlight(self, self._executor.submit(self._run, feeds))
             return self._in_flight
 
+    def _staging_view(self, name: str, shape: Shape) -> Host:
+        with self._lock:
+            self._check_idle()
+            spec = self._inputs[name]
+            spec.check_shape(shape)
+            size, array = math.prod(shape), self._filled.get(name)
+            if array is None or array.size < size:
+                array = self._filled[name] = np.zeros(size, spec.dtype)
+            return array[:size].reshape(shape)
+
     def _check_idle(self) -> None:
         self.check_open()
         if self._in_flight is not None:
@@ -164,6 +181,7 @@ class OnnxRuntimeSession(Runner):
         other._lock = threading.Lock()
         other._in_flight = None
         other._executor = None
+        other._stage()
         return other
 
     def state(self, pairs: Mapping[str, str], *, initial: Mapping[str, Any] | None = None) -> StatefulRunner:

@@ -12,7 +12,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
@@ -30,6 +30,7 @@ Result = dict[str, Any]
 
 _STEPS = (1, 2, 3, 4, 6, 8, 12, 16)  # requests that compute at once on a GPU
 _TRIAL = 0.1  # seconds that each is measured
+_SLOW = 0.03  # seconds: behind a request that takes longer, the copies of one other hide
 _LARGE = 1 << 20  # bytes of a request from which memory decides as well as the GPU
 _CACHES = 128 << 20  # more than the caches hold
 _FILLERS = 1  # threads for each of several GPUs that fill requests
@@ -44,7 +45,8 @@ class Pipeline:
     Args:
         runner: what to run; the pipeline works on clones of it and leaves it alone.
         depth: how many requests are in flight at once. Without it the depth is measured with the first request:
-            the smallest whose throughput is within 1.5 % of the best of 1, 2, 3, 4, 6, 8, 12 and 16 for each GPU. When
+            the smallest whose throughput is within 1.5 % of the best of 1, 2, 3, 4, 6, 8, 12 and 16 for each GPU,
+            which takes up to a few seconds. Of requests that take more than 30 ms each, it is 2 without more ado. When
             requests have 1 MB and more, one more is in flight than take :class:`~trtrun.turns.Turns` to compute, and
             how they are filled is measured too. Of a depth that is given, all but one take turns then.
 
@@ -260,8 +262,6 @@ class Pipeline:
             self._tuned = True
             return
         variants = _variants(inputs) if large else [inputs]
-        rates: dict[int, tuple[float, float]] = {}  # without and with helpers
-        best, idle = 0.0, 0
 
         def grow(step: int) -> int:
             depth = (step + (_SPARE if self._fillers else 1) * large) * len(self._completers)
@@ -269,6 +269,33 @@ class Pipeline:
             self._take_turns(step if large else None)
             return depth
 
+        grow(1)
+        if self._seconds(self._clones[0], variants) > _SLOW:
+            step, helpers = self._two(grow, inputs), False
+        else:
+            step, helpers = self._measured(grow, variants, large)
+        chosen = grow(step)
+        for runner in self._clones[:chosen]:
+            runner.copy_helpers = helpers
+        for runner in self._clones[chosen:]:
+            self._slots.withdraw(runner)
+            runner.close()
+        del self._clones[chosen:]
+        self._tuned = True
+
+    def _two(self, grow: Callable[[int], int], inputs: Mapping[str, Any]) -> int:
+        """2, or 1 where there is no memory for more."""
+        try:
+            for runner in self._clones[: grow(2)]:
+                runner.enqueue(inputs).result()  # takes its memory
+        except OutOfMemoryError:
+            return 1
+        return 2
+
+    def _measured(self, grow: Callable[[int], int], variants: list[Mapping[str, Any]], large: bool) -> tuple[int, bool]:
+        """The step of the best throughput, and whether helpers fill the requests."""
+        rates: dict[int, tuple[float, float]] = {}  # without and with helpers
+        best, idle = 0.0, 0
         for step in _STEPS:
             try:
                 depth = grow(step)
@@ -286,14 +313,17 @@ class Pipeline:
                 break
         step = min(step for step, pair in rates.items() if max(pair) >= 0.985 * best)
         alone, helped = rates[step]
-        chosen = grow(step)
-        for runner in self._clones[:chosen]:
-            runner.copy_helpers = helped > 1.03 * alone  # more than measurements vary
-        for runner in self._clones[chosen:]:
-            self._slots.withdraw(runner)
-            runner.close()
-        del self._clones[chosen:]
-        self._tuned = True
+        return step, helped > 1.03 * alone  # more than measurements vary
+
+    @staticmethod
+    def _seconds(runner: Runner, variants: list[Mapping[str, Any]]) -> float:
+        """How long one request takes by itself, when it is no longer the first of its shape."""
+        turn = itertools.cycle(variants)
+        for _ in range(2):
+            runner.enqueue(next(turn)).result()
+        start = time.perf_counter()
+        runner.enqueue(next(turn)).result()
+        return time.perf_counter() - start
 
     def _throughput(self, runners: list[Runner], variants: list[Mapping[str, Any]], *, helpers: bool) -> float:
         """Requests per second with these runners in flight."""

@@ -19,6 +19,7 @@ from .errors import ClosedError, DtypeError, ExecutionError, InputError, InputNa
 from .tensor_spec import TensorSpecs
 
 if TYPE_CHECKING:
+    from .bound import Bound
     from .turns import Turns
 
 OutputMode = Literal["copy", "view", "device"]
@@ -190,6 +191,10 @@ class Runner(ABC):
         Raises InputNameError, ShapeError or DtypeError where an input and its output do not fit each other.
         """
         raise ExecutionError(f"{self.backend} cannot keep state between requests.")
+
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, stream: Any | None = None) -> Bound:
+        """A request over GPU arrays that stay the same; see :meth:`~trtrun.session.Session.bind`."""
+        raise ExecutionError(f"{self.backend} has no requests over bound GPU arrays; run() takes new ones each time.")
 
     def staged(self, stages: Stages) -> Runner | None:
         """A runner over the same model with steps of its own on the GPU; None where this runner cannot have any.

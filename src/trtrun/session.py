@@ -26,10 +26,11 @@ from .cuda.device_array import DeviceArray, borrow, gpu_ordinal, result_pool
 from .cuda.memory import copy_async, host_view
 from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
 from .cuda.transfer import Copy
-from .errors import DeviceError, DtypeError, ExecutionError, InputError, InputNameError, OutOfMemoryError, ShapeError
+from .errors import DeviceError, DtypeError, ExecutionError, InputError, OutOfMemoryError, ShapeError
 from .filling import LARGE, Choice, Way, whole
 from .route import Route, ShapeKey, Steps, part_keys
 from .runner import OpenStages, OutputMode, Runner, Stages, StatefulRunner
+from .staging import Staging
 from .tensor_spec import Shape, TensorSpecs
 
 if TYPE_CHECKING:
@@ -51,41 +52,6 @@ class Held:
         self.dtype = dtype
 
 
-class Staging(Mapping[str, Host]):
-    """The page-locked input buffers, to fill directly: ``np.copyto(session.staging["images"], batch)``.
-
-    ``staging[name]`` has the input's static shape, or the largest shape its profiles allow; :meth:`view` gives any
-    other. A view passed as an input, or the leading part of one (``staging["images"][:4]``), is not copied again.
-    A view may be filled again as soon as the request that used it has returned. Asking for a larger shape than
-    before moves the buffer: take a new view then, older ones keep the old memory.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def __getitem__(self, name: str) -> Host:
-        spec = self._session.inputs.get(name)
-        if spec is None:
-            raise InputNameError(f"the engine has no input {name!r}; it takes {self._session.inputs!r}.")
-        shape = spec.max_shape
-        if shape is None:
-            raise ShapeError(f"input {name!r} has no largest shape; use staging.view({name!r}, shape).")
-        return self.view(name, shape)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._session.inputs  # the inherited one would allocate the buffer to find out
-
-    def view(self, name: str, shape: Shape) -> Host:
-        """The page-locked buffer of this input as an array of this shape. Raises ShapeError outside the profiles."""
-        return self._session._staging_view(name, tuple(shape))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._session.inputs)
-
-    def __len__(self) -> int:
-        return len(self._session.inputs)
-
-
 class Session(Runner):
     """Runs an engine, one request at a time. Calls from several threads take turns.
 
@@ -96,7 +62,7 @@ class Session(Runner):
 
     Attributes:
         engine: the engine.
-        staging: the page-locked input buffers, see :class:`Staging`.
+        staging: the page-locked input buffers, see :class:`~trtrun.staging.Staging`.
     """
 
     _state: Mapping[str, str] = MappingProxyType({})  # input -> output that it gets from the run before
@@ -108,7 +74,7 @@ class Session(Runner):
             raise ShapeError(f"there is no optimization profile {profile}: the engine has {engine.num_profiles}.")
         self.engine = engine
         self._profile = profile
-        self.staging = Staging(self)
+        self.staging = Staging(self, self._staging_view)
         self._cuda_graph = cuda_graph
         self._device = engine.device
         self._lock = threading.Lock()

@@ -20,7 +20,7 @@ LAYERS = [
     ["cuda"],
     ["building"],
     ["runtime_cache", "buffers", "output_allocator", "plan_reader", "refit", "turns"],
-    ["engine", "batches", "filling"],
+    ["engine", "batches", "filling", "staging"],
     ["route", "session", "bound", "staged", "state", "debug_tensors", "onnx_runtime"],
     ["pipeline"],
     ["splitting", "multi_gpu"],

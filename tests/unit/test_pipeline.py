@@ -255,6 +255,15 @@ def test_depth_is_measured() -> None:
         assert sum(not clone.closed for clone in runner.made) == 1 + pipeline.depth
 
 
+@pytest.mark.parametrize(("size", "depth"), [(16, 2), (1 << 18, 3)])
+def test_slow_requests_are_not_run_hundreds_of_times_first(size: int, depth: int) -> None:
+    runner = FakeRunner(0.05)
+    with Pipeline(runner) as pipeline:
+        assert pipeline.submit(np.ones(size, np.float32)).result()["y"][0] == 2
+        assert pipeline.depth == depth
+        assert sum(clone.requests for clone in runner.made) <= 3 + depth + 1
+
+
 def test_large_requests_take_turns_and_small_ones_do_not() -> None:
     for size, large in ((16, False), (1 << 18, True)):
         with Pipeline(FakeRunner(0.01)) as pipeline:

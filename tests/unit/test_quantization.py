@@ -86,6 +86,8 @@ def test_what_cannot_be_calibrated_with() -> None:
         quantize(models.affine(), [{"z": np.zeros((1, 12), np.float32)}])
     with pytest.raises(trtrun.InputError, match="cannot be run with calibration request 1"):
         quantize(models.affine(), [{"x": np.zeros((1, 12), np.float32)}, {"x": np.zeros((1, 13), np.float32)}])
+    with pytest.raises(trtrun.DtypeError, match=r"calibration request 0 has float64 for input 'x'.*takes float32"):
+        quantize(models.affine(), [{"x": np.zeros((1, 12))}])
     with pytest.raises(trtrun.OnnxError):
         quantize(b"no model", [])
 
@@ -104,10 +106,32 @@ def test_command(tmp_path: Path) -> None:
         (["--data", str(tmp_path / "none")], "does not exist"),
         (["--precision", "int4"], "fp8 or int8"),
         (["--size", "64"], "--data holds arrays"),
+        (["--task", "detect"], "--data holds arrays"),
     ):
         result = CliRunner().invoke(app, ["quantize", str(model), "--data", str(data), *arguments])
         assert result.exit_code == 1
         assert said in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("array", "kind", "said"),
+    [
+        (np.zeros((1, 12)), trtrun.DtypeError, "b.npy has float64 for input 'x', and {} takes float32. Convert it: "),
+        (np.zeros((1, 13), np.float32), trtrun.InputError, "{} cannot be run with {}: "),
+    ],
+)
+def test_the_file_that_a_model_cannot_be_calibrated_with_is_named(
+    array: np.ndarray, kind: type[Exception], said: str, tmp_path: Path
+) -> None:
+    model, data = tmp_path / "affine.onnx", tmp_path / "data"
+    model.write_bytes(models.affine())
+    data.mkdir()
+    np.save(data / "a.npy", np.zeros((1, 12), np.float32))
+    np.save(data / "b.npy", array)
+    result = CliRunner().invoke(app, ["quantize", str(model), "--data", str(data)])
+    assert isinstance(result.exception, kind)
+    assert said.format(model, data / "b.npy") in str(result.exception)
+    assert "request" not in str(result.exception)
 
 
 def test_calibrated_on_pictures(tmp_path: Path) -> None:
@@ -135,6 +159,18 @@ def test_calibrated_on_pictures(tmp_path: Path) -> None:
     assert "calibrated with 5 requests" in result.stdout
     assert "broken.png is left out" in result.stderr
     assert operators((tmp_path / "classifier.fp8.onnx").read_bytes())["QuantizeLinear"] == 2
+
+
+def test_a_detector_without_metadata_is_calibrated_for_the_task_that_is_named(tmp_path: Path) -> None:
+    model, picture = tmp_path / "yolo.onnx", tmp_path / "a.png"
+    model.write_bytes(models.small_yolo())
+    cv2.imwrite(str(picture), np.full((80, 100, 3), 90, np.uint8))
+    arguments = ["quantize", str(model), "--data", str(picture), "--head", "yolov8"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "several ways" in str(result.exception)
+    result = CliRunner().invoke(app, [*arguments, "--task", "detect"])
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8"])
@@ -186,7 +222,7 @@ def test_a_network_of_a_fixed_batch_is_calibrated_on_full_ones(tmp_path: Path) -
     pictures.mkdir()
     for index in range(3):
         cv2.imwrite(str(pictures / f"{index}.png"), np.full((16, 16, 3), 250, np.uint8))
-    found = list(_pictures(model, pictures, "classifier", None))
+    found = list(_pictures(model, pictures, "classifier", None, None))
     assert len(found) == 2
     assert all(request["images"].shape[0] == 2 for request in found)
     assert all(np.array_equal(*request["images"]) for request in found)  # no row is empty

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import BuildError, InputError, MissingPackageError
+from ..errors import BuildError, DtypeError, InputError, MissingPackageError
 from .onnx_check import check_model
 from .precision import at_least_opset, drop_defaults
 
@@ -36,6 +36,7 @@ def quantize(
     *,
     precision: Precision = "fp8",
     keep: Sequence[str] = (),
+    files: Sequence[str] = (),
 ) -> bytes:
     """The model with Q/DQ nodes around its convolutions and matrix products, as bytes of an ONNX file.
 
@@ -46,11 +47,13 @@ def quantize(
         precision: ``"fp8"`` (e4m3; GPUs from compute capability 8.9 on) or ``"int8"``. TensorRT-RTX 1.6 computes no
             convolution in int8.
         keep: names of nodes that stay in fp32.
+        files: which the requests came from, one each, for the errors; without them they are numbered.
 
     Raises:
         OnnxError, ModelFileError: the model cannot be read. InputError: no request, or one that the model cannot be
-        run with. BuildError: a name in ``keep`` is no node, the model cannot be brought to the operator set that the
-        precision needs (13, fp8 19), or the quantizer fails. MissingPackageError: no ONNX Runtime.
+        run with; DtypeError: an array of another dtype than its input. BuildError: a name in ``keep`` is no node, the
+        model cannot be brought to the operator set that the precision needs (13, fp8 19), or the quantizer fails.
+        MissingPackageError: no ONNX Runtime.
     """
     try:
         import onnx
@@ -99,19 +102,19 @@ def quantize(
 
     kind = QuantType.QFLOAT8E4M3FN if precision == "fp8" else QuantType.QInt8
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        files = []
+        stored = []
         for index, request in enumerate(requests):
-            largest.see(index, request)
-            files.append(Path(folder) / f"{index}.npz")
-            np.savez(files[-1], *(request[key] for key in largest.inputs))
-        if not files:
+            largest.see(files[index] if files else f"calibration request {index}", request)
+            stored.append(Path(folder) / f"{index}.npz")
+            np.savez(stored[-1], *(request[key] for key in largest.inputs))
+        if not stored:
             raise InputError(f"there is no request to calibrate {name} with.")
         target = Path(folder) / "quantized.onnx"
         try:
             quantize_static(
                 proto,
                 target,
-                Reader(files),
+                Reader(stored),
                 quant_format=QuantFormat.QDQ,
                 activation_type=kind,
                 weight_type=kind,
@@ -154,6 +157,11 @@ class _Largest:
         constants |= {node.output[0] for node in proto.graph.node if node.op_type == "Constant"}
         given = [value.name for value in proto.graph.input]
         self.inputs = sorted(given)
+        self._dtypes = {
+            value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            for value in proto.graph.input
+            if value.type.HasField("tensor_type")
+        }
         self._name = name
         self._names = sorted(
             {
@@ -179,17 +187,21 @@ class _Largest:
         except Exception as error:  # onnxruntime's errors share no base
             raise BuildError(f"{name} could not be quantized: {error}") from error
 
-    def see(self, index: int, request: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Raises InputError for a request that the model cannot be run with."""
+    def see(self, source: str, request: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Raises InputError for a request that the model cannot be run with, saying where it came from."""
         if sorted(request) != self.inputs:
-            raise InputError(
-                f"calibration request {index} has {sorted(request)}, and {self._name} takes {self.inputs}."
-            )
+            raise InputError(f"{source} has {sorted(request)}, and {self._name} takes {self.inputs}.")
+        for key, dtype in self._dtypes.items():
+            if request[key].dtype != dtype:
+                raise DtypeError(
+                    f"{source} has {request[key].dtype} for input {key!r}, and {self._name} takes {dtype}. Convert it: "
+                    f"array.astype({dtype.name!r})."
+                )
         arrays = {key: np.ascontiguousarray(array) for key, array in request.items()}
         try:
             computed = self._session.run(self._computed or None, arrays)
         except Exception as error:  # onnxruntime's errors share no base
-            raise InputError(f"{self._name} cannot be run with calibration request {index}: {error}") from error
+            raise InputError(f"{self._name} cannot be run with {source}: {error}") from error
         arrays |= zip(self._computed, computed, strict=False)
         for tensor in self._names:
             self._values[tensor] = max(self._values[tensor], float(np.abs(arrays[tensor]).max(initial=0)))

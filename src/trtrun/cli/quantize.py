@@ -30,11 +30,15 @@ def command(
     ] = "fp8",
     keep: Annotated[list[str] | None, typer.Option(help="Node that stays in fp32; several allowed.")] = None,
     head: HeadName = None,
+    task: Annotated[
+        str | None, typer.Option(help="What the model is for, where outputs and metadata do not say: detect, obb, …")
+    ] = None,
     size: InputSize = None,
 ) -> None:
     """Write the model with Q/DQ nodes, as TensorRT takes int8 and fp8; then build it with trtrun build.
 
-    Pictures are brought into the input as trtrun detect does it: as the head wants it, or as --head and --size say.
+    Pictures are brought into the input as trtrun detect does it: as the head wants it, or as --head, --task and
+    --size say.
     """
     from ..building.files import check_target, write_atomic
     from ..building.onnx_check import check_model
@@ -46,9 +50,11 @@ def command(
         raise InputError(f"{str(data)!r} does not exist.")
     arrays = sorted(data.iterdir()) if data.is_dir() else [data]
     arrays = [file for file in arrays if file.suffix in (".npz", ".npy")]
-    if arrays and (head or size):
-        raise InputError("--head and --size say how pictures are prepared, and --data holds arrays. Leave them out.")
-    requests = _arrays(model, arrays) if arrays else _pictures(model, data, head, size)
+    if arrays and (head or task or size):
+        raise InputError(
+            "--head, --task and --size say how pictures are prepared, and --data holds arrays. Leave them out."
+        )
+    requests = _arrays(model, arrays) if arrays else _pictures(model, data, head, task, size)
     target = output or model.with_name(f"{model.stem}.{precision}.onnx")
     check_target(target, [model, data, *arrays, *(check_model(model) if target.exists() else ())])
     count = 0
@@ -61,7 +67,8 @@ def command(
 
     progress = plain_console(stderr=True)
     with progress.status("calibrating"):
-        quantized = quantize(model, counted(), precision=precision, keep=keep or ())  # type: ignore[arg-type]
+        files = [str(file) for file in arrays]
+        quantized = quantize(model, counted(), precision=precision, keep=keep or (), files=files)  # type: ignore[arg-type]
         write_atomic(target, quantized)
     typer.echo(f"{target}: {len(quantized):,} bytes, {precision}, calibrated with {count} requests")
 
@@ -79,14 +86,15 @@ def _arrays(model: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
         yield read_npz(file) or {} if file.suffix == ".npz" else read_arrays([str(file)], names)
 
 
-def _pictures(model: Path, source: Path, head: str | None, size: str | None) -> Iterator[dict[str, Any]]:
-
+def _pictures(
+    model: Path, source: Path, head: str | None, kind: str | None, size: str | None
+) -> Iterator[dict[str, Any]]:
     from ..onnx_runtime import OnnxRuntimeSession
     from ..vision import task
     from ..vision.sources import read
 
     with OnnxRuntimeSession(model) as runner:
-        prepared = task(runner, head=head, size=None if size is None else parse_size(size))
+        prepared = task(runner, kind, head=head, size=None if size is None else parse_size(size))
         batch = prepared.batch_limit or 1  # a network of a fixed batch is calibrated on full ones
         ready: list[Any] = []
         for item in read(str(source)):

@@ -6,13 +6,14 @@ import logging
 import os
 import signal
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InputError
-from .options import Device, Plugins
+from .options import Device, Plugins, read_labels
 
 
 def command(
@@ -70,6 +71,13 @@ def command(
         list[str] | None,
         typer.Option(help="MODEL=HEAD: the decoder of a model of vision, where outputs and metadata do not say."),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="MODEL=TASK: what it is for, where outputs and metadata do not say: detect, obb, pose, …"),
+    ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(help="MODEL=FILE: text file with one class name per line.")
+    ] = None,
     device: Device = 0,
     all_devices: Annotated[bool, typer.Option("--all-devices", help="Serve on every GPU of this machine.")] = False,
     workers: Annotated[
@@ -104,7 +112,6 @@ def command(
         raise MissingPackageError(f"serving needs more packages ({error}). Run: pip install 'trtrun[serve]'") from error
     from ..cuda.device import gpu_count
     from ..predictor import load
-    from ..vision.heads import HEADS
 
     if not models and repository is None:
         raise InputError("there is nothing to serve: name models, or --repository FOLDER.")
@@ -114,12 +121,7 @@ def command(
         _check_tls(tls_certificate, tls_key)
     if repository is not None and not repository.is_dir():
         raise InputError(f"{str(repository)!r} is no folder.")
-    heads = {}
-    for text in head or ():
-        name, _, kind = text.rpartition("=")
-        if not name or kind not in HEADS:
-            raise InputError(f"cannot read --head {text!r}: write MODEL=HEAD, with one of {', '.join(HEADS)}.")
-        heads[name] = kind
+    vision = _vision(head or (), task or (), labels or ())
     token = None
     if token_file is not None:
         token = token_file.read_text(encoding="utf-8").strip()
@@ -156,9 +158,11 @@ def command(
             instances,
             None if max_queue_time is None else max_queue_time / 1e3,
         ),
-        heads=heads,
+        vision=vision,
         devices=devices,
     )
+    if unknown := sorted(vision.keys() - set(served.names())):
+        raise InputError(f"--head, --task or --labels name {unknown}, and the models are {served.names()}.")
     if place is None:
         gpus, cores, nbytes = min(len(devices), gpu_count()), usable_cores(), served.size()
         count = workers or suitable_count(gpus, cores, nbytes)
@@ -177,6 +181,28 @@ def command(
             return
     if serve(served, options):
         raise typer.Exit(1)
+
+
+def _vision(heads: Sequence[str], tasks: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``MODEL=VALUE`` texts as options of ``vision.task`` by model. Raises InputError, showing the text."""
+    from ..vision.heads import HEADS, TASKS
+
+    found: dict[str, dict[str, Any]] = {}
+    choices: dict[str, tuple[Sequence[str], Sequence[str]]] = {"head": (heads, tuple(HEADS)), "task": (tasks, TASKS)}
+    for option, (texts, known) in choices.items():
+        for text in texts:
+            name, _, value = text.partition("=")
+            if not name or value not in known:
+                raise InputError(
+                    f"cannot read --{option} {text!r}: write MODEL={option.upper()}, with one of {', '.join(known)}."
+                )
+            found.setdefault(name, {})[option] = value
+    for text in labels:
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise InputError(f"cannot read --labels {text!r}: write MODEL=FILE.")
+        found.setdefault(name, {})["names"] = dict(enumerate(read_labels(Path(file))))
+    return found
 
 
 def _check_tls(certificate: Path, key: Path) -> None:

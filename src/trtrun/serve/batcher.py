@@ -143,7 +143,7 @@ class Batcher:
             for clone in self._clones:
                 clone.close()
             raise
-        if self.max_batch_size > 1 and all(getattr(clone, "staging", None) is not None for clone in self._clones):
+        if self.max_batch_size > 1 and any(spec.profiles for spec in runner.inputs.values()):
             self.sizes = _sizes(runner, self.max_batch_size)
         self._workers = [
             threading.Thread(target=self._work, args=(clone,), name=f"trtrun-batch-{index}", daemon=True)

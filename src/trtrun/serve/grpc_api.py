@@ -149,7 +149,18 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, call: Any) -> Any:
         self._bodies.knock()
-        return self._handlers.get(call.method)
+        return self._handlers.get(call.method) or _unserved(call.method)
+
+
+def _unserved(method: str) -> Any:
+    """The handler of a method that there is not; gRPC's own says only that."""
+
+    async def refuse(requests: Any, context: Any) -> None:
+        log_request(method, "UNIMPLEMENTED", time.perf_counter(), _identity(context, None))
+        text = f"{method} is not served: {protocol.UNSERVED}; docs/serving.md says what there is."
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)  # of a stream nothing is read unless it is asked for
 
 
 @dataclass(frozen=True)
@@ -508,10 +519,7 @@ def _header(request: Any) -> _Header:
         names.add(tensor.name)
         dtype, shape = protocol.dtype_of(tensor.datatype), protocol.shape_of(tensor.name, list(tensor.shape))
         inputs.append((tensor.name, dtype, shape, protocol.region_of(_parameters(tensor.parameters)), tensor))
-    outputs = tuple(
-        RequestedOutput(output.name, True, protocol.region_of(_parameters(output.parameters)))
-        for output in request.outputs
-    )
+    outputs = tuple(protocol.requested(output.name, _parameters(output.parameters), True) for output in request.outputs)
     parameters = _parameters(request.parameters)
     timeout = protocol.integer(parameters.get("timeout", 0), "timeout")
     return _Header(

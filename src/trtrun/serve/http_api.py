@@ -9,6 +9,7 @@ import asyncio
 import base64
 import hmac
 import ipaddress
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -55,6 +56,7 @@ _PATIENCE = (64 << 20, 5.0)  # bytes and seconds of a body that nobody wants, re
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 )
+_OFTEN = logging.DEBUG  # of what the page asks every second, and Prometheus every few
 _LARGE = 1 << 18  # bytes of tensors, or of JSON, that are read or written beside the event loop
 HEADER_LENGTH = "inference-header-content-length"
 
@@ -114,8 +116,8 @@ def application(
     api = _Api(repository, options, memory, bodies, siblings or Siblings(repository, memory, bodies))
     model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 
-    def route(path: str, method: str, handler: Handler) -> Route:
-        return Route(path, api.guarded(handler), methods=[method])
+    def route(path: str, method: str, handler: Handler, level: int = logging.INFO) -> Route:
+        return Route(path, api.guarded(handler, level), methods=[method])
 
     routes = [
         Route("/v2/health/live", api.live, methods=["GET"]),
@@ -123,9 +125,9 @@ def application(
         Route("/", _page("page.html"), methods=["GET"]),  # hold no secret, and ask for the token themselves
         Route("/docs", _page("docs.html"), methods=["GET"]),
         route("/openapi.json", "GET", api.openapi),
-        route("/metrics", "GET", api.metrics),
+        route("/metrics", "GET", api.metrics, _OFTEN),
         route("/v2", "GET", api.server),
-        route("/v2/models/stats", "GET", api.all_stats),
+        route("/v2/models/stats", "GET", api.all_stats, _OFTEN),
         *(
             route(prefix + path, method, handler)
             for prefix in (model, version)
@@ -138,7 +140,7 @@ def application(
                 ("/predict", "POST", api.predict),
             )
         ),
-        route("/v2/repository/index", "POST", api.index),
+        route("/v2/repository/index", "POST", api.index, _OFTEN),
         route("/v2/repository/models/{model}/load", "POST", api.load),
         route("/v2/repository/models/{model}/unload", "POST", api.unload),
         *(
@@ -176,8 +178,9 @@ class _Api:
         self._memory = memory
         self._pictures = Pictures(options.max_pixels)
 
-    def guarded(self, handler: Handler) -> Handler:
-        """The handler behind the token, its errors as the protocol's, one line in the log."""
+    def guarded(self, handler: Handler, level: int) -> Handler:
+        """The handler behind the token, its errors as the protocol's, one line in the log, of this level where it
+        succeeds."""
 
         async def guard(request: Request) -> Response:
             start = time.perf_counter()
@@ -209,9 +212,8 @@ class _Api:
                 problem = f"{type(error).__name__}: {error}"
                 response = _error(500, problem)
             response.headers["X-Request-Id"] = identity
-            log_soon(
-                f"{request.method} {request.url.path}", response.status_code, start, identity, problem, refused=busy
-            )
+            status, what = response.status_code, f"{request.method} {request.url.path}"
+            log_soon(what, status, start, identity, problem, level if status < 400 else logging.INFO, refused=busy)
             return response
 
         return guard
@@ -430,10 +432,12 @@ def _page(name: str) -> Handler:
 
 
 async def _no_route(request: Request, error: Any) -> Response:
-    response = _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    what = f"{request.method} {request.url.path}"
+    missing = f"{what} is not served: {protocol.UNSERVED}; /openapi.json lists what there is."
+    response = _error(error.status_code, missing if error.status_code == 404 else f"{what}: {error.detail}")
     identity = identity_of(request.headers.get("x-request-id", ""))
     response.headers.update({**(error.headers or {}), "X-Request-Id": identity})
-    log_request(f"{request.method} {request.url.path}", error.status_code, time.perf_counter(), identity)
+    log_request(what, error.status_code, time.perf_counter(), identity)
     return response
 
 

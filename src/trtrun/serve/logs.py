@@ -29,7 +29,15 @@ def identity_of(given: str) -> str:
     return (given and _STRANGE.sub("", given[:100])) or os.urandom(16).hex()
 
 
-def log_request(what: str, status: int | str, start: float, identity: str, problem: str = "", **about: Any) -> None:
+def log_request(
+    what: str,
+    status: int | str,
+    start: float,
+    identity: str,
+    problem: str = "",
+    level: int = logging.INFO,
+    **about: Any,
+) -> None:
     """The line of one request.
 
     Args:
@@ -38,10 +46,11 @@ def log_request(what: str, status: int | str, start: float, identity: str, probl
         start: when it began, of ``time.perf_counter``.
         identity: the id that the client gave, or was given.
         problem: why it failed.
+        level: of the line, unless the fault is the server's.
         about: more for the log in JSON.
     """
     bad = status >= 500 if isinstance(status, int) else status in ("INTERNAL", "UNAVAILABLE", "UNKNOWN")
-    level = logging.WARNING if bad else logging.INFO
+    level = logging.WARNING if bad else level
     if not _LOG.isEnabledFor(level):
         return
     milliseconds = round(1e3 * (time.perf_counter() - start), 3)
@@ -53,7 +62,14 @@ def log_request(what: str, status: int | str, start: float, identity: str, probl
 
 
 def log_soon(
-    what: str, status: int | str, start: float, identity: str, problem: str = "", *, refused: bool = False
+    what: str,
+    status: int | str,
+    start: float,
+    identity: str,
+    problem: str = "",
+    level: int = logging.INFO,
+    *,
+    refused: bool = False,
 ) -> None:
     """:func:`log_request` when the event loop has done what it is doing: no answer waits for its line.
 
@@ -63,7 +79,7 @@ def log_soon(
     loop = asyncio.get_running_loop()
     if refused and not _refusals.has_line(loop):
         return
-    loop.call_soon(log_request, what, status, start, identity, problem)
+    loop.call_soon(log_request, what, status, start, identity, problem, level)
 
 
 class _Refusals:

@@ -93,6 +93,8 @@ class RegionBytes(Protocol):
         """Copy an array of the GPU's or NumPy's to its beginning."""
 
 
+UNSERVED = "of Triton's interface, trace and log settings are left out"
+
 # Gives the bytes of a shared memory region, to read and to write.
 Memory = Callable[[Region], RegionBytes]
 
@@ -316,9 +318,14 @@ def _to_json(array: Array) -> bytes:
 
 def _requested(output: Mapping[str, Any], all_binary: bool) -> RequestedOutput:
     name, parameters = _name(output, "output"), _mapping(output.get("parameters", {}), "parameters")
+    binary = _flag(parameters, "binary_data", f"output {name!r}") if "binary_data" in parameters else all_binary
+    return requested(name, parameters, binary)
+
+
+def requested(name: str, parameters: Mapping[str, Any], binary: bool) -> RequestedOutput:
+    """An output that a request names, with its parameters. Raises InputError for what is not served."""
     if integer(parameters.get("classification", 0), "classification"):
         raise InputError(f"output {name!r}: the classification extension is not served; take the top values yourself.")
-    binary = _flag(parameters, "binary_data", f"output {name!r}") if "binary_data" in parameters else all_binary
     return RequestedOutput(name, binary, region_of(parameters))
 
 

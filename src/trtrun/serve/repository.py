@@ -127,11 +127,18 @@ class Model:
 
     Args:
         stamp: what changes when its file is replaced.
-        head: see :func:`trtrun.vision.task.task`.
+        vision: options of :func:`trtrun.vision.task.task`: how its outputs are read.
     """
 
     def __init__(
-        self, name: str, version: str, path: Path, stamp: Any, runner: Runner, batcher: Batcher, head: str | None
+        self,
+        name: str,
+        version: str,
+        path: Path,
+        stamp: Any,
+        runner: Runner,
+        batcher: Batcher,
+        vision: Mapping[str, Any],
     ) -> None:
         self.name = name
         self.version = version
@@ -139,16 +146,16 @@ class Model:
         self.runner = runner
         self.batcher = batcher
         self.stamp = stamp
-        self._head = head
+        self._vision = vision
         self._task: VisionTask | InputError | None = None
 
     def task(self) -> VisionTask:
         """What reads pictures with this model. Raises InputError, with the reason, where it is no vision model."""
         if self._task is None:
             try:
-                self._task = task(self.runner, head=self._head, gpu=False)  # batches of all callers form behind it
+                self._task = task(self.runner, **self._vision, gpu=False)  # batches of all callers form behind it
             except InputError as error:
-                self._task = InputError(f"model {self.name!r} takes tensors, not pictures: {error.message}")
+                self._task = InputError(f"pictures cannot be sent to model {self.name!r}, tensors can: {error.message}")
         if isinstance(self._task, InputError):
             raise InputError(self._task.message)
         return self._task
@@ -167,6 +174,7 @@ class _Entry:
     model: Model | None = None
     reason: str = ""
     unloaded: bool = False  # because somebody asked for it
+    warned: bool = False  # that its config.pbtxt is not read
     statistics: Statistics = field(default_factory=Statistics)
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while it is loaded or unloaded
 
@@ -180,7 +188,8 @@ class Repository:
         folder: a model repository as Triton has it, ``folder/NAME/VERSION/model.{engine,plan,onnx,…}``, of which the
             highest version is served; or plain files ``folder/NAME.{engine,plan,onnx,…}``.
         options: how requests are batched.
-        heads: how the outputs of models of vision are read, by name, where they do not say it themselves.
+        vision: how the outputs of models of vision are read, by name, where they do not say it themselves: options
+            of :func:`trtrun.vision.task.task`.
         devices: the GPUs that ``load`` uses, for the metrics.
     """
 
@@ -191,13 +200,13 @@ class Repository:
         *,
         folder: Path | None = None,
         options: BatchOptions | None = None,
-        heads: Mapping[str, str] | None = None,
+        vision: Mapping[str, Mapping[str, Any]] | None = None,
         devices: Sequence[int] = (),
     ) -> None:
         self._load = load
         self._folder = None if folder is None else folder.resolve()
         self._options = options or BatchOptions()
-        self._heads = dict(heads or {})
+        self._vision = dict(vision or {})
         self.devices = tuple(devices)
         self.on_failure: Callable[[DeviceError], None] = lambda error: None  # called when a GPU has failed for good
         self._entries: dict[str, _Entry] = {}
@@ -259,6 +268,9 @@ class Repository:
             if found is None:
                 raise ModelNotFoundError(f"there is no model {name!r} in the repository; it has {self.names()}.")
             version, path = found
+            if self._folder is not None and entry.path is None and not entry.warned:
+                self._warn(name, self._folder / name / "config.pbtxt")
+                entry.warned = True
             start = time.perf_counter()
             try:
                 model = self._open(name, version, path, entry.statistics)
@@ -287,13 +299,26 @@ class Repository:
         except BaseException:
             runner.close()
             raise
-        model = Model(name, version, path, stamp, runner, batcher, self._heads.get(name))
+        model = Model(name, version, path, stamp, runner, batcher, self._vision.get(name, {}))
         try:
             self._warm_up(model)
         except BaseException:
             model.close()
             raise
         return model
+
+    @staticmethod
+    def _warn(name: str, config: Path) -> None:
+        """Say once that Triton's configuration is there and counts for nothing."""
+        if config.is_file():
+            _LOG.warning(
+                "%s: %s is not read. Batching is what the engine's profiles say, and --max-batch-size, "
+                "--max-queue-delay and --instances for all models; names and shapes are the "
+                "engine's; task and labels a bundle's.",
+                name,
+                config,
+                extra={"model": name},
+            )
 
     def _note(self, statistics: Statistics, outcome: Outcome) -> None:
         statistics.note(outcome)
@@ -522,9 +547,12 @@ def named(texts: Iterable[str]) -> dict[str, Path]:
 
 
 def configuration(model: Model) -> dict[str, Any]:
-    """Triton's configuration of a model; ``parameters`` name the vision task where pictures can be sent."""
+    """Triton's configuration of a model; ``parameters`` name the vision task where pictures can be sent, or say
+    why they cannot."""
     described, batcher = describe(model), model.batcher
+    # Triton's 0: requests are not put together, and the shapes are whole ones.
     batched = batcher.max_batch_size > 1
+    delay = int(1e6 * batcher.options.max_queue_delay)
 
     def dims(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [
@@ -532,9 +560,10 @@ def configuration(model: Model) -> dict[str, Any]:
             for t in tensors
         ]
 
-    parameters = {}
-    with suppress(InputError):
-        parameters["task"] = {"string_value": model.task().head.task}
+    try:
+        parameters = {"task": {"string_value": model.task().head.task}}
+    except InputError as error:
+        parameters = {"no_task": {"string_value": error.message}}
     return {
         "name": model.name,
         "platform": described["platform"],
@@ -542,7 +571,7 @@ def configuration(model: Model) -> dict[str, Any]:
         "max_batch_size": batcher.max_batch_size if batched else 0,
         "input": dims(described["inputs"]),
         "output": dims(described["outputs"]),
-        "dynamic_batching": {"max_queue_delay_microseconds": int(1e6 * batcher.options.max_queue_delay)},
+        **({"dynamic_batching": {"max_queue_delay_microseconds": delay}} if batched else {}),
         "instance_group": [{"count": batcher.options.instances}],
         "parameters": parameters,
     }

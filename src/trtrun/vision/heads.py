@@ -280,8 +280,8 @@ def recognise(
     if len(fitting) > 1:
         raise InputError(
             f"the outputs ({outputs}) can be read in several ways{asked}: {'; '.join(map(str, fitting))}. "
-            "Name the one that is meant: task=…, head=… (--head) or names=… (--labels), or the same in the model's "
-            "metadata."
+            "Name the one that is meant: task=… (--task), head=… (--head) or names=… (--labels), or the same in the "
+            "model's metadata (trtrun bundle writes it)."
         )
     return fitting[0]
 

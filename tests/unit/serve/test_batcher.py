@@ -152,6 +152,11 @@ class Staged(Rows):
         self.staging = self
         self.buffer = np.full((8, 4), np.nan, np.float32)
 
+    @property
+    def inputs(self) -> TensorSpecs:
+        profile = ShapeRange((1, 4), (4, 4), (8, 4))
+        return TensorSpecs([TensorSpec("x", np.dtype(np.float32), (-1, 4), profiles=(profile,))])
+
     def view(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return self.buffer[: shape[0]]
 

@@ -78,6 +78,25 @@ def test_the_image_gets_what_the_package_is_built_of_and_nothing_else() -> None:
     assert set(copied) == {"pyproject.toml", readme, licenses, "src"}
 
 
+def test_kserve_is_offered_what_the_image_runs() -> None:
+    docker = (DEPLOY / "Dockerfile").read_text()
+    (extras,) = re.findall(r'"/src\[(.*)\]"', docker)
+    (runtime,) = (one["spec"] for one in documents() if one["kind"] == "ServingRuntime")
+    brought = {"rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
+    runs = {brought[extra] for extra in extras.split(",") if extra in brought} | {"onnx"}
+    assert {one["name"] for one in runtime["supportedModelFormats"]} == runs
+    # Of the version that the tests run with, which is the last for the GPUs that they ran on.
+    (pinned,) = re.findall(r'"tensorrt-rtx-cu13==([\d.]+)"', (DEPLOY.parent / "pyproject.toml").read_text())
+    assert re.findall(r"^ARG TENSORRT_RTX=(.*)$", docker, re.M) == [pinned]
+    assert '"tensorrt-rtx-cu13==$TENSORRT_RTX"' in docker
+
+
+def test_the_documented_curl_writes_no_error_into_a_file() -> None:
+    lines = [line for line in (DEPLOY.parent / "docs" / "serving.md").read_text().splitlines() if line[:5] == "curl "]
+    assert len(lines) == 3
+    assert all(re.search(r" (-f|--fail-with-body) ", line) for line in lines)
+
+
 def test_ports_and_users() -> None:
     runtime, deployment = (
         next(d for d in documents() if d["kind"] == kind) for kind in ("ServingRuntime", "Deployment")

@@ -249,6 +249,21 @@ def test_tokens(tmp_path: Path) -> None:
     assert server.stop() == 0
 
 
+def test_what_is_left_out_of_tritons_interface_is_said(client: triton.InferenceServerClient) -> None:
+    missing = {
+        "TraceSetting": [client.get_trace_settings, lambda: client.update_trace_settings("affine")],
+        "LogSettings": [client.get_log_settings, lambda: client.update_log_settings({"log_info": True})],
+    }
+    for what, calls in missing.items():
+        for call in calls:
+            with pytest.raises(InferenceServerException, match=f"{what} is not served: .*trace and log") as raised:
+                call()
+            assert raised.value.status() == "StatusCode.UNIMPLEMENTED"
+    wanted = triton.InferRequestedOutput("y", class_count=2)
+    with pytest.raises(InferenceServerException, match="classification extension is not served"):
+        client.infer("affine", [tensor_of(np.zeros((1, 12), np.float32))], outputs=[wanted])
+
+
 def test_configuration(client: triton.InferenceServerClient) -> None:
     config = client.get_model_config("affine").config
     assert (config.name, config.backend, config.max_batch_size) == ("affine", "trtrun", 8)

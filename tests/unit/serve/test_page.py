@@ -150,6 +150,30 @@ def test_what_is_no_picture_is_said(page: Any, server: Server) -> None:
     assert json.loads(server.get("/v2/health/live")[1]) == {"live": True}
 
 
+def test_where_no_model_takes_pictures_the_page_says_what_there_is(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    (tmp_path / "yolo.onnx").write_bytes(models.small_yolo())
+    server = Server(*(str(tmp_path / f"{name}.onnx") for name in ("affine", "yolo")), log=tmp_path / "log")
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(f"http://{server.address}/")
+    page.wait_for_selector("#none", state="visible")
+    assert not page.is_visible("#model")
+    assert not page.is_visible("#drop")
+    assert page.locator("#empty").inner_text() == "None of the loaded models takes pictures"
+    affine, yolo = page.locator("#takes li").all_inner_texts()
+    assert affine.startswith("affine takes x FP32 [any, 12]")
+    assert yolo.startswith("yolo takes images FP32 [any, 3, 128, 128]")
+    assert "several ways" in yolo
+    assert "--task" in yolo
+    if folder := os.environ.get("TRTRUN_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/page-none.png", full_page=True)
+    for name in ("affine", "yolo"):
+        assert server.get(f"/v2/repository/models/{name}/unload", b"")[0] == 200
+    wait(page, "document.getElementById('empty').textContent === 'No model is loaded'")
+    page.close()
+    assert server.stop() == 0
+
+
 def test_the_page_asks_for_the_token(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "affine.onnx").write_bytes(models.affine())
     (tmp_path / "token").write_text("secret")
@@ -158,6 +182,8 @@ def test_the_page_asks_for_the_token(browser: Any, tmp_path: Path) -> None:
     page.goto(f"http://{server.address}/")
     page.wait_for_selector("#login", state="visible")
     assert page.locator("#models tr").count() == 0
+    page.wait_for_timeout(2500)
+    assert server.log.read_text().count('"status": 401') == 1  # it waits for the token, and does not ask again
     page.fill("#token", "secret")
     page.press("#token", "Enter")
     page.wait_for_selector("#models tr")

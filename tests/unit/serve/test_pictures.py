@@ -52,12 +52,36 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_the_head_that_the_server_is_told(tmp_path: Path) -> None:
     (tmp_path / "one.onnx").write_bytes(centerface())
     (tmp_path / "two.onnx").write_bytes(centerface())
-    repository = Repository(OnnxRuntimeSession, folder=tmp_path, heads={"one": "centerface", "two": "yolox"})
+    repository = Repository(
+        OnnxRuntimeSession, folder=tmp_path, vision={"one": {"head": "centerface"}, "two": {"head": "yolox"}}
+    )
     assert repository.load_all() == []
     assert repository.get("one").task().head.name == "centerface"
     with pytest.raises(InputError, match="'yolox'"):
         repository.get("two").task()
     repository.close()
+
+
+def test_a_model_that_can_be_read_in_several_ways_is_told_its_task(tmp_path: Path) -> None:
+    model, labels = tmp_path / "yolo.onnx", tmp_path / "labels.txt"
+    model.write_bytes(models.small_yolo())
+    labels.write_text("ant\nbee\ncat\n")
+    told = ["--task", "det=detect", "--labels", f"det={labels}", "--task", "turned=obb", "--head", "turned=yolov8"]
+    server = Server(*(f"{name}={model}" for name in ("det", "turned", "untold")), *told, log=tmp_path / "log")
+    path = "/v2/models/{}/predict"
+    status, _, body = post(server, path.format("det"), encoded())
+    assert (status, json.loads(body)["task"]) == (200, "detect"), body
+    assert {one["class"] for one in json.loads(body)["results"]} <= {"ant", "bee", "cat"}
+    assert json.loads(server.get("/v2/models/turned/config")[1])["parameters"]["task"] == {"string_value": "obb"}
+    status, _, body = post(server, path.format("untold"), encoded())
+    assert status == 400
+    said = json.loads(body)["error"]
+    assert "detect with 3 classes; yolov8 for obb with 2 classes" in said
+    assert "(--task)" in said
+    assert "not pictures" not in said
+    assert server.stop() == 0
+    unknown = Server.refused(f"det={model}", "--task", "dett=detect")
+    assert "name ['dett'], and the models are ['det']" in unknown
 
 
 def post(server: Server, path: str, body: bytes, **headers: str) -> tuple[int, str, bytes]:
@@ -139,7 +163,7 @@ def bomb(width: int, height: int) -> bytes:
         ("faces", b"x" * (9 << 20), "image/png", 413, "body is larger"),
         ("faces", encoded(), "text/plain", 415, "text/plain"),
         ("faces", encoded(), "application/x-www-form-urlencoded", 415, "send image"),
-        ("affine", encoded(), "image/jpeg", 400, "takes tensors, not pictures"),
+        ("affine", encoded(), "image/jpeg", 400, "a vision model takes one batch of pictures"),
         ("nothing", encoded(), "image/jpeg", 404, "not served"),
         ("faces/versions/7", encoded(), "image/jpeg", 404, "not served"),
     ],
@@ -167,7 +191,9 @@ def test_pictures_are_requests_like_any_other(server: Server) -> None:
     assert count() == before + 2
     config = json.loads(server.get("/v2/models/faces/config")[1])
     assert config["parameters"] == {"task": {"string_value": "detect"}}
-    assert json.loads(server.get("/v2/models/affine/config")[1])["parameters"] == {}
+    (why,) = json.loads(server.get("/v2/models/affine/config")[1])["parameters"].items()
+    assert why[0] == "no_task"
+    assert "a vision model takes one batch of pictures" in why[1]["string_value"]
 
 
 def test_sizes_are_read_without_decoding() -> None:

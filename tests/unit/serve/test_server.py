@@ -90,6 +90,51 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     assert names == {"affine": "READY", "several": "READY", "static": "READY"}  # and nothing from outside the folder
 
 
+def test_figures_that_are_read_all_the_time_have_no_line_and_refusals_do(tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    (tmp_path / "token").write_text("secret")
+    server = Server(str(tmp_path / "affine.onnx"), "--token-file", str(tmp_path / "token"), log=tmp_path / "log")
+    for path, body in (("/metrics", None), ("/v2/models/stats", None), ("/v2/repository/index", b"")):
+        assert server.get(path, body, Authorization="Bearer secret")[0] == 200
+        assert server.get(path, body, Authorization="Bearer wrong")[0] == 401
+    assert server.get("/v2/models/affine/stats", Authorization="Bearer secret")[0] == 200
+    assert server.stop() == 0
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert [(one["message"].split()[1], one["status"]) for one in lines if "status" in one] == [
+        ("/metrics", 401),
+        ("/v2/models/stats", 401),
+        ("/v2/repository/index", 401),
+        ("/v2/models/affine/stats", 200),
+    ]
+
+
+def test_what_is_left_out_of_tritons_interface_is_said(client: triton.InferenceServerClient, server: Server) -> None:
+    missing = {
+        "GET /v2/trace/setting": client.get_trace_settings,
+        "GET /v2/models/affine/trace/setting": lambda: client.get_trace_settings("affine"),
+        "POST /v2/trace/setting": client.update_trace_settings,
+        "GET /v2/logging": client.get_log_settings,
+        "POST /v2/logging": lambda: client.update_log_settings({"log_info": True}),
+    }
+    for what, call in missing.items():
+        with pytest.raises(InferenceServerException, match=f"{what} is not served: .*trace and log settings") as raised:
+            call()
+        assert raised.value.status() == "404"
+    assert "Method Not Allowed" in json.loads(server.get("/v2/models/affine", b"{}")[1])["error"]
+
+
+def test_a_model_that_is_not_batched_says_so(client: triton.InferenceServerClient) -> None:
+    """Triton's 0: its shapes are whole, and there is no batching to tell of."""
+    batched, alone = client.get_model_config("affine"), client.get_model_config("static")
+    assert (batched["max_batch_size"], batched["input"][0]["dims"]) == (8, [12])
+    assert "dynamic_batching" in batched
+    assert (alone["max_batch_size"], alone["input"][0]["dims"]) == (
+        0,
+        client.get_model_metadata("static")["inputs"][0]["shape"],
+    )
+    assert "dynamic_batching" not in alone
+
+
 @pytest.mark.parametrize("binary_in", [False, True])
 @pytest.mark.parametrize("binary_out", [False, True])
 def test_inference(binary_in: bool, binary_out: bool, client: triton.InferenceServerClient) -> None:
@@ -610,6 +655,23 @@ def test_what_any_library_raises_keeps_no_other_model_from_being_loaded(tmp_path
         repository.load("b")
 
 
+def test_tritons_configuration_is_not_read_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("with", "without"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "1" / "model.onnx").touch()
+    (tmp_path / "with" / "config.pbtxt").write_text("max_batch_size: 8\n")
+    repository = Repository(lambda path: FakeRunner(), folder=tmp_path)
+    assert not repository.load_all()
+    repository.load("with")
+    repository.close()
+    said = [record.getMessage() for record in caplog.records if "config.pbtxt" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith(f"with: {tmp_path.resolve()}/with/config.pbtxt is not read. ")
+    assert "--max-batch-size" in said[0]
+
+
 def test_a_hangup_does_not_end_a_server_that_starts(tmp_path: Path) -> None:
     (tmp_path / "affine.onnx").write_bytes(models.affine())
     server = Server(str(tmp_path / "affine.onnx"), log=tmp_path / "log", wait=False)
@@ -727,6 +789,8 @@ def test_tokens(tmp_path: Path) -> None:
         (["no.onnx"], "no.onnx"),
         (["a b=x"], "no name"),
         (["x.onnx", "--head", "x=yolo0"], "write MODEL=HEAD, with one of"),
+        (["x.onnx", "--task", "x=detection"], "write MODEL=TASK, with one of detect, segment"),
+        (["x.onnx", "--labels", "names.txt"], "write MODEL=FILE"),
     ],
 )
 def test_what_cannot_be_served(arguments: list[str], said: str, tmp_path: Path) -> None:
