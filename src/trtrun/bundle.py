@@ -342,7 +342,7 @@ def write_bundle(
         data = ModelFile(engine)
         plan = identify(data, source=os.fspath(engine))
         if onnx is not None and interface is not None:
-            told = _told_apart(onnx_metadata(plan.metadata), declared)
+            told = _told_apart(onnx_metadata(plan.metadata), declared, is_fixed=interface.is_fixed)
             _refuse(os.fspath(engine), os.fspath(onnx), told or _differences(engine, interface))
         facts.update(plan.metadata)
         body = data[plan.offset :]
@@ -381,7 +381,7 @@ def write_bundle(
     return open_bundle(path)
 
 
-_DECIDE = ("task", "imgsz", "stride", "channels", "kpt_shape")  # metadata that decides what goes in and comes out
+_DECIDE = ("task", "channels", "kpt_shape")  # metadata that decides what goes in and comes out
 
 
 def _read_onnx(data: bytes) -> tuple[Interface, dict[str, Any]]:
@@ -392,10 +392,13 @@ def _read_onnx(data: bytes) -> tuple[Interface, dict[str, Any]]:
     return Interface.of_onnx(proto), onnx_metadata({entry.key: entry.value for entry in proto.metadata_props})
 
 
-def _told_apart(engine: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
-    """Where exporters say that an engine and an ONNX model are not the same network."""
+def _told_apart(engine: Mapping[str, Any], model: Mapping[str, Any], *, is_fixed: bool) -> list[str]:
+    """Where exporters say that an engine and an ONNX model are not the same network.
+
+    Of an ``is_fixed`` model also the size of pictures, which is no more than a habit where it may be any.
+    """
     found = []
-    for key in _DECIDE:
+    for key in (*_DECIDE, *(("imgsz",) if is_fixed else ())):
         of_engine, of_model = (
             [told[key]] * 2 if key == "imgsz" and isinstance(told.get(key), int) else told.get(key)
             for told in (engine, model)
@@ -426,8 +429,9 @@ def _refuse(engine: str, model: str, differences: Sequence[str]) -> None:
     if differences:
         raise BundleError(
             f"{engine} and {model} are not the same network: {'; '.join(differences)}. Machines with a GPU would run "
-            "the one and others the other. Build the engine from this ONNX model (trtrun build), and make the bundle "
-            "of both."
+            "the one and others the other. Build the engine from this ONNX model, or give the bundle the model as the "
+            "engine was built from it: with the same inputs and outputs (trtrun build --input-shape and --outputs "
+            "change them)."
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import flavor as flavors
 from .errors import MissingPackageError, TrtrunError
-from .plan import identify_file, is_onnx_file
+from .plan import identify_file, is_onnx_file, onnx_metadata
 from .tensor_spec import TensorSpecs
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _inspect_onnx(model: str | os.PathLike[str]) -> dict[str, Any]:
         "nodes": len(proto.graph.node),
         "operators": dict(Counter(node.op_type for node in proto.graph.node).most_common()),
         "parameters": sum(_elements(tensor.dims) for tensor in proto.graph.initializer),
-        "metadata": {entry.key: entry.value for entry in proto.metadata_props},
+        "metadata": onnx_metadata({entry.key: entry.value for entry in proto.metadata_props}),
     }
 
 

@@ -19,6 +19,7 @@ _DTYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
+_FLOATS = {"float32", "float16", "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,21 @@ class Interface:
 
         return cls(tuple(map(_declared, graph_inputs(proto.graph))), tuple(map(_declared, proto.graph.output)))
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether no input has a dynamic dimension but the first."""
+        return all(tensor.shape is not None and -1 not in tensor.shape[1:] for tensor in self.inputs)
+
     @classmethod
     def from_json(cls, value: Mapping[str, Sequence[Mapping[str, Any]]]) -> Interface:
         """What :meth:`as_json` gave. Raises KeyError, TypeError and ValueError for anything else."""
 
         def tensor(fields: Mapping[str, Any]) -> DeclaredTensor:
             shape = fields["shape"]
-            if not all(isinstance(size, int) for size in shape or ()):
+            if not (shape is None or (type(shape) is list and all(type(size) is int for size in shape))):
                 raise TypeError(f"{shape!r} is no shape"[:200])
+            if fields["dtype"] is not None and type(fields["dtype"]) is not str:
+                raise TypeError(f"{fields['dtype']!r} is no dtype"[:200])
             return DeclaredTensor(str(fields["name"]), fields["dtype"], None if shape is None else tuple(shape))
 
         return cls(tuple(map(tensor, value["inputs"])), tuple(map(tensor, value["outputs"])))
@@ -65,8 +73,9 @@ class Interface:
     def differences(self, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> list[str]:
         """Where an engine with these specs cannot be of this model: a sentence each.
 
-        A dimension that is dynamic on one side fits any. An input that the engine lacks is no difference: TensorRT
-        leaves out what nothing reads.
+        A dimension that is dynamic on one side fits any, and the floats of 16 and 32 bits fit each other, which
+        ``BuildOptions.convert_io`` exchanges. An input that the engine lacks is no difference: TensorRT leaves out what
+        nothing reads.
         """
         found = [*_differences("input", self.inputs, inputs), *_differences("output", self.outputs, outputs)]
         missing = [tensor.name for tensor in self.outputs if tensor.name not in outputs]
@@ -85,7 +94,8 @@ def _differences(kind: str, declared: Iterable[DeclaredTensor], specs: Mapping[s
             len(shape) == len(spec.shape)
             and all(-1 in pair or pair[0] == pair[1] for pair in zip(shape, spec.shape, strict=True))
         )
-        if dtype not in (None, spec.dtype.name) or not fits:
+        is_float = {dtype, spec.dtype.name} <= _FLOATS
+        if not (dtype in (None, spec.dtype.name) or is_float) or not fits:
             found.append(
                 f"{kind} {name!r} is {_text(spec.dtype.name, spec.shape)} in the engine and {_text(dtype, shape)} in "
                 "the ONNX model"
@@ -100,9 +110,8 @@ def _declared(value: Any) -> DeclaredTensor:
     dtype = _DTYPES.get(onnx.TensorProto.DataType.Name(tensor.elem_type))
     if not tensor.HasField("shape"):
         return DeclaredTensor(value.name, dtype, None)
-    # some exporters write -1 where a dimension is dynamic
-    sizes = (dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
-    return DeclaredTensor(value.name, dtype, tuple(max(size, -1) for size in sizes))
+    sizes = [dim.dim_value for dim in tensor.shape.dim]  # some exporters write 0 or -1 where one is dynamic
+    return DeclaredTensor(value.name, dtype, tuple(size if size > 0 else -1 for size in sizes))
 
 
 def _text(dtype: str | None, shape: Shape | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -31,6 +32,7 @@ Result = dict[str, Any]
 _STEPS = (1, 2, 3, 4, 6, 8, 12, 16)  # requests that compute at once on a GPU
 _TRIAL = 0.1  # seconds that each is measured
 _SLOW = 0.03  # seconds: behind a request that takes longer, the copies of one other hide
+_FASTER = 0.9  # of the time of a slow request: helpers that save less leave the time to what computes
 _LARGE = 1 << 20  # bytes of a request from which memory decides as well as the GPU
 _CACHES = 128 << 20  # more than the caches hold
 _FILLERS = 1  # threads for each of several GPUs that fill requests
@@ -46,7 +48,7 @@ class Pipeline:
         runner: what to run; the pipeline works on clones of it and leaves it alone.
         depth: how many requests are in flight at once. Without it the depth is measured with the first request:
             the smallest whose throughput is within 1.5 % of the best of 1, 2, 3, 4, 6, 8, 12 and 16 for each GPU,
-            which takes up to a few seconds. Of requests that take more than 30 ms each, it is 2 without more ado. When
+            which takes up to a few seconds. Of requests that take more than 30 ms each, it is 2 for each. When
             requests have 1 MB and more, one more is in flight than take :class:`~trtrun.turns.Turns` to compute, and
             how they are filled is measured too. Of a depth that is given, all but one take turns then.
 
@@ -270,8 +272,10 @@ class Pipeline:
             return depth
 
         grow(1)
-        if self._seconds(self._clones[0], variants) > _SLOW:
-            step, helpers = self._two(grow, inputs), False
+        alone = self._seconds(self._clones[0], variants, helpers=False)
+        if alone > _SLOW:
+            helpers = large and self._seconds(self._clones[0], variants, helpers=True) < _FASTER * alone
+            step = self._two(grow, inputs)
         else:
             step, helpers = self._measured(grow, variants, large)
         chosen = grow(step)
@@ -286,7 +290,8 @@ class Pipeline:
     def _two(self, grow: Callable[[int], int], inputs: Mapping[str, Any]) -> int:
         """2, or 1 where there is no memory for more."""
         try:
-            for runner in self._clones[: grow(2)]:
+            depth = grow(2)
+            for runner in self._clones[1:depth]:
                 runner.enqueue(inputs).result()  # takes its memory
         except OutOfMemoryError:
             return 1
@@ -316,14 +321,23 @@ class Pipeline:
         return step, helped > 1.03 * alone  # more than measurements vary
 
     @staticmethod
-    def _seconds(runner: Runner, variants: list[Mapping[str, Any]]) -> float:
-        """How long one request takes by itself, when it is no longer the first of its shape."""
+    def _seconds(runner: Runner, variants: list[Mapping[str, Any]], *, helpers: bool) -> float:
+        """How long one request takes by itself, when it is no longer the first of its shape.
+
+        The least of three, because one may be held up; but one that takes that long needs no second opinion.
+        """
+        runner.copy_helpers = helpers
         turn = itertools.cycle(variants)
-        for _ in range(2):
-            runner.enqueue(next(turn)).result()
-        start = time.perf_counter()
         runner.enqueue(next(turn)).result()
-        return time.perf_counter() - start
+        least, begin = math.inf, time.perf_counter()
+        for _ in range(3):
+            start = time.perf_counter()
+            runner.enqueue(next(turn)).result()
+            now = time.perf_counter()
+            least = min(least, now - start)
+            if least <= _SLOW or now - begin > 10 * _SLOW:
+                break
+        return least
 
     def _throughput(self, runners: list[Runner], variants: list[Mapping[str, Any]], *, helpers: bool) -> float:
         """Requests per second with these runners in flight."""

@@ -31,7 +31,7 @@ _TAGS: dict[bytes, Family] = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 _CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # what the lowest bits mean; those above are not known
 _METADATA_LIMIT = 16 << 20  # a length beyond this is not metadata but some other file's first bytes
 # What Ultralytics writes into ONNX files as Python literals, because their metadata is text alone.
-_LITERALS = ("args", "batch", "channels", "end2end", "imgsz", "kpt_names", "kpt_shape", "names", "stride")
+_LITERALS = ("args", "batch", "channels", "end2end", "imgsz", "kpt_names", "kpt_shape", "names", "preprocess", "stride")
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,10 @@ def identify(data: ModelData, *, source: str = "these bytes") -> PlanInfo:
     return PlanInfo(family, version, total - offset, offset, metadata, capabilities)
 
 
-def with_header(plan: bytes, metadata: Mapping[str, Any]) -> bytes:
-    """A plan with exporter metadata in front, as Ultralytics writes and reads it. Raises PlanError where none fits."""
+def header_of(metadata: Mapping[str, Any]) -> bytes:
+    """What Ultralytics writes and reads in front of a plan; nothing without metadata. Raises PlanError for too much."""
+    if not metadata:
+        return b""
     try:
         text = json.dumps(metadata, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -217,7 +219,7 @@ def with_header(plan: bytes, metadata: Mapping[str, Any]) -> bytes:
             f"the metadata for the front of a plan takes {len(text):,} bytes as JSON, and {_METADATA_LIMIT:,} are read "
             "there at most. Leave some of it out."
         )
-    return struct.pack("<I", len(text)) + text + plan
+    return struct.pack("<I", len(text)) + text
 
 
 def onnx_metadata(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from trtrun.debug_tensors import debug_tensors
 from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.pipeline import Pipeline
-from trtrun.plan import with_header
+from trtrun.plan import header_of
 from trtrun.route import Route
 from trtrun.splitting import SplitRunner
 
@@ -492,7 +492,7 @@ def test_a_plan_that_is_read_in_small_pieces_is_the_same(load, monkeypatch: pyte
     expected = load(plan)(x)["y"]
     monkeypatch.setattr(plan_reader, "PIECE", 10_007)
     path = tmp_path / "m.engine"
-    path.write_bytes(with_header(plan, {"task": "detect"}))
+    path.write_bytes(header_of({"task": "detect"}) + plan)
     np.testing.assert_array_equal(load(path)(x)["y"], expected)
     np.testing.assert_array_equal(load(plan)(x)["y"], expected)
 

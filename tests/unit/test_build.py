@@ -94,6 +94,17 @@ def test_metadata_that_is_no_literal_stays_text_and_too_much_is_refused(tmp_path
     assert not (tmp_path / "large.engine").exists()
 
 
+def test_the_metadata_is_that_of_the_model_that_was_built(tmp_path: Path) -> None:
+    path = tmp_path / "yolo.onnx"
+    path.write_bytes(with_properties(YOLO))
+
+    def replace(*_: object) -> None:
+        path.write_bytes(with_properties({"task": "pose"}))
+
+    assert identify(trtrun.build(path, progress=replace).read_bytes()).metadata == IN_FRONT
+    assert trtrun.OnnxRuntimeSession(path).metadata == {"task": "pose"}
+
+
 def test_external_data_is_found_beside_the_file(tmp_path: Path) -> None:
     import onnx
 

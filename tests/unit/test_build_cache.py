@@ -400,6 +400,15 @@ def test_a_cached_engine_has_the_models_metadata_in_front(model: Path) -> None:
         assert identify(plan).metadata == {"task": "detect", "names": {"0": "cat"}}
 
 
+def test_metadata_that_no_header_takes_is_left_out_aloud(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    proto = onnx.load(model)
+    onnx.helper.set_model_props(proto, {"names": "x" * (17 << 20)})
+    onnx.save(proto, model)
+    _, plan = cache.cached_plan(model)
+    assert not identify(plan).metadata
+    assert "its metadata is left out of the engine" in caplog.text
+
+
 def test_an_entry_of_another_layout_is_not_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cached_engine(model)
     monkeypatch.setattr(cache, "_LAYOUT", cache._LAYOUT + 1)

@@ -16,14 +16,14 @@ from trtrun.building.builder import build_plan
 from trtrun.bundle import new_keys, open_bundle, write_bundle
 from trtrun.cli import app
 from trtrun.cuda.device import gpu_count
-from trtrun.plan import identify, with_header
+from trtrun.plan import header_of, identify
 from trtrun.tensor_spec import TensorSpec, TensorSpecs
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
     path = tmp_path / "m.engine"
-    path.write_bytes(with_header(build_plan(models.static()), {"stride": 32}))
+    path.write_bytes(header_of({"stride": 32}) + build_plan(models.static()))
     return path
 
 
@@ -96,7 +96,7 @@ def test_an_engine_of_another_network_than_the_model_is_refused(other: bytes, sa
     trtrun.build(yolo(32), tmp_path / "m.engine")
     (tmp_path / "m.onnx").write_bytes(yolo(32))
     plan = (tmp_path / "m.engine").read_bytes()
-    as_text = with_header(plan[identify(plan).offset :], {"imgsz": "[32, 32]", "names": "{0: 'a', 1: 'b'}"})
+    as_text = header_of({"imgsz": "[32, 32]", "names": "{0: 'a', 1: 'b'}"}) + plan[identify(plan).offset :]
     (tmp_path / "text.engine").write_bytes(as_text)
     write_bundle(tmp_path / "m.bundle", engines=[tmp_path / "text.engine"], onnx=tmp_path / "m.onnx")
     bundle = write_bundle(tmp_path / "m.bundle", engines=[tmp_path / "m.engine"], onnx=tmp_path / "m.onnx")
@@ -117,6 +117,7 @@ def spec(name: str, shape: tuple[int, ...], dtype: str = "float32") -> TensorSpe
     [
         ([spec("x", (1, 3, 32, 32))], [spec("y", (1, 8, 32, 32)), spec("pooled", (1, 8))], None),
         ([spec("x", (-1, 3, -1, -1))], [spec("y", (-1, 8, -1, -1)), spec("pooled", (-1, 8))], None),
+        ([spec("x", (1, 3, 32, 32), "float16")], [spec("y", (1, 8, 32, 32), "float16"), spec("pooled", (1, 8))], None),
         ([], [spec("y", (1, 8, 32, 32)), spec("pooled", (1, 8))], None),  # an input that nothing reads
         (
             [spec("x", (1, 3, 64, 64))],
@@ -124,9 +125,9 @@ def spec(name: str, shape: tuple[int, ...], dtype: str = "float32") -> TensorSpe
             "input 'x' is float32 1×3×64×64 in the engine and float32 1×3×32×32 in the ONNX model",
         ),
         (
-            [spec("x", (1, 3, 32, 32), "float16")],
+            [spec("x", (1, 3, 32, 32), "int8")],
             [spec("y", (1, 8, 32, 32)), spec("pooled", (1, 8, 1))],
-            "input 'x' is float16 1×3×32×32 in the engine and .* output 'pooled' is float32 1×8×1 in the engine",
+            "input 'x' is int8 1×3×32×32 in the engine and .* output 'pooled' is float32 1×8×1 in the engine",
         ),
         (
             [spec("images", (1, 3, 32, 32))],
@@ -341,6 +342,8 @@ def test_flipped_bits_are_found_or_change_nothing(engine: Path, model: Path, tmp
         {"version": 1}, {"family": None}, {"family": "other"}, {"file": 7}, {"sha256": 1}, {"compute_capability": 9},
         {"interface": []}, {"interface": {"inputs": []}}, {"interface": {"inputs": [3], "outputs": []}},
         {"interface": {"inputs": [{"name": "x", "dtype": None, "shape": ["a"]}], "outputs": []}},
+        {"interface": {"inputs": [{"name": "x", "dtype": None, "shape": [True]}], "outputs": []}},
+        {"interface": {"inputs": [{"name": "x", "dtype": 5, "shape": [1]}], "outputs": []}},
     ],
 )  # fmt: skip
 def test_a_manifest_of_wrong_types_is_refused(engine: Path, tmp_path: Path, changes: dict) -> None:

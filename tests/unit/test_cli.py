@@ -274,7 +274,6 @@ def test_one_console_for_all_commands() -> None:
 
 
 def test_an_array_of_another_shape_is_no_reason_to_rebuild_what_was_not_built(folder: Path) -> None:
-    done = cli.invoke(app, ["run", "static.onnx", "-i", "x.npy"])
     np.save("x.npy", np.ones((1, 12), np.float32))
     done = cli.invoke(app, ["run", "static.onnx", "-i", "x.npy"])
     assert "take a model that was exported or built for this shape" in str(done.exception)
@@ -287,3 +286,9 @@ def test_inspect_says_why_a_plan_shows_no_inputs_and_what_other_gpus_are(folder:
     assert "trtrun inspect model.onnx" in shown
     assert "12.1, other (GPUs that plans have no number for, like 9.0; a plan for all GPUs says so)" in shown
     assert "not shown" not in cli.invoke(app, ["inspect", "static.onnx"]).output
+
+
+def test_help_shows_brackets() -> None:
+    assert "table [build] holds" in " ".join(
+        cli.invoke(app, ["build", "--help"], env={"COLUMNS": "200"}).output.split()
+    )

@@ -3,8 +3,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,7 +262,36 @@ def test_slow_requests_are_not_run_hundreds_of_times_first(size: int, depth: int
     with Pipeline(runner) as pipeline:
         assert pipeline.submit(np.ones(size, np.float32)).result()["y"][0] == 2
         assert pipeline.depth == depth
-        assert sum(clone.requests for clone in runner.made) <= 3 + depth + 1
+        assert sum(clone.requests for clone in runner.made) <= 12
+
+
+def test_one_request_that_is_held_up_makes_no_slow_model() -> None:
+    class Stalled(FakeRunner):
+        def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
+            self.latency = 0.05 if self.requests == 1 else 0.001
+            return super().enqueue(inputs)
+
+        def clone(self) -> FakeRunner:
+            return Stalled(self.latency, self.made)
+
+    with Pipeline(Stalled()) as pipeline:
+        pipeline.submit(np.float32([1])).result()
+        assert pipeline.depth > 3
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_slow_requests_have_helpers_where_filling_is_what_is_slow(faster: bool) -> None:
+    class Filled(FakeRunner):
+        def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
+            self.latency = 0.02 if self.copy_helpers and faster else 0.05
+            return super().enqueue(inputs)
+
+        def clone(self) -> FakeRunner:
+            return Filled(self.latency, self.made)
+
+    with Pipeline(Filled()) as pipeline:
+        pipeline.submit(np.ones(1 << 18, np.float32)).result()
+        assert [clone.copy_helpers for clone in pipeline._clones] == [faster] * 3
 
 
 def test_large_requests_take_turns_and_small_ones_do_not() -> None:

@@ -19,6 +19,7 @@ def test_a_buffer_is_filled_and_run() -> None:
         assert isinstance(session.staging, Staging)
         assert list(session.staging) == [name]
         np.copyto(session.staging[name], x)
+        assert np.shares_memory(session._prepare({name: session.staging[name]})[name], session.staging[name])
         for output, array in session.run({name: session.staging[name]}).items():
             np.testing.assert_array_equal(array, wanted[output])
         assert not np.shares_memory(other.staging[name], session.staging[name])

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError
-from ..plan import model_file_error
+from ..plan import header_of, model_file_error
 from .builder import Progress, build_plan
 from .files import check_target, write_atomic
-from .header import with_metadata_of
+from .header import metadata_of
 from .onnx_check import check_model
 from .options import BuildOptions
 
@@ -65,9 +65,9 @@ def build(
         check_target(path, [model, *(check_model(model) if path.exists() else ())])
     else:
         check_target(path)
-    plan = build_plan(model, options, progress=progress)
-    if header:
-        plan = with_metadata_of(model, plan)
+    check_model(model)
+    front = header_of(metadata_of(model)) if header else b""  # before: what is built is what it was read from
+    plan = front + build_plan(model, options, progress=progress)
     if check is not None:
         check(plan)
     write_atomic(path, plan)

@@ -29,13 +29,13 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from .. import flavor as flavors
-from ..errors import BuildError, ModelFileError
-from ..plan import ModelFile, pieces
+from ..errors import BuildError, ModelFileError, PlanError
+from ..plan import ModelFile, header_of, pieces
 from . import files, graph
 from .builder import Progress, build_plan
 from .content import Content, content_of, forget
 from .files import file_state, write_atomic
-from .header import with_metadata_of
+from .header import metadata_of
 from .options import BuildOptions, parse_bytes
 
 _LOG = logging.getLogger("trtrun")
@@ -194,6 +194,8 @@ def cached_engine(
 ) -> Path:
     """The path of an engine for this ONNX file, built when there is none yet. Raises what ``build_plan`` raises.
 
+    The model's metadata may stand in front of the plan, as :func:`trtrun.build` writes it.
+
     Processes that ask at once build once: the others wait for the first. The file may be gone by the time it is
     opened if another process clears the cache; :func:`cached_plan` gives what cannot be taken away.
     """
@@ -233,7 +235,12 @@ def cached_plan(
                     return path, plan
                 if path.exists():
                     _LOG.warning("the cached engine %s is damaged; it is built again", path)
-            built = with_metadata_of(model, build_plan(model, options, progress=progress))
+            plan_alone = build_plan(model, options, progress=progress)
+            try:
+                built = header_of(metadata_of(model)) + plan_alone
+            except PlanError as error:
+                _LOG.warning("%s: its metadata is left out of the engine: %s", name, error)
+                built = plan_alone
             if content_of(model, _notes()) != content:
                 _LOG.warning("%s was changed while it was built; it is built again", name)
                 continue

@@ -6,17 +6,17 @@ import os
 from typing import Any
 
 from ..errors import OnnxError
-from ..plan import onnx_metadata, with_header
+from ..plan import onnx_metadata
 
 # What tasks of vision read. Metadata without any of these stays in the ONNX file: nobody here would miss it, and
 # trtexec and Triton's TensorRT backend read no plan that something stands in front of.
 _READ = {"character", "head", "imgsz", "kpt_shape", "names", "preprocess", "stride", "task"}
 
 
-def with_metadata_of(model: str | os.PathLike[str] | bytes, plan: bytes) -> bytes:
-    """The plan with the model's metadata in front, as Ultralytics writes it; as it is where tasks read none of it.
+def metadata_of(model: str | os.PathLike[str] | bytes) -> dict[str, Any]:
+    """The model's metadata as JSON, to stand in front of its plan; empty where tasks read none of it.
 
-    Raises OnnxError for a model that cannot be read any more, and PlanError for more metadata than a header takes.
+    Raises OnnxError for what is no ONNX model.
     """
     import onnx  # check_model has been here and says what to install
 
@@ -28,6 +28,6 @@ def with_metadata_of(model: str | os.PathLike[str] | bytes, plan: bytes) -> byte
         )
     except Exception as error:  # protobuf's errors share no base with onnx's
         name = "this model" if isinstance(model, bytes) else os.fspath(model)
-        raise OnnxError(f"{name} cannot be read any more ({error}). Do not change it while it is built.") from error
+        raise OnnxError(f"{name} is not a valid ONNX model: {error}") from error
     metadata: dict[str, Any] = onnx_metadata({entry.key: entry.value for entry in proto.metadata_props})
-    return with_header(plan, metadata) if _READ & metadata.keys() else plan
+    return metadata if _READ & metadata.keys() else {}

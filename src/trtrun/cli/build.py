@@ -61,7 +61,7 @@ def command(
         typer.Option(
             is_eager=True,
             callback=_read_config,
-            help="TOML file whose table [build] holds these options by name; ./trtrun.toml if it is there.",
+            help="TOML file whose table \\[build] holds these options by name; ./trtrun.toml if it is there.",
         ),
     ] = None,
     output: Annotated[

@@ -24,7 +24,12 @@ def create(
         list[str] | None,
         typer.Option(help="An engine; FILE@9.0 where it runs on that compute capability alone. Best first."),
     ] = None,
-    onnx: Annotated[Path | None, typer.Option(help="The model that engines are rebuilt from where none fits.")] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(
+            help="The model that the engines were built from: the CPU runs it, and where none fits it is built."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; the file's unless given.")] = None,
     metadata: Annotated[Path | None, typer.Option(help="JSON file: names, task, preprocess, …")] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file with a label per line, as metadata 'names'.")] = None,
@@ -92,12 +97,12 @@ def header(
     """Write metadata in front of an engine, as Ultralytics does; what stood there before is replaced."""
     from ..building.files import check_target, write_atomic
     from ..errors import BundleError
-    from ..plan import ModelFile, identify, with_header
+    from ..plan import ModelFile, header_of, identify
 
     check_target(output, [metadata], BundleError)
     data = ModelFile(engine)
     plan = identify(data, source=str(engine))
-    write_atomic(output, with_header(data[plan.offset :], _json(metadata)))
+    write_atomic(output, header_of(_json(metadata)) + data[plan.offset :])
     typer.echo(f"{output}: {plan}, with {metadata.name} in front")
 
 

@@ -93,7 +93,7 @@ def command(
     plugin: Plugins = None,
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log one JSON object a line.")] = False,
 ) -> None:
-    """Serve models over HTTP and gRPC; clients of Triton and KServe work unchanged."""
+    """Serve models over HTTP and gRPC; clients of Triton and KServe work with them."""
     # Until there is a handler, which takes seconds of imports, "systemctl reload" would end it, and for good: systemd
     # calls that a clean exit. Workers inherit it. Whoever starts reads all models anyway.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -161,7 +161,8 @@ def command(
         vision=vision,
         devices=devices,
     )
-    if unknown := sorted(vision.keys() - set(served.names())):
+    # Once: a folder that goes later must not keep a worker from starting again.
+    if place is None and (unknown := sorted(vision.keys() - set(served.names()))):
         raise InputError(f"--head, --task or --labels name {unknown}, and the models are {served.names()}.")
     if place is None:
         gpus, cores, nbytes = min(len(devices), gpu_count()), usable_cores(), served.size()

@@ -157,7 +157,7 @@ def _unserved(method: str) -> Any:
 
     async def refuse(requests: Any, context: Any) -> None:
         log_request(method, "UNIMPLEMENTED", time.perf_counter(), _identity(context, None))
-        text = f"{method} is not served: {protocol.UNSERVED}; docs/serving.md says what there is."
+        text = f"{protocol.unserved(method)}; docs/serving.md says what there is."
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
 
     return grpc.stream_stream_rpc_method_handler(refuse)  # of a stream nothing is read unless it is asked for

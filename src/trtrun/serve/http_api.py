@@ -433,7 +433,7 @@ def _page(name: str) -> Handler:
 
 async def _no_route(request: Request, error: Any) -> Response:
     what = f"{request.method} {request.url.path}"
-    missing = f"{what} is not served: {protocol.UNSERVED}; /openapi.json lists what there is."
+    missing = f"{protocol.unserved(what)}; /openapi.json lists what there is."
     response = _error(error.status_code, missing if error.status_code == 404 else f"{what}: {error.detail}")
     identity = identity_of(request.headers.get("x-request-id", ""))
     response.headers.update({**(error.headers or {}), "X-Request-Id": identity})

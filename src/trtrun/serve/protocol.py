@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -93,7 +94,13 @@ class RegionBytes(Protocol):
         """Copy an array of the GPU's or NumPy's to its beginning."""
 
 
-UNSERVED = "of Triton's interface, trace and log settings are left out"
+def unserved(what: str) -> str:
+    """That there is no such path or method, and why where it is one of Triton's."""
+    reason = ""
+    if re.search(r"/(trace/|logging\b|TraceSetting|LogSettings)", what):
+        reason = ": of Triton's interface, trace and log settings are left out"
+    return f"{what} is not served{reason}"
+
 
 # Gives the bytes of a shared memory region, to read and to write.
 Memory = Callable[[Region], RegionBytes]

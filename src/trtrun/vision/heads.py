@@ -304,7 +304,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Told:
     """Ultralytics' keys (task, names, imgsz, kpt_shape, end2end), PaddleOCR's list of labels, a bundle's preprocess and
     head.
 
-    In ONNX files the values are Python literals as text, in front of engines they are JSON.
+    The values are JSON; some exporters write Python literals as text in front of engines too.
     """
     values = {key: _literal(value) for key, value in metadata.items()}
     names = values.get("names")
