@@ -6,6 +6,7 @@ Every peer has ``infer({name: array}) -> {name: array}`` whose results belong to
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import sys
 from typing import Any
 
@@ -19,6 +20,14 @@ def checked(result: tuple) -> Any:
     if result[0] != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(result[0].name)
     return result[1] if len(result) > 1 else None
+
+
+def version(package: str) -> str:
+    """Of an installed package, for the records: what was measured is what was installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
 
 
 class _Tensor:

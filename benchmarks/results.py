@@ -76,6 +76,15 @@ def threaded(infer: Sequence[Callable[[dict[str, Any]], object]], inputs: Sequen
     return sum(counts) / (time.perf_counter() - start)
 
 
+def keep_fastest(times: dict[str, list[float]], name: str, ways: Sequence[str]) -> str | None:
+    """Leave of these ways the fastest by its median, as ``name``. Returns which it was; None where there is none."""
+    best = min(ways, key=lambda way: statistics.median(times[way]), default=None)
+    kept = {way: times.pop(way) for way in ways}
+    if best is not None:
+        times[name] = kept[best]
+    return best
+
+
 def compare_times(id: str, what: str, ours: Sequence[float], reference: Sequence[float]) -> Record:
     """A record from the per-round medians (seconds) of two contenders that ran in turns."""
     ratios = [r / o for o, r in zip(ours, reference, strict=True)]

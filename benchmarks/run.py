@@ -3,7 +3,10 @@
     python benchmarks/run.py [GROUP …]     groups: latency throughput device_arrays specialize bench cold_start growth
                                            overhead; latency:resnet50 measures those networks alone
 
-Every figure is a ratio of medians taken in turns in one run. Peers that are not installed are skipped, aloud.
+Every figure is a ratio of medians taken in turns in one run. Peers that are not installed are skipped, aloud. All of
+them, in the versions that were measured:
+
+    pip install torch torchvision polygraphy==0.53.6 onnxruntime-ep-nv-tensorrt-rtx-cu13==0.4.0
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import models
 import numpy as np
 import peers
 from cuda.bindings import driver
-from results import Record, compare_rates, compare_times, environment, in_turns, run_groups, threaded
+from results import Record, compare_rates, compare_times, environment, in_turns, keep_fastest, run_groups, threaded
 
 from trtrun import flavor
 from trtrun.benchmark import BenchOptions, measure
@@ -40,6 +43,7 @@ from trtrun.route import Route
 from trtrun.session import Session
 
 RTX = flavor.load("tensorrt_rtx").module
+ORT = f"ONNX Runtime with TensorRT-RTX {peers.version('onnxruntime-ep-nv-tensorrt-rtx-cu13')}"
 
 
 def batches(engine: Engine, count: int = 8, batch: int | None = None) -> list[np.ndarray]:
@@ -86,6 +90,8 @@ def latency(only: str = "") -> Iterator[Record]:
             "ort": lambda m=model: peers.OnnxRuntimePlugin(m, cuda_graph=False),
             "ort_graph": lambda m=model: peers.OnnxRuntimePlugin(m, cuda_graph=True),
         }
+        if "resnet50.static" in name:
+            optional["torch"] = lambda x=inputs[0]: peers.TorchGraph(len(x))
         for label, make in optional.items():
             try:
                 contenders[label] = make()
@@ -95,22 +101,19 @@ def latency(only: str = "") -> Iterator[Record]:
             contenders["chunked"] = peers.Chunked(RTX, engine.handle)
         expected = session(inputs[0])["logits"]
         for label, peer in contenders.items():
-            if label != "floor":
+            if label not in ("floor", "torch"):  # which give nothing, and what other weights give
                 agree(peer.infer({"images": inputs[0]})["logits"], expected)  # type: ignore[attr-defined]
-        if "resnet50.static" in name:
-            contenders["torch"] = peers.TorchGraph(inputs[0].shape[0])
         calling = {label: caller(peer.infer, inputs) for label, peer in contenders.items()}  # type: ignore[attr-defined]
         times = in_turns({"ours": caller(session.run, inputs), **calling}, calls=calls, rounds=7)
         print(f"  {name}: " + ", ".join(f"{k} {np.median(v) * 1e6:.1f}" for k, v in times.items()))
-        if "ort" in times:
-            best = min(("ort", "ort_graph"), key=lambda k: np.median(times.get(k, [np.inf])))
-            times["ort"] = times.pop(best)
-            times.pop("ort_graph", None)
+        modes = [label for label in ("ort", "ort_graph") if label in times]
+        mode = "with its CUDA graph" if keep_fastest(times, "ort", modes) == "ort_graph" else "without its CUDA graph"
+        mode += ", the better of its modes" if len(modes) > 1 else ": its other mode did not run"
         what = {
             "bare": "bare loop, one graph launch per request",
             "recipe": "classic recipe",
-            "polygraphy": "Polygraphy 0.53.6 TrtRunner",
-            "ort": "ONNX Runtime with TensorRT-RTX 0.4.0, the better of its modes",
+            "polygraphy": f"Polygraphy {peers.version('polygraphy')} TrtRunner",
+            "ort": f"{ORT}, {mode}",
             "torch": "torch fp16 channels-last, CUDA graph",
         }
         for choice in engine.choices.values():
@@ -310,7 +313,7 @@ def _versus_onnx_runtime(model: bytes, inputs: list[np.ndarray], ours: Callable[
         return
     print("  ONNX Runtime: " + ", ".join(f"{way} {np.median(theirs):.0f}" for way, (_, theirs) in rates.items()))
     best = max(rates, key=lambda way: float(np.median(rates[way][1])))
-    what = f"Pipeline.map / ONNX Runtime with TensorRT-RTX 0.4.0, its best of {len(rates)} ways: {best}"
+    what = f"Pipeline.map / {ORT}, its best of {len(rates)} ways: {best}"
     if cut_off:
         what += f"; left out: {'; '.join(cut_off)}"
     yield compare_rates("throughput.resnet50.b1.vs_ort", what, *rates[best])
@@ -380,7 +383,7 @@ def specialize() -> Iterator[Record]:
     inputs = batches(one.engine, batch=1)
     agree(own(inputs[0])["logits"], one(inputs[0])["logits"])
     times = in_turns({"ours": caller(own.run, inputs), "one": caller(one.run, inputs)}, calls=60)
-    what = "one dynamic profile / build(specialize=[1, 8, 32]), p50 NumPy to NumPy"
+    what = "one dynamic profile / BuildOptions(specialize=(1, 8, 32)), p50 NumPy to NumPy"
     yield compare_times("specialize.resnet50.b1.vs_dynamic", what, times["ours"], times["one"])
     one.engine.close()
     own.engine.close()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -96,6 +97,37 @@ def test_page_is_well_formed_and_self_contained(measured: Measurement) -> None:
     assert "url(" not in content
     assert "@import" not in content
     assert "<b>&x" not in content
+
+
+def test_the_timeline_shows_what_overlaps() -> None:
+    """H2D, compute and D2H of each stream in a lane of its own, on one axis: bars above one another ran together."""
+    content = html(synthetic())
+    timeline = content[content.index("<h2>Timeline") :]
+    lanes = [f"{stream} {kind}" for stream in (0, 1) for kind in ("H2D", "compute", "D2H")]
+    assert re.findall(r">(\d \w+)</text>", timeline) == lanes
+    bars: dict[tuple[float, str], list[tuple[float, float]]] = {}
+    bar = r'<rect class="(\w+)[^"]*" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"'
+    for kind, x, y, width in re.findall(bar, timeline):
+        bars.setdefault((float(y), kind), []).append((float(x), float(x) + float(width)))
+    rows = sorted(bars)
+    assert [kind for _, kind in rows] == 2 * ["h2d", "compute", "d2h"]
+    for h2d, compute, d2h in (rows[:3], rows[3:]):
+        overlap = [
+            (a, b) for a in bars[h2d] for b in bars[compute] if min(a[1], b[1]) - max(a[0], b[0]) > 0.9 * (a[1] - a[0])
+        ]
+        assert len(overlap) >= len(bars[h2d]) - 2  # those at the edges of the picture may be cut
+        assert all(any(abs(start - end) < 0.1 for _, end in bars[compute]) for start, _ in bars[d2h][1:])
+
+
+def test_the_page_says_what_the_text_says() -> None:
+    measured = synthetic()
+    content = html(measured)
+    for mark in ("median", "90%", "95%", "99%"):
+        assert f">{mark}</text>" in content
+    assert measured.warnings
+    for warning in measured.warnings:
+        assert f"Warning: {warning}" in text(measured)
+    assert content.count('class="warning"') == len(measured.warnings) == len(measured.as_json()["warnings"])
 
 
 def test_page_of_equal_times() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import results
-from benchmarks.results import Record, compare_rates, compare_times, run_groups, threaded
+from benchmarks.results import Record, compare_rates, compare_times, keep_fastest, run_groups, threaded
 
 ENVIRONMENT = {"gpu": "NVIDIA H200", "date": "2026-11-29"}
 
@@ -58,6 +58,23 @@ def test_a_group_that_fails_loses_nothing(stored: Path, capsys: pytest.CaptureFi
 def test_ratios_are_better_when_larger() -> None:
     assert compare_times("a", "", [1.0, 1.0, 2.0], [2.0, 3.0, 2.0]).ratio == 2.0
     assert compare_rates("a", "", [2.0, 3.0, 2.0], [1.0, 1.0, 2.0]).ratio == 2.0
+
+
+@pytest.mark.parametrize(
+    ("times", "best"),
+    [
+        ({"ort": [3.0, 1.0, 3.0], "ort_graph": [2.0, 2.0, 9.0]}, "ort_graph"),
+        ({"ort": [1.0, 1.0, 9.0], "ort_graph": [2.0, 2.0, 2.0]}, "ort"),
+        ({"ort_graph": [2.0]}, "ort_graph"),  # the other mode did not run
+        ({}, None),
+    ],
+)
+def test_of_a_peers_modes_the_fastest_counts(times: dict[str, list[float]], best: str | None) -> None:
+    wanted = {"ours": [1.0], **({"ort": times[best]} if best else {})}
+    times = {"ours": [1.0], **times}
+    modes = [way for way in ("ort", "ort_graph") if way in times]
+    assert keep_fastest(times, "ort", modes) == best
+    assert times == wanted
 
 
 def test_requests_of_threads_are_counted_together() -> None:
