@@ -135,10 +135,14 @@ class Session(Runner):
 
     @property
     def graph_reason(self) -> str | None:
-        """Why requests are not replayed as CUDA graphs; None when they are (from the second of a shape on)."""
+        """Why requests are not replayed as CUDA graphs; None when they are (from the second of a shape on).
+
+        Where only some shapes could not be captured, why the first of them could not.
+        """
         if not self._cuda_graph:
             return "CUDA graphs were turned off: Session(cuda_graph=False)"
-        return self._common.graph_reason
+        reasons = (route.graph_reason for route in (self._common, *self._routes.values()))
+        return next((reason for reason in reasons if reason is not None), None)
 
     @property
     def memory(self) -> dict[str, int]:

@@ -18,6 +18,7 @@ from trtrun.cuda.event import Event
 from trtrun.cuda.memory import DeviceMemory, fill_async
 from trtrun.cuda.stream import create_stream
 from trtrun.pipeline import Pipeline
+from trtrun.route import CAPTURE_ATTEMPTS
 from trtrun.session import Session
 from trtrun.turns import Turns
 
@@ -221,6 +222,24 @@ def test_a_spoiled_capture_is_tried_again(open_session: Open, reference: Callabl
         check(x, session(x), reference)
     assert route.settled((1, True, ()))
     assert session.graph_reason is None
+
+
+def test_a_shape_that_cannot_be_captured_says_why(open_session: Open, reference: Callable) -> None:
+    session = open_session("convolution")
+    x = inputs(1)[0]
+    for _ in range(2):
+        session(x)
+    assert session.graph_reason is None
+    (route,) = session._routes.values()
+    route.drop_graphs()
+    execute, route.execute = route.execute, lambda stream: (_ for _ in ()).throw(trtrun.ExecutionError("spoiled"))
+    route._warm = True
+    for _ in range(CAPTURE_ATTEMPTS):
+        route.capture((1, True, ()))
+    route.execute = execute
+    assert "spoiled" in (session.graph_reason or "")
+    for _ in range(2):
+        check(x, session(x), reference)
 
 
 def test_large_requests_take_turns(tmp_path: Path) -> None:
