@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ctypes
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -90,6 +91,18 @@ def infer(server: Server, given: dict[str, Any], output: dict[str, Any]) -> dict
     status, answer = post(server, "/v2/models/affine/infer", {"inputs": [given], "outputs": [output]})
     assert status == 200, (answer, server.log.read_text()[-2000:])
     return answer["outputs"][0]
+
+
+def test_metrics_tell_the_memory_of_sessions_and_of_the_gpu(server: Server) -> None:
+    infer(server, {**x_of(3), "data": [0.5] * 36}, {"name": "y"})
+    text = server.get("/metrics")[1].decode()
+    on_gpu = re.findall(r'^trtrun_gpu_memory_bytes{gpu="0",state="(\w+)".*} (\S+)$', text, re.M)
+    assert {state for state, _ in on_gpu} == {"used", "total"}
+    total = Device(0).memory()[1]
+    assert all(float(nbytes) == total if state == "total" else 0 < float(nbytes) < total for state, nbytes in on_gpu)
+    held = re.findall(r'^trtrun_memory_bytes{location="(\w+)",model="affine".*} (\S+)$', text, re.M)
+    assert {location for location, _ in held} == {"device", "host"}
+    assert all(float(nbytes) > 0 for _, nbytes in held)
 
 
 def x_of(rows: int, **more: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from trtrun.errors import ClosedError, DeviceError
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.serve import logs
 from trtrun.serve.aside import result_of
-from trtrun.serve.batcher import Outcome
+from trtrun.serve.batcher import BatchOptions, Outcome
 from trtrun.serve.http_api import application
 from trtrun.serve.logs import TextFormatter, identity_of
 from trtrun.serve.repository import Repository, Statistics
@@ -483,6 +483,27 @@ async def status_of_get(app: Any, path: str) -> int:
 
     await app({"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}, receive, send)
     return found[0]
+
+
+def test_a_model_is_ready_when_every_instance_has_run() -> None:
+    """The first requests compile kernels and capture graphs: no client is to wait for that."""
+    answering: list[bool] = []
+
+    class Watched(FakeRunner):
+        def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
+            answering.append(repository.ready or bool(repository.loaded()))
+            return super().enqueue(inputs)
+
+        def clone(self) -> Watched:
+            return Watched(self.latency, self.made)
+
+    runner = Watched()
+    repository = Repository(lambda path: runner, {"fake": Path("x")}, options=BatchOptions(instances=2))
+    assert repository.load_all() == []
+    assert repository.ready
+    assert [one.requests > 0 for one in runner.made] == [False, True, True]  # the clones, which answer
+    assert not any(answering)
+    repository.close()
 
 
 def test_lines_that_nobody_takes_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
