@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +333,51 @@ def test_back_pressure_and_timeouts(tmp_path: Path) -> None:
     answer.read()
     refused.close()
     waiting.close()
+    assert server.stop() == 0
+
+
+_SLOW = """
+import sys
+from pathlib import Path
+from tests.fakes import FakeRunner
+from trtrun.serve.batcher import BatchOptions
+from trtrun.serve.repository import Repository
+from trtrun.serve.server import ServerOptions, serve
+
+options = BatchOptions(max_batch_size=1, instances=1, max_queue_time=60.0)
+repository = Repository(lambda path: FakeRunner(0.5), {"slow": Path("x")}, options=options)
+sys.exit(3 if serve(repository, ServerOptions(port=int(sys.argv[1]), grpc_port=int(sys.argv[2]))) else 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "late"), [(triton, "504"), (grpc_client, "StatusCode.DEADLINE_EXCEEDED")], ids=["http", "grpc"]
+)
+def test_priorities_and_timeouts_reach_the_queue(module: Any, late: str, tmp_path: Path) -> None:
+    """While one request runs, the urgent one overtakes, and the one whose time is up fails."""
+    server = Server(log=tmp_path / "log", instead=[sys.executable, "-c", _SLOW])
+    address = server.address if module is triton else f"127.0.0.1:{server.grpc_port}"
+    done: list[str] = []
+
+    def ask(name: str, parameters: dict[str, int]) -> str:
+        given = module.InferInput("x", [1], "FP32")
+        given.set_data_from_numpy(np.float32([1]))
+        with module.InferenceServerClient(address) as client:
+            try:
+                client.infer("slow", [given], **parameters)
+            except InferenceServerException as error:
+                return str(error.status())
+        done.append(name)
+        return ""
+
+    requests = {"running": {}, "low": {}, "urgent": {"priority": 1}, "late": {"timeout": 50_000}}
+    with ThreadPoolExecutor(4) as pool:
+        asked = []
+        for name, parameters in requests.items():
+            asked.append(pool.submit(ask, name, parameters))
+            time.sleep(0.1)
+        assert [one.result() for one in asked] == ["", "", "", late]
+    assert done == ["running", "urgent", "low"]
     assert server.stop() == 0
 
 
