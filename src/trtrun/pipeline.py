@@ -288,11 +288,16 @@ class Pipeline:
         self._tuned = True
 
     def _two(self, grow: Callable[[int], int], inputs: Mapping[str, Any]) -> int:
-        """2, or 1 where there is no memory for more."""
+        """2, or 1 where there is no memory for more. Raises OutOfMemoryError where there is none for 1."""
+
+        def take_memory(runners: list[Runner]) -> None:
+            for runner in runners:
+                runner.enqueue(inputs).result()
+
+        one = grow(1)
+        take_memory(self._clones[1:one])
         try:
-            depth = grow(2)
-            for runner in self._clones[1:depth]:
-                runner.enqueue(inputs).result()  # takes its memory
+            take_memory(self._clones[one : grow(2)])
         except OutOfMemoryError:
             return 1
         return 2
@@ -322,13 +327,14 @@ class Pipeline:
 
     @staticmethod
     def _seconds(runner: Runner, variants: list[Mapping[str, Any]], *, helpers: bool) -> float:
-        """How long one request takes by itself, when it is no longer the first of its shape.
+        """How long one request takes by itself, when its shape has its graph.
 
         The least of three, because one may be held up; but one that takes that long needs no second opinion.
         """
         runner.copy_helpers = helpers
         turn = itertools.cycle(variants)
-        runner.enqueue(next(turn)).result()
+        for _ in range(2):  # the first compiles, the second may make a context and try ways: seconds, but only once
+            runner.enqueue(next(turn)).result()
         least, begin = math.inf, time.perf_counter()
         for _ in range(3):
             start = time.perf_counter()

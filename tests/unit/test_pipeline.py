@@ -12,7 +12,7 @@ import pytest
 
 from tests import models
 from tests.fakes import FakeRunner
-from trtrun.errors import ClosedError, ExecutionError, InputError
+from trtrun.errors import ClosedError, ExecutionError, InputError, OutOfMemoryError
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.pipeline import Pipeline
 
@@ -262,13 +262,13 @@ def test_slow_requests_are_not_run_hundreds_of_times_first(size: int, depth: int
     with Pipeline(runner) as pipeline:
         assert pipeline.submit(np.ones(size, np.float32)).result()["y"][0] == 2
         assert pipeline.depth == depth
-        assert sum(clone.requests for clone in runner.made) <= 12
+        assert sum(clone.requests for clone in runner.made) <= 13
 
 
 def test_one_request_that_is_held_up_makes_no_slow_model() -> None:
     class Stalled(FakeRunner):
         def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
-            self.latency = 0.05 if self.requests == 1 else 0.001
+            self.latency = 0.05 if self.requests == 2 else 0.001
             return super().enqueue(inputs)
 
         def clone(self) -> FakeRunner:
@@ -277,6 +277,43 @@ def test_one_request_that_is_held_up_makes_no_slow_model() -> None:
     with Pipeline(Stalled()) as pipeline:
         pipeline.submit(np.float32([1])).result()
         assert pipeline.depth > 3
+
+
+def test_the_second_request_of_a_shape_makes_no_slow_model() -> None:
+    """On a GPU it may make a context and try ways of running the batch, which takes seconds."""
+
+    class Prepared(FakeRunner):
+        def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
+            self.latency = 0.4 if self.requests < 2 and self is self.made[1] else 0.001
+            return super().enqueue(inputs)
+
+        def clone(self) -> FakeRunner:
+            return Prepared(self.latency, self.made)
+
+    with Pipeline(Prepared()) as pipeline:
+        pipeline.submit(np.float32([1])).result()
+        assert pipeline.depth > 3
+
+
+@pytest.mark.parametrize(("room", "depth"), [(1, 0), (2, 2), (3, 3)])
+def test_slow_large_requests_keep_no_slot_without_memory(room: int, depth: int) -> None:
+    class Bounded(FakeRunner):
+        def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
+            if self not in self.made[1 : 1 + room]:
+                raise OutOfMemoryError("no room")
+            return super().enqueue(inputs)
+
+        def clone(self) -> FakeRunner:
+            return Bounded(self.latency, self.made)
+
+    with Pipeline(Bounded(0.05)) as pipeline:
+        for _ in range(4):
+            request = pipeline.submit(np.ones(1 << 18, np.float32))
+            if depth:
+                request.result()
+            else:
+                assert isinstance(request.exception(), OutOfMemoryError)
+        assert pipeline.depth == depth
 
 
 @pytest.mark.parametrize("faster", [True, False])
