@@ -177,8 +177,9 @@ class Pipeline:
         if self._fillers is None and self._is_known(inputs, runner):
             return await asyncio.wrap_future(self._launch(inputs, runner))
         # The first requests of a shape compile and capture, and GPU arrays are waited for: not in the event loop.
-        launched = await asyncio.get_running_loop().run_in_executor(self._fillers, self._launch, inputs, runner)
-        return await asyncio.wrap_future(launched)
+        launching = asyncio.get_running_loop().run_in_executor(self._fillers, self._launch, inputs, runner)
+        # Launched even if this is cancelled before a thread takes it up: else nobody would give the slot back.
+        return await asyncio.wrap_future(await asyncio.shield(launching))
 
     async def map_async(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Result]:
         """Like :meth:`map` for ``async for``: ordered results, at most ``depth`` requests ahead of the caller."""

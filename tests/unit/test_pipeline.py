@@ -196,6 +196,25 @@ def test_cancelled_coroutine_gives_its_place_back() -> None:
     asyncio.run(main())
 
 
+def test_a_coroutine_that_is_cancelled_before_its_launch_gives_its_slot_back() -> None:
+    async def main() -> None:
+        loop, gate = asyncio.get_running_loop(), threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        with Pipeline(FakeRunner(0.001), depth=1) as pipeline:
+            await pipeline.run_async(np.float32([1]))
+            busy = loop.run_in_executor(None, gate.wait)
+            waiting = asyncio.ensure_future(pipeline.run_async(np.float32([2])))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            gate.set()
+            await busy
+            assert (await asyncio.wait_for(pipeline.run_async(np.float32([3])), 5))["y"][0] == 6
+
+    asyncio.run(main())
+
+
 def test_close_finishes_what_is_in_flight_and_refuses_more() -> None:
     pipeline = Pipeline(FakeRunner(0.03), depth=2)
     futures = [pipeline.submit(x) for x in requests(2)]
