@@ -174,6 +174,7 @@ class Pipeline:
             if not taken.cancel() and taken.done() and taken.exception() is None:
                 self._slots.give(taken.result())
             raise
+        self._check_open()  # the slot may have come before it was closed, and the loop have had no time since
         if self._fillers is None and self._is_known(inputs, runner):
             return await asyncio.wrap_future(self._launch(inputs, runner))
         # The first requests of a shape compile and capture, and GPU arrays are waited for: not in the event loop.
