@@ -293,9 +293,10 @@ def test_one_request_that_is_held_up_makes_no_slow_model() -> None:
         def clone(self) -> FakeRunner:
             return Stalled(self.latency, self.made)
 
-    with Pipeline(Stalled()) as pipeline:
+    runner = Stalled()
+    with Pipeline(runner) as pipeline:
         pipeline.submit(np.float32([1])).result()
-        assert pipeline.depth > 3
+    assert sum(clone.requests for clone in runner.made) > 20  # the depth was measured; which is best is the machine's
 
 
 def test_the_second_request_of_a_shape_makes_no_slow_model() -> None:
@@ -309,9 +310,10 @@ def test_the_second_request_of_a_shape_makes_no_slow_model() -> None:
         def clone(self) -> FakeRunner:
             return Prepared(self.latency, self.made)
 
-    with Pipeline(Prepared()) as pipeline:
+    runner = Prepared()
+    with Pipeline(runner) as pipeline:
         pipeline.submit(np.float32([1])).result()
-        assert pipeline.depth > 3
+    assert sum(clone.requests for clone in runner.made) > 20  # the depth was measured; which is best is the machine's
 
 
 @pytest.mark.parametrize(("room", "depth"), [(1, 0), (2, 2), (3, 3)])
