@@ -174,11 +174,13 @@ class Pipeline:
             if not taken.cancel() and taken.done() and taken.exception() is None:
                 self._slots.give(taken.result())
             raise
+        self._check_open()  # the slot may have come before it was closed, and the loop have had no time since
         if self._fillers is None and self._is_known(inputs, runner):
             return await asyncio.wrap_future(self._launch(inputs, runner))
         # The first requests of a shape compile and capture, and GPU arrays are waited for: not in the event loop.
-        launched = await asyncio.get_running_loop().run_in_executor(self._fillers, self._launch, inputs, runner)
-        return await asyncio.wrap_future(launched)
+        launching = asyncio.get_running_loop().run_in_executor(self._fillers, self._launch, inputs, runner)
+        # Launched even if this is cancelled before a thread takes it up: else nobody would give the slot back.
+        return await asyncio.wrap_future(await asyncio.shield(launching))
 
     async def map_async(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Result]:
         """Like :meth:`map` for ``async for``: ordered results, at most ``depth`` requests ahead of the caller."""
@@ -288,11 +290,16 @@ class Pipeline:
         self._tuned = True
 
     def _two(self, grow: Callable[[int], int], inputs: Mapping[str, Any]) -> int:
-        """2, or 1 where there is no memory for more."""
+        """2, or 1 where there is no memory for more. Raises OutOfMemoryError where there is none for 1."""
+
+        def take_memory(runners: list[Runner]) -> None:
+            for runner in runners:
+                runner.enqueue(inputs).result()
+
+        one = grow(1)
+        take_memory(self._clones[1:one])
         try:
-            depth = grow(2)
-            for runner in self._clones[1:depth]:
-                runner.enqueue(inputs).result()  # takes its memory
+            take_memory(self._clones[one : grow(2)])
         except OutOfMemoryError:
             return 1
         return 2
@@ -322,13 +329,14 @@ class Pipeline:
 
     @staticmethod
     def _seconds(runner: Runner, variants: list[Mapping[str, Any]], *, helpers: bool) -> float:
-        """How long one request takes by itself, when it is no longer the first of its shape.
+        """How long one request takes by itself, when its shape has its graph.
 
         The least of three, because one may be held up; but one that takes that long needs no second opinion.
         """
         runner.copy_helpers = helpers
         turn = itertools.cycle(variants)
-        runner.enqueue(next(turn)).result()
+        for _ in range(2):  # the first compiles, the second may make a context and try ways: seconds, but only once
+            runner.enqueue(next(turn)).result()
         least, begin = math.inf, time.perf_counter()
         for _ in range(3):
             start = time.perf_counter()

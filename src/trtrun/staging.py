@@ -38,7 +38,10 @@ class Staging(Mapping[str, Host]):
     def view(self, name: str, shape: Shape) -> Host:
         """The buffer of this input as an array of this shape. Raises InputNameError or ShapeError."""
         self._check_name(name)
-        return self._view(name, tuple(shape))
+        shape = tuple(shape)
+        if min(shape, default=0) < 0:
+            raise ShapeError(f"a view of input {name!r} has no dynamic sizes, got {list(shape)}: give each a number.")
+        return self._view(name, shape)
 
     def _check_name(self, name: str) -> None:
         if name not in self._runner.inputs:

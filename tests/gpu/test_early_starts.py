@@ -53,6 +53,12 @@ def requests(spec: trtrun.TensorSpec, shape: tuple[int, ...], count: int) -> lis
     return [np.maximum(rng.standard_normal(shape), 0).astype(np.float32) for _ in range(count)]
 
 
+@pytest.fixture(autouse=True)
+def nothing_lost_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What all tests before made TensorRT lose for sizes counts for this process, and would leave these without any."""
+    monkeypatch.setattr(runtime_cache, "_lost", 0)
+
+
 @pytest.fixture(scope="module", params=NETWORKS)
 def block(request: pytest.FixtureRequest) -> tuple[bytes, list[np.ndarray], list[np.ndarray]]:
     """A plan of fixed shape, requests and their answers."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -15,7 +17,7 @@ import trtrun
 from tests import models
 from tests.conformance import RunnerConformance
 from tests.fakes import FakeRunner
-from trtrun.errors import DeviceError, OutOfMemoryError
+from trtrun.errors import ClosedError, DeviceError, OutOfMemoryError
 from trtrun.multi_gpu import MultiGpuRunner
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.pipeline import Pipeline
@@ -145,3 +147,16 @@ def test_streams_and_gpu_arrays_need_one_gpu() -> None:
         for options in ({"outputs": "device"}, {"stream": 0}):
             with pytest.raises(trtrun.InputError, match="device=N"):
                 runner.run({"x": x(1)}, **options)
+
+
+def test_a_coroutine_whose_slot_came_as_the_pipeline_closed_is_turned_away() -> None:
+    async def main() -> list[Any]:
+        pipeline = Pipeline(MultiGpuRunner([FakeRunner(0.02), FakeRunner(0.02)]), depth=2)
+        waiting = [asyncio.ensure_future(pipeline.run_async(np.float32([value]))) for value in range(1, 4)]
+        await asyncio.sleep(0.01)
+        time.sleep(0.1)  # the last gets its slot, and the loop has had no time to tell it
+        pipeline.close()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    late = [result for result in asyncio.run(main()) if not isinstance(result, dict)]
+    assert [type(error) for error in late] == [ClosedError]

@@ -37,6 +37,8 @@ def test_views_of_other_shapes_begin_in_the_same_place() -> None:
             session.staging["x"]
         with pytest.raises(ShapeError):
             session.staging.view("x", (2, 13))
+        with pytest.raises(ShapeError, match="no dynamic sizes"):
+            session.staging.view("x", (-1, 12))
 
 
 def test_bound_gpu_arrays_are_refused_by_name() -> None:
