@@ -81,6 +81,15 @@ def test_the_onnx_files_metadata_stands_in_front_of_the_engine(tmp_path: Path) -
     assert build_plan(path)[:4] == b"vtrt"
 
 
+@pytest.mark.parametrize("name", ["m.json", "m.textproto", "m"])
+def test_the_files_name_does_not_say_how_it_is_read(name: str, tmp_path: Path) -> None:
+    """onnx.load alone would read these as text; quantize and bundles have a path of their own to it."""
+    path = tmp_path / name
+    path.write_bytes(with_properties(YOLO))
+    assert identify(trtrun.build(path, tmp_path / "m.engine").read_bytes()).metadata == IN_FRONT
+    assert identify(trtrun.build(path, tmp_path / "m.engine", header=False).read_bytes()).metadata == {}
+
+
 def test_metadata_that_no_task_reads_stays_in_the_onnx_file(tmp_path: Path) -> None:
     engine = trtrun.build(with_properties({"onnx.infer": "onnxruntime.quant"}), tmp_path / "m.engine")
     assert identify(engine.read_bytes()).offset == 0
