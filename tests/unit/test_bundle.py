@@ -324,6 +324,8 @@ def test_the_commands(engine: Path, model: Path, tmp_path: Path) -> None:
     assert shown["engines"][0]["compute_capability"] == "9.0"
     assert "signed with this key" in run(app, ["bundle", "verify", bundle, "--key", public]).output
     assert isinstance(run(app, ["bundle", "verify", str(model)]).exception, trtrun.BundleError)
+    misspelt = run(app, ["bundle", "create", bundle, "--onnx", str(model), "--task", "detct"]).exception
+    assert "there is no task 'detct'. Known: detect" in str(misspelt)
 
 
 def test_flipped_bits_are_found_or_change_nothing(engine: Path, model: Path, tmp_path: Path) -> None:
