@@ -273,6 +273,7 @@ def recognise(
             "command or the task for that."
         )
     if not fitting:
+        asked += f" with {len(facts.names)} class names" if facts.names else ""
         raise InputError(
             f"the outputs ({outputs}) of this network with an input of {size[0]}×{size[1]} cannot be read{asked}. "
             f"Heads that can: {', '.join(HEADS)}; for others decode the runner's outputs yourself."

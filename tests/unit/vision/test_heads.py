@@ -450,6 +450,12 @@ def test_metadata_that_nothing_reads_may_hold_what_is_no_literal() -> None:
     assert str(vision.task(runner, "detect").head) == "yolov8 for detect with 80 classes"
 
 
+def test_names_of_another_number_than_the_classes_are_said_to_be_why() -> None:
+    runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)})
+    with pytest.raises(trtrun.InputError, match="cannot be read for the task 'detect' with 81 class names"):
+        vision.task(runner, "detect", names=dict(enumerate("a" * 81)))
+
+
 def test_names_are_text_that_can_be_drawn() -> None:
     metadata = {"names": {str(i): "\ud800" for i in range(80)}}  # JSON and Python literals can hold it
     runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)}, metadata)
