@@ -309,8 +309,9 @@ def write_bundle(
         private_key: an Ed25519 private key in PEM to sign with.
 
     Raises:
-        BundleError: neither an engine nor a model, an engine of another network than the model, metadata that is no
-            JSON, a compute capability that is none, or a path that is one of these files or no regular file.
+        BundleError: neither an engine nor a model, an engine of another network than the model or the engines before
+            it, metadata that is no JSON, a compute capability that is none, or a path that is one of these files or no
+            regular file.
             ModelFileError, PlanError: an engine that is none.
             MissingPackageError: signing needs cryptography.
     """
@@ -344,6 +345,11 @@ def write_bundle(
         if onnx is not None and interface is not None:
             told = _told_apart(onnx_metadata(plan.metadata), declared, is_fixed=interface.is_fixed)
             _refuse(os.fspath(engine), os.fspath(onnx), told or _differences(engine, interface))
+        if told := _told_apart(onnx_metadata(plan.metadata), onnx_metadata(facts), other="in front of those before"):
+            raise BundleError(
+                f"{os.fspath(engine)} and the engines before it are not of the same network: {'; '.join(told)}. The "
+                "GPU would decide which one runs. Write a bundle for each."
+            )
         facts.update(plan.metadata)
         body = data[plan.offset :]
         file = f"engines/{index}-{plan.family}-{plan.version_text}.engine"
@@ -392,8 +398,10 @@ def _read_onnx(data: bytes) -> tuple[Interface, dict[str, Any]]:
     return Interface.of_onnx(proto), onnx_metadata({entry.key: entry.value for entry in proto.metadata_props})
 
 
-def _told_apart(engine: Mapping[str, Any], model: Mapping[str, Any], *, is_fixed: bool) -> list[str]:
-    """Where exporters say that an engine and an ONNX model are not the same network.
+def _told_apart(
+    engine: Mapping[str, Any], model: Mapping[str, Any], *, is_fixed: bool = False, other: str = "in the ONNX model"
+) -> list[str]:
+    """Where exporters say that an engine and an ONNX model, or an ``other`` engine, are not the same network.
 
     Of an ``is_fixed`` model also the size of pictures, which is no more than a habit where it may be any.
     """
@@ -404,10 +412,10 @@ def _told_apart(engine: Mapping[str, Any], model: Mapping[str, Any], *, is_fixed
             for told in (engine, model)
         )
         if None not in (of_engine, of_model) and of_engine != of_model:
-            found.append(f"{key} is {of_engine!r} in front of the engine and {of_model!r} in the ONNX model")
+            found.append(f"{key} is {of_engine!r} in front of the engine and {of_model!r} {other}")
     counts = [len(names) for told in (engine, model) if isinstance(names := told.get("names"), (dict, list))]
     if len(set(counts)) > 1:
-        found.append(f"{counts[0]} names stand in front of the engine and {counts[1]} in the ONNX model")
+        found.append(f"{counts[0]} names stand in front of the engine and {counts[1]} {other}")
     return found
 
 
@@ -470,7 +478,7 @@ def _whole_model(path: str | os.PathLike[str]) -> bytes:
         return read_model_file(path)
     import onnx
 
-    data: bytes = onnx.load(os.fspath(path)).SerializeToString()
+    data: bytes = onnx.load(os.fspath(path), format="protobuf").SerializeToString()
     return data
 
 

@@ -204,7 +204,9 @@ def _with_input_shapes(model: str | os.PathLike[str] | bytes, name: str, input_s
     import onnx  # in the same extra as onnxruntime
 
     try:
-        proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(os.fspath(model))
+        proto = (
+            onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(os.fspath(model), format="protobuf")
+        )
     except Exception as error:  # protobuf's and onnx's own errors, and OSError for external data
         raise OnnxError(f"{name} is not a valid ONNX model: {error}") from error
     inputs = {value.name: value for value in proto.graph.input}

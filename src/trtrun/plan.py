@@ -217,7 +217,7 @@ def header_of(metadata: Mapping[str, Any]) -> bytes:
     if len(text) > _METADATA_LIMIT:
         raise PlanError(
             f"the metadata for the front of a plan takes {len(text):,} bytes as JSON, and {_METADATA_LIMIT:,} are read "
-            "there at most. Leave some of it out."
+            "there at most. Leave some of it out, or build without it: header=False (--no-header)."
         )
     return struct.pack("<I", len(text)) + text
 

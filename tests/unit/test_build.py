@@ -81,6 +81,15 @@ def test_the_onnx_files_metadata_stands_in_front_of_the_engine(tmp_path: Path) -
     assert build_plan(path)[:4] == b"vtrt"
 
 
+@pytest.mark.parametrize("name", ["m.json", "m.textproto", "m"])
+def test_the_files_name_does_not_say_how_it_is_read(name: str, tmp_path: Path) -> None:
+    """onnx.load alone would read these as text; quantize and bundles have a path of their own to it."""
+    path = tmp_path / name
+    path.write_bytes(with_properties(YOLO))
+    assert identify(trtrun.build(path, tmp_path / "m.engine").read_bytes()).metadata == IN_FRONT
+    assert identify(trtrun.build(path, tmp_path / "m.engine", header=False).read_bytes()).metadata == {}
+
+
 def test_metadata_that_no_task_reads_stays_in_the_onnx_file(tmp_path: Path) -> None:
     engine = trtrun.build(with_properties({"onnx.infer": "onnxruntime.quant"}), tmp_path / "m.engine")
     assert identify(engine.read_bytes()).offset == 0
@@ -89,7 +98,7 @@ def test_metadata_that_no_task_reads_stays_in_the_onnx_file(tmp_path: Path) -> N
 def test_metadata_that_is_no_literal_stays_text_and_too_much_is_refused(tmp_path: Path) -> None:
     odd = {"names": "{0: 'a'", "imgsz": "[1e999, 4]", "stride": "{1, 2}"}
     assert identify(trtrun.build(with_properties(odd), tmp_path / "m.engine").read_bytes()).metadata == odd
-    with pytest.raises(trtrun.PlanError, match="16,777,216 are read there at most"):
+    with pytest.raises(trtrun.PlanError, match=r"16,777,216 are read there at most.*--no-header"):
         trtrun.build(with_properties({"names": "x" * (17 << 20)}), tmp_path / "large.engine")
     assert not (tmp_path / "large.engine").exists()
 

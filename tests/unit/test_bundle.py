@@ -108,6 +108,20 @@ def test_an_engine_of_another_network_than_the_model_is_refused(other: bytes, sa
     assert (tmp_path / "m.bundle").read_bytes() == before
 
 
+def test_engines_of_two_networks_are_refused_where_no_model_tells(tmp_path: Path) -> None:
+    """Else the last one's names would be those of the first, which is the one that runs."""
+    engines = [tmp_path / "two.engine", tmp_path / "three.engine", tmp_path / "larger.engine"]
+    for path, onnx_model in zip(engines, (yolo(32), yolo(32, classes=3), yolo(64)), strict=True):
+        trtrun.build(onnx_model, path)
+    with pytest.raises(trtrun.BundleError, match=r"three.engine and the engines before it .*: 3 names .* and 2 in"):
+        write_bundle(tmp_path / "m.bundle", engines=engines[:2])
+    (tmp_path / "silent.onnx").write_bytes(yolo(32, told=False))
+    with pytest.raises(trtrun.BundleError, match=r"three.engine and the engines before it"):
+        write_bundle(tmp_path / "m.bundle", engines=engines[:2], onnx=tmp_path / "silent.onnx")
+    assert not (tmp_path / "m.bundle").exists()
+    assert len(write_bundle(tmp_path / "m.bundle", engines=engines[::2]).engines) == 2  # of other sizes
+
+
 def spec(name: str, shape: tuple[int, ...], dtype: str = "float32") -> TensorSpec:
     return TensorSpec(name, np.dtype(dtype), shape)
 
@@ -310,6 +324,8 @@ def test_the_commands(engine: Path, model: Path, tmp_path: Path) -> None:
     assert shown["engines"][0]["compute_capability"] == "9.0"
     assert "signed with this key" in run(app, ["bundle", "verify", bundle, "--key", public]).output
     assert isinstance(run(app, ["bundle", "verify", str(model)]).exception, trtrun.BundleError)
+    misspelt = run(app, ["bundle", "create", bundle, "--onnx", str(model), "--task", "detct"]).exception
+    assert "there is no task 'detct'. Known: detect" in str(misspelt)
 
 
 def test_flipped_bits_are_found_or_change_nothing(engine: Path, model: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def prepare(
     graph_only = (
         onnx.load_model_from_string(model)
         if isinstance(model, bytes)
-        else onnx.load(os.fspath(model), load_external_data=False)
+        else onnx.load(os.fspath(model), format="protobuf", load_external_data=False)
     )
     changes = _untie(graph_only)
     # TensorRT-RTX computes fp32 products with TF32 operands whatever it is told, where the GPU has TF32

@@ -24,7 +24,7 @@ def metadata_of(model: str | os.PathLike[str] | bytes) -> dict[str, Any]:
         proto = (
             onnx.load_model_from_string(model)
             if isinstance(model, bytes)
-            else onnx.load(os.fspath(model), load_external_data=False)
+            else onnx.load(os.fspath(model), format="protobuf", load_external_data=False)
         )
     except Exception as error:  # protobuf's errors share no base with onnx's
         name = "this model" if isinstance(model, bytes) else os.fspath(model)

@@ -70,7 +70,11 @@ def quantize(
         ) from error
     check_model(model)
     name = "this model" if isinstance(model, bytes) else os.fspath(model)
-    proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(os.fspath(model))
+    proto = (
+        onnx.load_model_from_string(model)
+        if isinstance(model, bytes)
+        else onnx.load(os.fspath(model), format="protobuf")
+    )
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"node_{index}"  # the quantizer tells nodes apart by name
     unknown = sorted(set(keep) - {node.name for node in proto.graph.node})

@@ -46,7 +46,10 @@ def create(
     from ..bundle import write_bundle
     from ..cuda.device import gpu_count
     from ..errors import BundleError
+    from ..vision.heads import TASKS
 
+    if task is not None and task not in TASKS:
+        raise BundleError(f"there is no task {task!r}. Known: {', '.join(TASKS)}; --metadata holds any other.")
     check_target(output, [path for path in (metadata, labels, accuracy, key) if path], BundleError)
     facts = _json(metadata) if metadata else {}
     if labels:

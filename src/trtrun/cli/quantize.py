@@ -81,7 +81,9 @@ def _arrays(model: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
     from .options import read_arrays, read_npz
 
     check_model(model)
-    names = [value.name for value in graph_inputs(onnx.load(str(model), load_external_data=False).graph)]
+    names = [
+        value.name for value in graph_inputs(onnx.load(str(model), format="protobuf", load_external_data=False).graph)
+    ]
     for file in files:
         yield read_npz(file) or {} if file.suffix == ".npz" else read_arrays([str(file)], names)
 

@@ -97,7 +97,7 @@ class RegionBytes(Protocol):
 def unserved(what: str) -> str:
     """That there is no such path or method, and why where it is one of Triton's."""
     reason = ""
-    if re.search(r"/(trace/|logging\b|TraceSetting|LogSettings)", what):
+    if re.search(r"/(trace/setting|v2/logging|TraceSetting|LogSettings)$", what):
         reason = ": of Triton's interface, trace and log settings are left out"
     return f"{what} is not served{reason}"
 

@@ -273,6 +273,7 @@ def recognise(
             "command or the task for that."
         )
     if not fitting:
+        asked += f" with {len(facts.names)} class names" if facts.names else ""
         raise InputError(
             f"the outputs ({outputs}) of this network with an input of {size[0]}×{size[1]} cannot be read{asked}. "
             f"Heads that can: {', '.join(HEADS)}; for others decode the runner's outputs yourself."
@@ -304,7 +305,8 @@ def read_metadata(metadata: Mapping[str, Any]) -> Told:
     """Ultralytics' keys (task, names, imgsz, kpt_shape, end2end), PaddleOCR's list of labels, a bundle's preprocess and
     head.
 
-    The values are JSON; some exporters write Python literals as text in front of engines too.
+    The values are JSON; some exporters write Python literals as text in front of engines too. Raises InputError where
+    names, imgsz or kpt_shape are written otherwise.
     """
     values = {key: _literal(value) for key, value in metadata.items()}
     names = values.get("names")
@@ -316,19 +318,29 @@ def read_metadata(metadata: Mapping[str, Any]) -> Told:
     size, shape = values.get("imgsz"), values.get("kpt_shape")
     if isinstance(size, int):
         size = (size, size)
-    pair = isinstance(size, (list, tuple)) and len(size) == 2
     end = values.get("end2end")
     task = values.get("task")
-    return Told(
-        task=task if task in TASKS else None,
-        head=head if (head := values.get("head")) in tuple(HEADS) else None,
-        names={int(key): str(value) for key, value in names.items()},
-        size=(int(size[1]), int(size[0])) if pair else None,  # type: ignore[index]  # pair says that it can be
-        keypoint_shape=(int(shape[0]), int(shape[1])) if isinstance(shape, (list, tuple)) and len(shape) == 2 else None,
-        end_to_end=end if isinstance(end, bool) else None,
-        ultralytics="ultralytics" in str(metadata.get("author", "")).lower() or "stride" in metadata,
-        preprocess=preprocess if isinstance(preprocess := values.get("preprocess"), Mapping) else {},
-    )
+    try:
+        return Told(
+            task=task if task in TASKS else None,
+            head=head if (head := values.get("head")) in tuple(HEADS) else None,
+            # Half a character of UTF-16, which a literal can hold, is no text: OpenCV crashes on it.
+            names={int(key): str(value).encode(errors="replace").decode() for key, value in names.items()},
+            size=pair[::-1] if (pair := _pair(size)) else None,
+            keypoint_shape=_pair(shape),
+            end_to_end=end if isinstance(end, bool) else None,
+            ultralytics="ultralytics" in str(metadata.get("author", "")).lower() or "stride" in metadata,
+            preprocess=preprocess if isinstance(preprocess := values.get("preprocess"), Mapping) else {},
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"the model's metadata cannot be read ({error}): names are {{number: name}} or a list, imgsz is [height, "
+            "width], kpt_shape [points, numbers of each]. Put others before them: trtrun bundle create --metadata."
+        ) from error
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) and len(value) == 2 else None
 
 
 def _either(tasks: Sequence[str]) -> str:
@@ -345,7 +357,7 @@ def _literal(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return value
     return value
 

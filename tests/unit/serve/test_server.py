@@ -120,7 +120,8 @@ def test_what_is_left_out_of_tritons_interface_is_said(client: triton.InferenceS
         with pytest.raises(InferenceServerException, match=f"{what} is not served: .*trace and log settings") as raised:
             call()
         assert raised.value.status() == "404"
-    assert "trace" not in json.loads(server.get("/nope")[1])["error"]
+    for path in ("/nope", "/v2/models/logging/nope", "/v2/models/trace/nope"):
+        assert "trace and log" not in json.loads(server.get(path)[1])["error"]
     assert "Method Not Allowed" in json.loads(server.get("/v2/models/affine", b"{}")[1])["error"]
 
 

@@ -436,6 +436,32 @@ def test_the_exporters_metadata_decides(as_text: bool) -> None:
         vision.detector(runner)
 
 
+@pytest.mark.parametrize(
+    "odd", [{"names": "{'person': 0}"}, {"names": {"null": "a"}}, {"imgsz": "['a', None]"}, {"kpt_shape": [1e999, 3]}]
+)
+def test_metadata_that_is_written_otherwise_is_refused_in_one_sentence(odd: dict[str, Any]) -> None:
+    runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)}, odd, image=(-1, 3, -1, -1))
+    with pytest.raises(trtrun.InputError, match=r"metadata cannot be read \(.*trtrun bundle create --metadata"):
+        vision.task(runner)
+
+
+def test_metadata_that_nothing_reads_may_hold_what_is_no_literal() -> None:
+    runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)}, {"description": "{[1]: 2}"})
+    assert str(vision.task(runner, "detect").head) == "yolov8 for detect with 80 classes"
+
+
+def test_names_of_another_number_than_the_classes_are_said_to_be_why() -> None:
+    runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)})
+    with pytest.raises(trtrun.InputError, match="cannot be read for the task 'detect' with 81 class names"):
+        vision.task(runner, "detect", names=dict(enumerate("a" * 81)))
+
+
+def test_names_are_text_that_can_be_drawn() -> None:
+    metadata = {"names": {str(i): "\ud800" for i in range(80)}}  # JSON and Python literals can hold it
+    runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)}, metadata)
+    assert vision.task(runner, "detect").head.names[0] == "?"
+
+
 def test_names_decide_between_heads() -> None:
     runner = Outputs({"o": np.zeros((1, 300, 6), np.float32)}, {"names": "{0: 'a', 1: 'b', 2: 'c'}"})
     assert vision.detector(runner).head.name == "yolov10"
