@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -57,6 +59,12 @@ _KNOWN = {
     "layout": ("NCHW", "NHWC"),
     "dtype": ("float32", "float16", "uint8", "int8"),
 }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
 _LARGEST = 1 << 26  # pixels of a resized picture: 0.2 GB, which only a crop of a very long picture passes
 
 
@@ -86,6 +94,11 @@ class Preprocess:
         for name, known in _KNOWN.items():
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        for name in ("size", "short_side", "padding", "scale", "mean", "std"):
+            value = getattr(self, name)
+            parts = value if isinstance(value, (tuple, list, np.ndarray)) else (value,)
+            if not (value is None and name == "short_side") and not all(map(_is_number, parts)):
+                raise InputError(f"{name} is made of finite numbers, got {value!r}.")
         if min(self.size) < 1:
             raise InputError(f"the size {self.size} has no pixels. Give (width, height) of the network's input.")
         if len(self.mean) < depth or len(self.std) < depth or 0 in self.std:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +69,15 @@ def test_channels_scale_mean_and_std() -> None:
     assert values.flags.c_contiguous
     nhwc, _ = prepare_reference([picture], replace(how, layout="NHWC"))
     np.testing.assert_array_equal(nhwc, values.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"scale": None}, {"mean": "abc"}, {"std": (1, None, 1)}, {"scale": float("nan")}, {"padding": "7"}],
+)
+def test_what_is_no_number_is_refused_before_a_picture_comes(fields: dict[str, Any]) -> None:
+    with pytest.raises(trtrun.InputError, match=f"^{next(iter(fields))} is made of finite numbers"):
+        Preprocess((32, 32), **fields)
 
 
 @pytest.mark.parametrize(
