@@ -16,7 +16,17 @@ from .arrays import Host, as_host_array
 from .building.onnx_session import onnx_session
 from .errors import ExecutionError, NoGpuError, OnnxError, UnsupportedTensorError
 from .plan import ModelFile, onnx_metadata
-from .runner import Done, OutputMode, Pending, Runner, RunnerAbove, StatefulRunner, check_pairs, initial_state
+from .runner import (
+    Done,
+    OutputMode,
+    Pending,
+    Runner,
+    RunnerAbove,
+    StatefulRunner,
+    check_output_mode,
+    check_pairs,
+    initial_state,
+)
 from .staging import Staging
 from .tensor_spec import Shape, TensorSpec, TensorSpecs
 
@@ -96,6 +106,7 @@ class OnnxRuntimeSession(Runner):
     def run(
         self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
     ) -> dict[str, Any]:
+        check_output_mode(outputs)
         if outputs == "device" or stream is not None:
             raise NoGpuError(
                 "ONNX Runtime on the CPU has neither device outputs nor CUDA streams. "

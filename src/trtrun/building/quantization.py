@@ -213,14 +213,13 @@ class _Largest:
 
         found = {tensor.name: tensor for tensor in quantized.graph.initializer}
 
-        def widened(tensor: str, largest: float) -> np.ndarray[Any, Any] | None:
-            """The tensor's scale, where it had to be changed."""
-            scale = found.get(f"{tensor}_scale")
-            least = np.float32(largest / _FP8_MAX)
-            if scale is None or numpy_helper.to_array(scale) >= least:
+        def widened(tensor: str, largest: float) -> np.float32 | None:
+            """The tensor's new scale, where the old one was too small."""
+            scale, needed = found.get(f"{tensor}_scale"), np.float32(largest / _FP8_MAX)
+            if scale is None or numpy_helper.to_array(scale) >= needed:
                 return None
-            scale.CopyFrom(numpy_helper.from_array(np.full(tuple(scale.dims), least), scale.name))
-            return least
+            scale.CopyFrom(numpy_helper.from_array(np.full(tuple(scale.dims), needed), scale.name))
+            return needed
 
         for tensor, largest in self._values.items():
             widened(tensor, largest)
