@@ -213,3 +213,5 @@ class RunnerConformance:
                     split(wrong)
             with pytest.raises(trtrun.InputNameError):
                 split.run({})
+            with pytest.raises(trtrun.InputError, match="outputs='gpu'"):
+                split.run({"x": x}, outputs="gpu")  # type: ignore[arg-type]

@@ -215,7 +215,8 @@ class _Largest:
 
         def widened(tensor: str, largest: float) -> np.float32 | None:
             """The tensor's new scale, where the old one was too small."""
-            scale, needed = found.get(f"{tensor}_scale"), np.float32(largest / _FP8_MAX)
+            scale = found.get(f"{tensor}_scale")
+            needed: np.float32 = np.float32(largest / _FP8_MAX)
             if scale is None or numpy_helper.to_array(scale) >= needed:
                 return None
             scale.CopyFrom(numpy_helper.from_array(np.full(tuple(scale.dims), needed), scale.name))
