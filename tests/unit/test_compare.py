@@ -363,7 +363,7 @@ def test_without_a_gpu_nothing_pretends_to_be_an_engine(write: Write, tmp_path: 
     engine = trtrun.build(path)
     with pytest.raises(trtrun.NoGpuError):
         trtrun.compare(path, engine)
-    with pytest.raises(trtrun.InputError, match="is an engine, a TensorRT plan"):
+    with pytest.raises(trtrun.InputError, match="is an engine already"):
         trtrun.compare(path, engine, build=True)
 
 
