@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from .turns import Turns
 
 OutputMode = Literal["copy", "view", "device"]
+_OUTPUT_MODES = get_args(OutputMode)
 
 
 def check_output_mode(outputs: str) -> None:
     """Raises InputError for what is no OutputMode."""
-    if outputs not in get_args(OutputMode):
+    if outputs not in _OUTPUT_MODES:
         raise InputError(
             f'outputs={outputs!r} is not known: give "copy", "view" or "device" (DeviceArrays on the GPU).'
         )
