@@ -27,6 +27,10 @@ class RunnerConformance:
         assert session.inputs["images"].shape == (-1, 4)
         assert "images: float32 -1×4" in repr(session.inputs)
 
+    def test_an_unknown_kind_of_outputs_is_refused(self, runner: Open) -> None:
+        with pytest.raises(trtrun.InputError, match=r"outputs='gpu'.*\"device\""):
+            runner("affine").run({"x": np.zeros((1, 12), np.float32)}, outputs="gpu")  # type: ignore[arg-type]
+
     def test_arrays_bind_by_position_and_by_name(self, runner: Open) -> None:
         session = runner("several")
         a, b = np.random.default_rng().standard_normal((2, 3, 4)).astype(np.float32)
@@ -209,3 +213,5 @@ class RunnerConformance:
                     split(wrong)
             with pytest.raises(trtrun.InputNameError):
                 split.run({})
+            with pytest.raises(trtrun.InputError, match="outputs='gpu'"):
+                split.run({"x": x}, outputs="gpu")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .errors import DeviceError, ExecutionError, InputError, NoGpuError, OutOfMemoryError
-from .runner import OutputMode, Pending, Runner, RunnerAbove, StatefulRunner
+from .runner import OutputMode, Pending, Runner, RunnerAbove, StatefulRunner, check_output_mode
 from .tensor_spec import TensorSpecs
 
 _LOG = logging.getLogger("trtrun")
@@ -79,6 +79,7 @@ class MultiGpuRunner(Runner):
     def run(
         self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
     ) -> dict[str, Any]:
+        check_output_mode(outputs)
         if outputs != "copy" or stream is not None:
             raise InputError(
                 "a runner over several GPUs takes and gives arrays on the host: any of the GPUs may answer. For "

@@ -13,15 +13,20 @@ from typing import Any
 import numpy as np
 
 from .arrays import Host, as_host_array
-from .errors import (
-    ExecutionError,
-    MissingPackageError,
-    NoGpuError,
-    OnnxError,
-    UnsupportedTensorError,
+from .building.onnx_session import onnx_session
+from .errors import ExecutionError, NoGpuError, OnnxError, UnsupportedTensorError
+from .plan import ModelFile, onnx_metadata
+from .runner import (
+    Done,
+    OutputMode,
+    Pending,
+    Runner,
+    RunnerAbove,
+    StatefulRunner,
+    check_output_mode,
+    check_pairs,
+    initial_state,
 )
-from .plan import model_file_error, onnx_metadata
-from .runner import Done, OutputMode, Pending, Runner, RunnerAbove, StatefulRunner, check_pairs, initial_state
 from .staging import Staging
 from .tensor_spec import Shape, TensorSpec, TensorSpecs
 
@@ -63,29 +68,12 @@ class OnnxRuntimeSession(Runner):
         input_shapes: Mapping[str, Shape] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingPackageError(
-                f"ONNX Runtime cannot be imported ({error}). Run: pip install 'trtrun[onnx]'"
-            ) from error
         self._name = "this model" if isinstance(model, bytes) else os.fspath(model)
-        if not isinstance(model, bytes):
-            try:
-                with open(model, "rb"):
-                    pass
-            except OSError as error:
-                raise model_file_error(model, error) from error
         if input_shapes:
             model = _with_input_shapes(model, self._name, input_shapes)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only: its warnings speak of optimizations, not of answers
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                model if isinstance(model, bytes) else os.fspath(model), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exceptions share no base below Exception
-            raise OnnxError(f"ONNX Runtime cannot load {self._name}: {error}") from error
+        self._session: Any = onnx_session(model)
+        import onnxruntime  # is there, now that it has made a session
+
         self._backend = f"ONNX Runtime {onnxruntime.__version__} on the CPU (reference)"
         self._inputs = TensorSpecs(_spec(value) for value in self._session.get_inputs())
         self._outputs = TensorSpecs(_spec(value) for value in self._session.get_outputs())
@@ -118,6 +106,7 @@ class OnnxRuntimeSession(Runner):
     def run(
         self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
     ) -> dict[str, Any]:
+        check_output_mode(outputs)
         if outputs == "device" or stream is not None:
             raise NoGpuError(
                 "ONNX Runtime on the CPU has neither device outputs nor CUDA streams. "
@@ -203,6 +192,8 @@ class OnnxRuntimeSession(Runner):
 def _with_input_shapes(model: str | os.PathLike[str] | bytes, name: str, input_shapes: Mapping[str, Shape]) -> bytes:
     import onnx  # in the same extra as onnxruntime
 
+    if not isinstance(model, bytes):
+        ModelFile(model)  # raises ModelFileError, where it cannot be read
     try:
         proto = (
             onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(os.fspath(model), format="protobuf")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .bundle import is_bundle, open_bundle
-from .errors import BundleError, NoGpuError, TrtrunError
+from .errors import BundleError, MissingPackageError, NoGpuError, TrtrunError
 from .flavor import for_plan
 from .plan import is_onnx_file, read_model_file
 from .runner import Runner
@@ -118,9 +118,7 @@ def _load(
     if not is_onnx_file(model):
         return _load_plan(model, plan_options, session_options)
     if gpu_count() == 0:
-        from .onnx_runtime import OnnxRuntimeSession
-
-        runner = OnnxRuntimeSession(model, input_shapes=build_options.input_shapes if build_options else None)
+        runner = _load_on_cpu(model, os.fspath(model), build_options)
         _LOG.warning("%s runs on the CPU through ONNX Runtime, not on a GPU: %s.", os.fspath(model), why_no_gpu())
         return runner
     from .building.cache import cached_plan
@@ -173,15 +171,30 @@ def _load_bundle(
     model = bundle.read(bundle.onnx)
     _LOG.warning("%s: its ONNX model is used, because no engine fits: %s.", os.fspath(path), "; ".join(reasons))
     if not gpu_count():
-        from .onnx_runtime import OnnxRuntimeSession
-
-        input_shapes = build_options.input_shapes if build_options else None
-        return OnnxRuntimeSession(model, input_shapes=input_shapes, metadata=bundle.metadata)
+        return _load_on_cpu(model, f"{os.fspath(path)}:{bundle.onnx.file}", build_options, bundle.metadata)
     from .building.cache import cached_plan
     from .building.options import BuildOptions
 
     _, plan = cached_plan(model, build_options or BuildOptions())
     return _load_plan(plan, plan_options, session_options, f"{os.fspath(path)}:{bundle.onnx.file}", bundle.metadata)
+
+
+def _load_on_cpu(
+    model: str | os.PathLike[str] | bytes,
+    name: str,
+    build_options: BuildOptions | None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Runner:
+    from .cuda.device import why_no_gpu
+    from .onnx_runtime import OnnxRuntimeSession
+
+    input_shapes = build_options.input_shapes if build_options else None
+    try:
+        return OnnxRuntimeSession(model, input_shapes=input_shapes, metadata=metadata)
+    except MissingPackageError as error:
+        raise MissingPackageError(
+            f"{name} would run through ONNX Runtime on the CPU, because {why_no_gpu()}; and {error.message}"
+        ) from error
 
 
 def _load_plan(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 from typing_extensions import Self
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from .turns import Turns
 
 OutputMode = Literal["copy", "view", "device"]
+_OUTPUT_MODES = get_args(OutputMode)
+
+
+def check_output_mode(outputs: str) -> None:
+    """Raises InputError for what is no OutputMode."""
+    if outputs not in _OUTPUT_MODES:
+        raise InputError(
+            f'outputs={outputs!r} is not known: give "copy", "view" or "device" (DeviceArrays on the GPU).'
+        )
 
 
 class Pending(Protocol):

@@ -29,7 +29,7 @@ from .cuda.transfer import Copy
 from .errors import DeviceError, DtypeError, ExecutionError, InputError, OutOfMemoryError, ShapeError
 from .filling import LARGE, Choice, Way, whole
 from .route import Route, ShapeKey, Steps, part_keys
-from .runner import OpenStages, OutputMode, Runner, Stages, StatefulRunner
+from .runner import OpenStages, OutputMode, Runner, Stages, StatefulRunner, check_output_mode
 from .staging import Staging
 from .tensor_spec import Shape, TensorSpecs
 
@@ -154,6 +154,8 @@ class Session(Runner):
     def run(
         self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
     ) -> dict[str, Any]:
+        if outputs != "copy":
+            check_output_mode(outputs)
         entered = self._device.enter()  # first: in a forked child the lock may be held by a thread that is not there
         try:
             with self._lock:

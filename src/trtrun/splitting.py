@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import InputError, ShapeError
 from .pipeline import Pipeline
-from .runner import Done, OutputMode, Pending, Runner, RunnerAbove
+from .runner import Done, OutputMode, Pending, Runner, RunnerAbove, check_output_mode
 
 Host = np.ndarray[Any, np.dtype[Any]]
 
@@ -59,6 +59,7 @@ class SplitRunner(RunnerAbove):
         batch = self._batch(inputs)
         if batch is None or self._low <= batch <= self._high:
             return self._runner.run(inputs, outputs=outputs, stream=stream)
+        check_output_mode(outputs)
         if outputs == "device" or stream is not None:
             raise InputError(
                 f"a batch of {batch} is beyond what the model takes ({self._low} to {self._high}), and parts are put "

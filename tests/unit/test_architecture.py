@@ -109,3 +109,8 @@ def test_names_that_tensorrt_10_removed_are_not_used(path: Path) -> None:
         # Our own modules and classes have names of their own: demo.build_engine, Engine.device_memory_size.
         if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "demo"):
             assert node.attr not in removed - OURS.get(path.name, set()), f"{path.name}:{node.lineno}"
+
+
+def test_one_place_opens_models_with_onnx_runtime() -> None:
+    """Others would let it optimize what it breaks."""
+    assert [path.name for path in FILES if "InferenceSession(" in path.read_text()] == ["onnx_session.py"]

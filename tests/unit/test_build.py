@@ -198,7 +198,7 @@ def test_input_shapes_replace_those_of_the_file() -> None:
         (one_node("Det", domain=""), "has no implementation of operator Det"),
         (one_node("Foo", domain="com.example"), "has no implementation of operator Foo"),
         (one_node("Softmax", axis=7), "Check the model with onnx.checker"),
-        (b"vtrt" + bytes(60), "is an engine already"),
+        (b"vtrt" + bytes(60), "is an engine, a TensorRT plan"),
         (b"hello", "cannot be parsed"),
         (b"", "not a usable ONNX model"),
         (models.affine()[:150], "cannot be parsed"),

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 import trtrun
 from tests import models
 from tests.conformance import RunnerConformance
+from trtrun.building.onnx_check import check_model
+from trtrun.cuda.device import gpu_count
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.runner import check_pairs
 from trtrun.tensor_spec import TensorSpec, TensorSpecs
@@ -37,8 +43,86 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_not_onnx(tmp_path: Path) -> None:
     path = tmp_path / "text.onnx"
     path.write_text("hello")
-    with pytest.raises(trtrun.OnnxError, match="cannot load"):
+    with pytest.raises(trtrun.OnnxError, match="cannot be parsed: it is not an ONNX model, or not all of one"):
         OnnxRuntimeSession(path)
+
+
+def test_git_lfs_pointers_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "pointer.onnx"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n")
+    for read in (OnnxRuntimeSession, check_model):
+        with pytest.raises(trtrun.OnnxError, match=r"the Git LFS pointer to one\. Run: git lfs pull"):
+            read(path)
+
+
+def test_a_file_that_is_missing_is_said_with_input_shapes_too(tmp_path: Path) -> None:
+    with pytest.raises(trtrun.ModelFileError, match=r"missing\.onnx.*does not exist"):
+        OnnxRuntimeSession(tmp_path / "missing.onnx", input_shapes={"x": (1, 12)})
+
+
+_X = np.linspace(-8, 8, 65, dtype=np.float32)
+_KINDS = {"float8_e4m3fn": 448, "float8_e5m2": 57344, "int4": 7, "int8": 127, "int16": 32767}
+
+
+def _rounding(kind: str, activation: str, zero_point: str) -> bytes:
+    """x -> y: a Relu or Clip of -x, and behind it QuantizeLinear, which rounds to 1/4 of what ``kind`` holds."""
+    dtype = np.dtype(getattr(ml_dtypes, kind)) if hasattr(ml_dtypes, kind) else np.dtype(kind)
+    zero = onnx.numpy_helper.from_array(np.zeros((), dtype), "zero")
+    nodes = [
+        helper.make_node("Neg", ["x"], ["n"]),  # the optimizer leaves alone what reads the graph's input
+        helper.make_node(activation, ["n", "low", "high"] if activation == "Clip" else ["n"], ["r"]),
+        helper.make_node("QuantizeLinear", ["r", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    if zero_point == "constant":
+        nodes.insert(0, helper.make_node("Constant", [], ["zero"], value=zero))
+    elif zero_point == "computed":
+        zero.name = "given"
+        nodes.insert(0, helper.make_node("Identity", ["given"], ["zero"]))
+    weights = [("scale", 0.25), ("low", 0.0), ("high", 6.0)]
+    tensors = [onnx.numpy_helper.from_array(np.float32(number), name) for name, number in weights]
+    opsets = [helper.make_opsetid("", 21 if kind.startswith("int") else 19)]
+    functions = []
+    if zero_point == "in a function":
+        nodes[2:] = [helper.make_node("Rounded", ["r", "scale", "zero"], ["y"], domain="local")]
+        inner = [
+            helper.make_node("QuantizeLinear", ["a", "b", "c"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "b", "c"], ["d"]),
+        ]
+        functions.append(helper.make_function("local", "Rounded", ["a", "b", "c"], ["d"], inner, opsets[:]))
+        opsets.append(helper.make_opsetid("local", 1))
+    given = [] if zero_point == "constant" else [zero]
+    graph = helper.make_graph(nodes, "g", [models.value("x", [65])], [models.value("y", [65])], [*tensors, *given])
+    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize("zero_point", ["initializer", "constant", "computed", "in a function"])
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+@pytest.mark.parametrize("kind", _KINDS)
+def test_what_stands_before_a_quantization_is_computed(kind: str, activation: str, zero_point: str) -> None:
+    """ONNX Runtime's optimizer leaves the Relu out before fp8 and int4, and fails at the Clip."""
+    wanted = np.clip(_X, 0, 6 if activation == "Clip" else None) / np.float32(0.25)
+    wanted = np.minimum(wanted, _KINDS[kind])
+    rounded = np.round(wanted) if kind.startswith("int") else wanted.astype(getattr(ml_dtypes, kind))
+    found = OnnxRuntimeSession(_rounding(kind, activation, zero_point))(-_X)["y"]
+    np.testing.assert_array_equal(found, rounded.astype(np.float32) * np.float32(0.25))
+
+
+def test_the_name_is_found_across_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "fp8.onnx"
+    path.write_bytes(_rounding("float8_e4m3fn", "Relu", "initializer"))
+    monkeypatch.setattr("trtrun.plan.PIECE", 5)
+    assert OnnxRuntimeSession(path)(_X)["y"].min() == 0
+
+
+def test_without_onnx_runtime_the_reason_for_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if gpu_count():
+        pytest.skip("the GPU runs it")
+    path = tmp_path / "affine.onnx"
+    path.write_bytes(models.affine())
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(trtrun.MissingPackageError, match=r"on the CPU, because no .*trtrun\[onnx\]"):
+        trtrun.load(path)
 
 
 def test_refuses_what_only_a_gpu_has() -> None:

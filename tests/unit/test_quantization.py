@@ -63,6 +63,26 @@ def test_fp8_holds_values_far_from_zero(name: str) -> None:
     assert 448 * scales["x_scale"] >= 0.999 * max(np.abs(request["x"]).max() for request in data)
 
 
+def test_fp8_holds_the_largest_weights() -> None:
+    """ONNX Runtime's own scale, from their spread, would cut the largest off at a sixth; and Relu stays before fp8."""
+    v, w = RNG.normal(0, 0.02, (2, 64, 64)).astype(np.float32)
+    v[3, 5] = 2
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["y"]),
+    ]
+    model = models._model(nodes, [models.value("x", ["N", 64])], [models.value("y", ["N", 64])], {"v": v, "w": w})
+    data = [{"x": RNG.standard_normal((16, 64)).astype(np.float32)} for _ in range(4)]
+    quantized = quantize(model, data)
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(quantized).graph.initializer}
+    held = tensors["v_quantized"].astype(np.float32) * tensors["v_scale"]
+    assert np.abs(held - v).max() <= np.abs(v).max() / 16
+    for request in data:
+        exact, close = (OnnxRuntimeSession(of).run(request)["y"] for of in (model, quantized))
+        assert np.linalg.norm(close - exact) < 0.1 * np.linalg.norm(exact)
+
+
 def test_nodes_can_be_left_in_fp32() -> None:
     weights = {name: RNG.standard_normal((8, 8)).astype(np.float32) for name in ("v", "w")}
     nodes = [
@@ -132,6 +152,22 @@ def test_the_file_that_a_model_cannot_be_calibrated_with_is_named(
     assert isinstance(result.exception, kind)
     assert said.format(model, data / "b.npy") in str(result.exception)
     assert "request" not in str(result.exception)
+
+
+def test_weights_that_no_node_reads_are_not_talked_about(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load_from_string(models.affine())
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(2, np.float32), "num_batches_tracked"))
+    quantize(model.SerializeToString(), requests("affine"))
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+
+
+def test_an_engine_is_not_told_that_there_is_nothing_to_build(tmp_path: Path) -> None:
+    (tmp_path / "m.engine").write_bytes(b"vtrt" + bytes(60))
+    np.save(tmp_path / "x.npy", np.zeros((1, 12), np.float32))
+    result = CliRunner().invoke(app, ["quantize", str(tmp_path / "m.engine"), "--data", str(tmp_path / "x.npy")])
+    assert isinstance(result.exception, trtrun.OnnxError)
+    assert "is an engine, a TensorRT plan, and an ONNX model is needed here" in str(result.exception)
 
 
 def test_calibrated_on_pictures(tmp_path: Path) -> None:
