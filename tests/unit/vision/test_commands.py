@@ -212,6 +212,8 @@ def test_eval_says_what_a_folder_has_no_use_for(brightness: Path, pictures: Path
         done = RUN.invoke(app, ["eval", str(pictures), "-m", str(brightness), *options])
         assert f"Leave out {options[0]}, or give COCO annotations" in str(done.exception)
     assert RUN.invoke(app, ["eval", str(pictures), "-m", str(brightness), "--task", "classify"]).exit_code == 0
+    done = RUN.invoke(app, ["eval", "nowhere.json", "-m", "nowhere.onnx"])  # before a model is loaded
+    assert "there is no 'nowhere.json'" in str(done.exception)
 
 
 def test_eval_keeps_what_else_the_head_selects_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
