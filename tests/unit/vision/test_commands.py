@@ -225,6 +225,7 @@ def test_eval_keeps_what_else_the_head_selects_by(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("trtrun.vision.evaluation.mean_average_precision", measure)
     (tmp_path / "faces.onnx").write_bytes(faces())
+    (tmp_path / "annotations.json").touch()
     done = RUN.invoke(app, ["eval", str(tmp_path / "annotations.json"), "-m", str(tmp_path / "faces.onnx")])
     assert done.exit_code == 0, done.output
     assert measured == [vision.Selection(score_threshold=0.001, multi_label=True, iou_threshold=0.3)]
