@@ -297,9 +297,9 @@ class Repository:
                 model.runner.backend,
                 extra={"model": name},
             )
-            self._say_task(model)
             if old is not None:
                 old.close()
+            self._say_task(model)
             return model
 
     def _open(self, name: str, version: str, path: Path, statistics: Statistics) -> Model:
