@@ -487,6 +487,12 @@ def test_what_is_asked_for_wrongly_is_told_what_can_be_read(asked: dict[str, Any
     assert "metadata" not in str(error.value)
 
 
+def test_another_size_than_the_networks_is_said_before_no_head_is_recognised() -> None:
+    runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)}, image=(-1, 3, SIZE[1], SIZE[0]))
+    with pytest.raises(trtrun.InputError, match="1×3×640×640 do not fit the network's input"):
+        vision.detector(runner, size=(640, 640))
+
+
 def test_names_of_another_number_leave_the_head() -> None:
     runner = Outputs({"o": np.zeros((1, 300, 9), np.float32)}, {"head": "rtdetr", "names": ["a", "b"]})
     with pytest.raises(trtrun.InputError) as error:
