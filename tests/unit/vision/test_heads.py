@@ -488,9 +488,9 @@ def test_what_is_asked_for_wrongly_is_told_what_can_be_read(asked: dict[str, Any
 
 
 def test_another_size_than_the_networks_is_said_before_no_head_is_recognised() -> None:
-    runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)}, image=(-1, 3, SIZE[1], SIZE[0]))
+    runner = Outputs({"o": np.zeros((1, GRID, 6 + CLASSES), np.float32)}, image=(-1, 3, SIZE[1], SIZE[0]))
     with pytest.raises(trtrun.InputError, match="1×3×640×640 do not fit the network's input"):
-        vision.detector(runner, size=(640, 640))
+        vision.detector(runner, head="yolov6", size=(640, 640))
 
 
 def test_names_of_another_number_leave_the_head() -> None:
