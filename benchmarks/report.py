@@ -68,6 +68,8 @@ Where trtrun is not ahead, and why:
   with one image and 1,050 with eight in shared memory, so `trtrun serve --all-devices` starts a process per GPU
   (**.one_process**: all in one).
 - **hot_path.growth** and **multi_gpu.growth** count bytes; their ratio is 1 for none and 0 otherwise.
+- **serve.vs_naive** and **serve.http.vs_naive** are `trtrun serve` as it starts by itself there, 4 worker processes,
+  against one process of FastAPI. One worker alone against it is **serve.one.vs_naive**: 1.30, not 5.09.
 - **serve.floor.grpc**: a gRPC server in Python, in as many processes, that receives the same requests and does nothing.
 - **serve.batching.bound**: that server ÷ batch 1 in this process. Below 1 the GPU answers single images faster than a
   server in Python can receive them, so that batches, which make the GPU faster, gain nothing; in front of a slower

@@ -374,6 +374,11 @@ def write_bundle(
     }
     try:
         text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(
+            f"the metadata of {os.fspath(path)} holds half a character of UTF-16 ({error.object[error.start]!r}), "
+            "which is no text. Write the whole character, or leave it out."
+        ) from error
     except (TypeError, ValueError) as error:
         raise BundleError(f"the metadata of {os.fspath(path)} is no JSON: {error}") from error
     if private_key is not None:

@@ -301,6 +301,8 @@ def test_what_cannot_be_bundled(model: Path, tmp_path: Path) -> None:
         write_bundle(tmp_path / "m.bundle")
     with pytest.raises(trtrun.PlanError):
         write_bundle(tmp_path / "m.bundle", engines=[model])
+    with pytest.raises(trtrun.BundleError, match=r"holds half a character of UTF-16 \('.ud83d'\)"):
+        write_bundle(tmp_path / "m.bundle", onnx=model, metadata={"names": {"0": "a \ud83d"}})
     with pytest.raises(trtrun.BundleError, match="no JSON"):
         write_bundle(tmp_path / "m.bundle", onnx=model, metadata={"mean": np.float32(1)})
     with pytest.raises(trtrun.ModelFileError):

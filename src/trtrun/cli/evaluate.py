@@ -36,6 +36,8 @@ def command(
     from ..predictor import load
     from ..vision.evaluation import mean_average_precision, top_k
 
+    if not data.exists():
+        raise InputError(f"there is no {str(data)!r}. Give COCO annotations (.json), or a folder with one per class.")
     if data.is_dir():
         given = {"--task": task not in (None, "classify"), "--images": images is not None, "--head": head is not None}
         if any(given.values()):

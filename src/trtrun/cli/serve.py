@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .options import Device, Plugins, read_labels
+from .options import Device, Plugins, parse_size, read_labels
 
 
 def command(
@@ -78,6 +78,9 @@ def command(
     labels: Annotated[
         list[str] | None, typer.Option(help="MODEL=FILE: text file with one class name per line.")
     ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="MODEL=WIDTHxHEIGHT: that pictures get, where the network takes several.")
+    ] = None,
     device: Device = 0,
     all_devices: Annotated[bool, typer.Option("--all-devices", help="Serve on every GPU of this machine.")] = False,
     workers: Annotated[
@@ -121,7 +124,7 @@ def command(
         _check_tls(tls_certificate, tls_key)
     if repository is not None and not repository.is_dir():
         raise InputError(f"{str(repository)!r} is no folder.")
-    vision = _vision(head or (), task or (), labels or ())
+    vision = _vision(head or (), task or (), labels or (), size or ())
     token = None
     if token_file is not None:
         token = token_file.read_text(encoding="utf-8").strip()
@@ -162,9 +165,10 @@ def command(
         devices=devices,
     )
     # Once: a folder that goes later must not keep a worker from starting again.
-    if place is None and (unknown := sorted(vision.keys() - set(served.names()))):
-        raise InputError(f"--head, --task or --labels name {unknown}, and the models are {served.names()}.")
     if place is None:
+        served.check_unambiguous()
+        if unknown := sorted(vision.keys() - set(served.names())):
+            raise InputError(f"--head, --task, --labels or --size name {unknown}, the models are {served.names()}.")
         gpus, cores, nbytes = min(len(devices), gpu_count()), usable_cores(), served.size()
         count = workers or suitable_count(gpus, cores, nbytes)
         if count > 1:
@@ -184,7 +188,9 @@ def command(
         raise typer.Exit(1)
 
 
-def _vision(heads: Sequence[str], tasks: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _vision(
+    heads: Sequence[str], tasks: Sequence[str], labels: Sequence[str], sizes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """``MODEL=VALUE`` texts as options of ``vision.task`` by model. Raises InputError, showing the text."""
     from ..vision.heads import HEADS, TASKS
 
@@ -203,6 +209,11 @@ def _vision(heads: Sequence[str], tasks: Sequence[str], labels: Sequence[str]) -
         if not name or not file:
             raise InputError(f"cannot read --labels {text!r}: write MODEL=FILE.")
         found.setdefault(name, {})["names"] = dict(enumerate(read_labels(Path(file))))
+    for text in sizes:
+        name, _, pixels = text.partition("=")
+        if not name or not pixels:
+            raise InputError(f"cannot read --size {text!r}: write MODEL=WIDTHxHEIGHT.")
+        found.setdefault(name, {})["size"] = parse_size(pixels)
     return found
 
 

@@ -227,7 +227,7 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
     where = f"; written to {wishes.out}" if wishes.out is not None and done else ""
     console.print(
         f"{what} at {size[0]}×{size[1]} on {runner.backend}: "
-        f"{done} pictures in {seconds:.2f} s{rate}, {failed} failed{where}",
+        f"{done} picture{'s' * (done != 1)} in {seconds:.2f} s{rate}, {failed} failed{where}",
         soft_wrap=True,
     )
     if failed:
@@ -255,7 +255,8 @@ def _with_progress(found: Iterable[Found], source: str, console: Any) -> Iterato
 class _Writer:
     """Annotated pictures as files; the frames of a video as one video where that is wanted.
 
-    Names that several items would get are numbered. Raises InputError before it writes over a file of the source.
+    Names that several items would get are numbered. Raises InputError before it writes over a file of the source or one
+    beside it.
     """
 
     def __init__(self, folder: Path | None, save_video: bool, source: str) -> None:
@@ -310,15 +311,19 @@ class _Writer:
         names = itertools.chain([f"{stem}{suffix}"], (f"{stem}_{number}{suffix}" for number in itertools.count(2)))
         path = next(path for name in names if (path := self.folder / name) not in self._taken)
         self._taken.add(path)
-        if path.exists() and _identity(path) in self._sources:
-            raise InputError(f"{str(path)!r} is a file of the source, and would be written over. Choose another --out.")
+        # Beside the pictures that are read lie others, of another suffix too: a.jpg may be somebody's, and a.png read.
+        if path.exists() and (_identity(path) in self._sources or _identity(self.folder) in self._sources):
+            raise InputError(
+                f"{str(path)!r} is a file of the source or beside it, and would be written over. Choose another --out."
+            )
         return path
 
     @functools.cached_property
     def _sources(self) -> set[tuple[int, int]]:
+        """The files that are read and the folders they lie in, where they are links those of the links."""
         from ..vision.sources import files
 
-        return {_identity(path) for path in files(self._source) if path.exists()}
+        return {_identity(one) for path in files(self._source) if path.exists() for one in (path, path.parent)}
 
     def close(self) -> None:
         if self._video is not None:
@@ -345,7 +350,8 @@ def _lines(results: list[dict[str, Any]]) -> list[str]:
         label = row.get("text", row.get("class", row.get("class_id", "foreground")))
         amount = f"{row['score']:.2f}" if "score" in row else f"{100 * row['share']:.1f} %"
         box = " ".join(f"{v:.0f}" for v in row["box"]) if "box" in row else ""
-        lines.append(f"{label} {amount}  {box}".rstrip())
+        number = f"#{row['track_id']} " if "track_id" in row else ""  # as on the picture
+        lines.append(f"{number}{label} {amount}  {box}".rstrip())
     if len(results) > _ITEM_ROWS:
         lines.append(f"… and {len(results) - _ITEM_ROWS} more")
     return lines or ["nothing"]

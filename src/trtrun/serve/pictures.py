@@ -92,7 +92,7 @@ def check_size(data: bytes | bytearray, most: int) -> None:
     Raises InputError for what is no picture, RequestTooLargeError for one of more than ``most`` pixels.
     """
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise MissingPackageError(
             f"pictures need more packages ({error}). Run: pip install 'trtrun[vision]'"
@@ -102,6 +102,8 @@ def check_size(data: bytes | bytearray, most: int) -> None:
             width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RequestTooLargeError(f"the picture is larger than {most:,} pixels. Send a smaller one.") from error
+    except UnidentifiedImageError as error:  # whose text names the object that it read from
+        raise InputError(f"the body is no picture of a kind that is read ({', '.join(_KINDS)}).") from error
     except Exception as error:  # Pillow raises what comes to hand for damaged files
         raise InputError(f"the body is no picture of a kind that is read ({', '.join(_KINDS)}): {error}") from error
     if width * height > most:

@@ -229,6 +229,16 @@ class Repository:
                         found.add(name)
         return sorted(found)
 
+    def check_unambiguous(self) -> None:
+        """Raise ModelFileError where a name stands for a model of the command line and for another in the folder."""
+        for name, entry in self._entries.items():
+            found = self._in_folder(name)
+            if entry.path is not None and found is not None and entry.path.resolve() != found[1].resolve():
+                raise ModelFileError(
+                    f"two models are called {name!r}: {entry.path} and {found[1]}. Give the first another name: "
+                    f"NAME={entry.path}."
+                )
+
     def size(self) -> int:
         """Bytes of the files of all models there are."""
         found = 0
@@ -289,6 +299,7 @@ class Repository:
             )
             if old is not None:
                 old.close()
+            self._say_task(model)
             return model
 
     def _open(self, name: str, version: str, path: Path, statistics: Statistics) -> Model:
@@ -307,6 +318,15 @@ class Repository:
             raise
         return model
 
+    def _say_task(self, model: Model) -> None:
+        """Say at the start what the first picture would be told: a warning where it was said that there is a task."""
+        try:
+            _LOG.info("%s: pictures are read as %s", model.name, model.task().head, extra={"model": model.name})
+        except InputError as error:
+            meant = model.name in self._vision or model.runner.metadata.keys() & {"task", "head"}
+            level = logging.WARNING if meant else logging.INFO
+            _LOG.log(level, "%s", error.message, extra={"model": model.name})
+
     @staticmethod
     def _warn(name: str, config: Path) -> None:
         """Say once that Triton's configuration is there and counts for nothing."""
@@ -314,7 +334,7 @@ class Repository:
             _LOG.warning(
                 "%s: %s is not read. Batching is what the engine's profiles say, and --max-batch-size, "
                 "--max-queue-delay and --instances for all models; names and shapes are the "
-                "engine's; task and labels a bundle's.",
+                "engine's; task and labels those of the model's metadata, a bundle's, or --task and --labels.",
                 name,
                 config,
                 extra={"model": name},
@@ -470,6 +490,9 @@ class Repository:
         entry = self._entries.get(name)
         if entry is not None and entry.path is not None:
             return "1", entry.path
+        return self._in_folder(name)
+
+    def _in_folder(self, name: str) -> tuple[str, Path] | None:
         if self._folder is None:
             return None
         found: list[tuple[int, Path]] = []

@@ -64,7 +64,8 @@ class Head:
     channels_last: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name} for {self.task}" + (f" with {self.classes} classes" if self.classes else "")
+        classes = f" with {self.classes} {'class' if self.classes == 1 else 'classes'}" if self.classes else ""
+        return f"{self.name} for {self.task}{classes}"
 
     @property
     def suppresses(self) -> bool:
@@ -237,6 +238,8 @@ def recognise(
     Raises InputError when no head fits, or several do: it lists them, and what to name.
     """
     tasks = TASKS if task is None else (task,) if isinstance(task, str) else task
+    if not tasks:
+        raise InputError(f"no task was asked for. Name one of {', '.join(TASKS)}, or leave it out: task=None.")
     for given, known, what in (*((one, TASKS, "task") for one in tasks), (head, tuple(HEADS), "head")):
         if given is not None and given not in known:
             raise InputError(f"there is no {what} {given!r}. Known: {', '.join(known)}.")
@@ -244,39 +247,34 @@ def recognise(
     head = head or told.head
     if told.task and told.task not in tasks:
         raise InputError(
-            f"the task {_either(tasks)} was asked for, but the exporter says that this model is for {told.task!r}."
+            f"the task {_either(tasks)} was asked for, but the model's metadata says that it is for {told.task!r}. "
+            "Leave the task out, or put another into the metadata: trtrun bundle create --task."
         )
     if told.task:
         tasks = (told.task,)
     facts = _Facts(
         outputs=dict(runner.outputs),
         size=size,
-        task=tasks[0] if len(tasks) == 1 else None,
-        names=told.names if names is None else names,
+        task=None,
+        names=read_names(runner.metadata) if names is None else names,
         keypoint_shape=keypoint_shape or told.keypoint_shape,
         ultralytics=told.ultralytics,
         end_to_end=told.end_to_end,
     )
-    possible = [
-        replace(found, names=facts.names)
-        for name, match in HEADS.items()
-        if head in (None, name)
-        for found in match(facts)
-    ]
-    fitting = [found for found in possible if found.task in tasks]
+    fitting = _matching(facts, tasks, head)
     outputs = ", ".join(f"{spec}" for spec in runner.outputs.values())
     asked = f" for the task {_either(tasks)}" if tasks != TASKS else ""
     asked += f" as the head {head!r}" if head else ""
-    if not fitting and possible:
-        raise InputError(
-            f"the outputs ({outputs}) cannot be read{asked}, but as {'; '.join(map(str, possible))}: use the "
-            "command or the task for that."
-        )
     if not fitting:
-        asked += f" with {len(facts.names)} class names" if facts.names else ""
+        asked += f" with {len(facts.names)} class name{'s' * (len(facts.names) > 1)}" if facts.names else ""
+        if others := _others(facts, tasks, head):
+            others += (
+                ", or what the model's metadata says" if runner.metadata.keys() & {"task", "head", "names"} else ""
+            )
+            raise InputError(f"the outputs ({outputs}) cannot be read{asked}, but as {others}.")
         raise InputError(
-            f"the outputs ({outputs}) of this network with an input of {size[0]}×{size[1]} cannot be read{asked}. "
-            f"Heads that can: {', '.join(HEADS)}; for others decode the runner's outputs yourself."
+            f"the outputs ({outputs}) of this network with an input of {size[0]}×{size[1]} cannot be read{asked}, "
+            f"nor by any other head ({', '.join(HEADS)}). Decode the runner's outputs yourself."
         )
     if len(fitting) > 1:
         raise InputError(
@@ -287,13 +285,44 @@ def recognise(
     return fitting[0]
 
 
+def _matching(facts: _Facts, tasks: Sequence[str], head: str | None) -> list[Head]:
+    """What the outputs can be, of these tasks."""
+    facts = replace(facts, task=tasks[0] if len(tasks) == 1 else None)
+    return [
+        replace(found, names=facts.names)
+        for name, match in HEADS.items()
+        if head in (None, name)
+        for found in match(facts)
+        if found.task in tasks
+    ]
+
+
+def _others(facts: _Facts, tasks: Sequence[str], head: str | None) -> str:
+    """What the outputs can be where nothing fits that was asked for, and what to change then; "" for nothing."""
+    # The task, the head and the names may each be wrong; first those where fewer are.
+    for new_tasks, new_head, names in (
+        (TASKS, head, facts.names), (tasks, None, facts.names), (tasks, head, {}),
+        (TASKS, None, facts.names), (tasks, None, {}), (TASKS, head, {}), (TASKS, None, {}),
+    ):  # fmt: skip
+        # Each task by itself: some outputs are looked at only when theirs is asked for.
+        found = [one for task in new_tasks for one in _matching(replace(facts, names=names), (task,), new_head)]
+        if found:
+            changes = {
+                "the task (task=…; --task, or another command)": any(one.task not in tasks for one in found),
+                "the head (head=…, --head)": head is not None and any(one.name != head for one in found),
+                "the class names (names=…, --labels)": names != facts.names,
+            }
+            change = " and ".join(name for name, is_other in changes.items() if is_other)
+            return f"{'; '.join(map(str, found))}. Change {change}"
+    return ""
+
+
 @dataclass(frozen=True)
 class Told:
     """What the exporter's metadata says of a head; None and empty where it says nothing."""
 
     task: str | None = None
     head: str | None = None
-    names: Names = field(default_factory=dict)
     size: Size | None = None
     keypoint_shape: tuple[int, int] | None = None
     end_to_end: bool | None = None
@@ -302,19 +331,12 @@ class Told:
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> Told:
-    """Ultralytics' keys (task, names, imgsz, kpt_shape, end2end), PaddleOCR's list of labels, a bundle's preprocess and
-    head.
+    """Ultralytics' keys (task, imgsz, kpt_shape, end2end), a bundle's preprocess and head.
 
     The values are JSON; some exporters write Python literals as text in front of engines too. Raises InputError where
-    names, imgsz or kpt_shape are written otherwise.
+    imgsz or kpt_shape are written otherwise.
     """
     values = {key: _literal(value) for key, value in metadata.items()}
-    names = values.get("names")
-    if isinstance(names, (list, tuple)):
-        names = dict(enumerate(names))
-    if not isinstance(names, Mapping):
-        labels = metadata.get("character")
-        names = dict(enumerate(labels.split("\n"))) if isinstance(labels, str) else {}
     size, shape = values.get("imgsz"), values.get("kpt_shape")
     if isinstance(size, int):
         size = (size, size)
@@ -324,8 +346,6 @@ def read_metadata(metadata: Mapping[str, Any]) -> Told:
         return Told(
             task=task if task in TASKS else None,
             head=head if (head := values.get("head")) in tuple(HEADS) else None,
-            # Half a character of UTF-16, which a literal can hold, is no text: OpenCV crashes on it.
-            names={int(key): str(value).encode(errors="replace").decode() for key, value in names.items()},
             size=pair[::-1] if (pair := _pair(size)) else None,
             keypoint_shape=_pair(shape),
             end_to_end=end if isinstance(end, bool) else None,
@@ -333,10 +353,32 @@ def read_metadata(metadata: Mapping[str, Any]) -> Told:
             preprocess=preprocess if isinstance(preprocess := values.get("preprocess"), Mapping) else {},
         )
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"the model's metadata cannot be read ({error}): names are {{number: name}} or a list, imgsz is [height, "
-            "width], kpt_shape [points, numbers of each]. Put others before them: trtrun bundle create --metadata."
-        ) from error
+        raise _unreadable(error) from error
+
+
+def read_names(metadata: Mapping[str, Any]) -> Names:
+    """Ultralytics' names of classes or PaddleOCR's list of labels. Raises InputError where they are written otherwise.
+
+    Apart from the rest: where names are given, these need not be readable.
+    """
+    names = _literal(metadata.get("names"))
+    if isinstance(names, (list, tuple)):
+        names = dict(enumerate(names))
+    if not isinstance(names, Mapping):
+        labels = metadata.get("character")
+        names = dict(enumerate(labels.split("\n"))) if isinstance(labels, str) else {}
+    try:
+        # Half a character of UTF-16, which a literal can hold, is no text: OpenCV crashes on it.
+        return {int(key): str(value).encode(errors="replace").decode() for key, value in names.items()}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> InputError:
+    return InputError(
+        f"the model's metadata cannot be read ({error}): names are {{number: name}} or a list, imgsz is [height, "
+        "width], kpt_shape [points, numbers of each]. Put others before them: trtrun bundle create --metadata."
+    )
 
 
 def _pair(value: Any) -> tuple[int, int] | None:

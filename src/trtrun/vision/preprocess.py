@@ -65,6 +65,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
+def check_size(size: object) -> None:
+    """Raise InputError unless this is (width, height) of an input."""
+    if (
+        not isinstance(size, (tuple, list, np.ndarray))
+        or len(size) != 2
+        or not all(isinstance(length, (int, np.integer)) and length >= 1 for length in size)
+    ):
+        raise InputError(f"the size is (width, height) of the network's input, like (640, 480), got {size!r}.")
+
+
 _LARGEST = 1 << 26  # pixels of a resized picture: 0.2 GB, which only a crop of a very long picture passes
 
 
@@ -94,13 +104,12 @@ class Preprocess:
         for name, known in _KNOWN.items():
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        for name in ("size", "short_side", "padding", "scale", "mean", "std"):
+        for name in ("short_side", "padding", "scale", "mean", "std"):
             value = getattr(self, name)
             parts = value if isinstance(value, (tuple, list, np.ndarray)) else (value,)
             if not (value is None and name == "short_side") and not all(map(_is_number, parts)):
                 raise InputError(f"{name} is made of finite numbers, got {value!r}.")
-        if min(self.size) < 1:
-            raise InputError(f"the size {self.size} has no pixels. Give (width, height) of the network's input.")
+        check_size(self.size)
         if len(self.mean) < depth or len(self.std) < depth or 0 in self.std:
             raise InputError(
                 f"{self.channels} needs {depth} means and {depth} standard deviations other than 0, "

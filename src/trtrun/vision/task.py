@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, ShapeError
 from ..pipeline import Pipeline
 from ..runner import Runner
-from ..tensor_spec import TensorSpec
+from ..tensor_spec import Shape, TensorSpec
 from .decoding import Decode
 from .geometry import Geometry, Size
 from .heads import Head, read_metadata, recognise
 from .postprocess.candidates import Selection
 from .postprocess.centerface import SIZE_MULTIPLE
 from .postprocess.classification import Activation
-from .preprocess import NV12, Picture, Preprocess, check_picture, prepare_reference
+from .preprocess import NV12, Picture, Preprocess, check_picture, check_size, prepare_reference
 from .results import Names, Result
 from .sources import Item, Source, read
 
@@ -79,7 +79,7 @@ class VisionTask:
         self._image = image_input(runner)
         self._sizes = next((spec for spec in runner.inputs.values() if spec.name != self._image.name), None)
         self._least, self.batch_limit = _batch_limits(self._image)
-        self._image.check_shape(preprocess.shape(self._least))
+        _check_shape(self._image, preprocess.shape(self._least))
         self.preprocess_on = self.postprocess_on = "CPU"
         self._stages: Any = None
         self._staged = self._join() if gpu else None
@@ -312,7 +312,11 @@ def task(
     Raises InputError when the network's inputs or outputs cannot be those of the task, or are those of several.
     """
     image = image_input(runner)
+    if size is not None:
+        check_size(size)
     size = preprocess.size if preprocess else size or _size(runner, image)
+    # First: with another size heads are not recognised.
+    _check_shape(image, _sized(image, size))
     found = recognise(runner, size=size, task=task, head=head, names=names, keypoint_shape=keypoint_shape)
     if found.name == "centerface" and any(length % SIZE_MULTIPLE for length in size):
         raise InputError(
@@ -405,8 +409,28 @@ def _size(runner: Runner, image: TensorSpec) -> Size:
     if (told := read_metadata(runner.metadata).size) is not None:
         return told
     raise InputError(
-        f"the network takes pictures of any size ({image}). Say which: size=(640, 640), or --size 640x640."
+        f"the network takes pictures of any size ({image}). Say which: size=(640, 640), --size 640x640 (trtrun serve: "
+        "--size MODEL=640x640), or imgsz in the model's metadata."
     )
+
+
+def _sized(image: TensorSpec, size: Size) -> Shape:
+    """The smallest batch of RGB or of what the network says, in this size."""
+    nhwc = image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
+    batch, width, height = _batch_limits(image)[0], *size
+    return (batch, height, width, image.shape[3]) if nhwc else (batch, max(image.shape[1], 1), height, width)
+
+
+def _check_shape(image: TensorSpec, shape: Shape) -> None:
+    """Raise InputError unless the network takes pictures as they were prepared."""
+    try:
+        image.check_shape(shape)
+    except ShapeError as error:
+        raise InputError(
+            f"pictures prepared as {'×'.join(map(str, shape))} do not fit the network's input {image}. Choose a size "
+            "that it takes (size=(width, height), --size) or leave it out; for another one export or build the network "
+            "for that."
+        ) from error
 
 
 def _batch_limits(image: TensorSpec) -> tuple[int, int | None]:

@@ -62,6 +62,43 @@ def test_the_head_that_the_server_is_told(tmp_path: Path) -> None:
     repository.close()
 
 
+def test_what_pictures_are_read_as_is_said_when_a_model_is_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("one", "two", "turned"):
+        (tmp_path / f"{name}.onnx").write_bytes(centerface())
+    (tmp_path / "plain.onnx").write_bytes(models.affine())
+    told = onnx.load(tmp_path / "turned.onnx")
+    onnx.helper.set_model_props(told, {"task": "detect"})
+    onnx.save(told, tmp_path / "turned.onnx")
+    asked = {"two": {"task": "classify"}, "turned": {"task": "obb"}}
+    repository = Repository(OnnxRuntimeSession, folder=tmp_path, vision=asked)
+    with caplog.at_level("INFO", "trtrun.serve"):
+        assert repository.load_all() == []
+    repository.close()
+    levels = {r.getMessage(): r.levelname for r in caplog.records if "pictures" in r.getMessage()}
+    said = {name: next(text for text in levels if name in text[:60]) for name in ("one", "two", "turned", "plain")}
+    assert said["one"] == "one: pictures are read as centerface for detect with 1 class"
+    assert [levels[text] for text in said.values()] == ["INFO", "WARNING", "WARNING", "INFO"]
+    assert "cannot be read for the task 'classify', but as centerface for detect" in said["two"]
+    assert "metadata says that it is for 'detect'" in said["turned"]
+
+
+def test_a_model_of_any_size_is_told_one(tmp_path: Path) -> None:
+    any_size = onnx.load_from_string(centerface())
+    for axis in (2, 3):
+        any_size.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    model = tmp_path / "faces.onnx"
+    model.write_bytes(any_size.SerializeToString())
+    server = Server(str(model), f"untold={model}", "--size", "faces=320x256", log=tmp_path / "log")
+    status, _, body = post(server, "/v2/models/faces/predict", encoded())
+    assert (status, len(json.loads(body)["results"])) == (200, 1), body
+    status, _, body = post(server, "/v2/models/untold/predict", encoded())
+    assert status == 400
+    assert "--size MODEL=640x640" in json.loads(body)["error"]
+    assert server.stop() == 0
+
+
 def test_a_model_that_can_be_read_in_several_ways_is_told_its_task(tmp_path: Path) -> None:
     model, labels = tmp_path / "yolo.onnx", tmp_path / "labels.txt"
     model.write_bytes(models.small_yolo())
@@ -81,7 +118,7 @@ def test_a_model_that_can_be_read_in_several_ways_is_told_its_task(tmp_path: Pat
     assert "not pictures" not in said
     assert server.stop() == 0
     unknown = Server.refused(f"det={model}", "--task", "dett=detect")
-    assert "name ['dett'], and the models are ['det']" in unknown
+    assert "name ['dett'], the models are ['det']" in unknown
 
 
 def post(server: Server, path: str, body: bytes, **headers: str) -> tuple[int, str, bytes]:
@@ -154,7 +191,7 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("model", "body", "kind", "status", "said"),
     [
-        ("faces", b"no picture", "image/jpeg", 400, "no picture"),
+        ("faces", b"no picture", "image/jpeg", 400, "BMP, GIF, JPEG, PNG, TIFF, WEBP)."),
         ("faces", b"", "image/jpeg", 400, "no picture"),
         ("faces", encoded()[:4000], "image/jpeg", 400, "cut off"),
         ("faces", bomb(50000, 50000), "image/png", 413, "pixels"),

@@ -859,9 +859,13 @@ def test_tokens(tmp_path: Path) -> None:
         (["x.onnx", "--head", "x=yolo0"], "write MODEL=HEAD, with one of"),
         (["x.onnx", "--task", "x=detection"], "write MODEL=TASK, with one of detect, segment"),
         (["x.onnx", "--labels", "names.txt"], "write MODEL=FILE"),
+        (["x.onnx", "--size", "640x640"], "write MODEL=WIDTHxHEIGHT"),
+        (["x.onnx", "--size", "x=640"], "write WIDTHxHEIGHT"),
+        (["--repository", ".", "other/x.onnx"], "two models are called 'x': other/x.onnx and "),
     ],
 )
 def test_what_cannot_be_served(arguments: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").touch()
     command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", "0", "--grpc-port", "-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 1

@@ -18,7 +18,7 @@ import trtrun
 from tests import models
 from trtrun import demo, vision
 from trtrun.cli import app
-from trtrun.cli.vision import _Writer
+from trtrun.cli.vision import _lines, _Writer
 
 RUN = CliRunner()
 
@@ -121,8 +121,14 @@ def test_sources_are_not_written_over(brightness: Path, tmp_path: Path) -> None:
         assert isinstance(done.exception, trtrun.InputError), done.output
         assert "a file of the source" in str(done.exception)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    done = RUN.invoke(app, ["classify", str(folder / "a.png"), "-m", str(brightness), "--out", str(tmp_path / "o")])
-    assert done.exit_code == 0
+    # What lies beside the source is somebody's too: a.jpg of another picture, where a.png is read.
+    done = RUN.invoke(app, ["classify", str(folder / "*.png"), "-m", str(brightness), "--out", str(link)])
+    assert "beside it" in str(done.exception)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    for _ in range(2):  # elsewhere the drawings of the last time are replaced
+        done = RUN.invoke(app, ["classify", str(folder / "a.png"), "-m", str(brightness), "--out", str(tmp_path / "o")])
+        assert done.exit_code == 0
+        assert ": 1 picture in" in done.output
 
 
 def test_videos_of_one_name_and_of_odd_sizes(brightness: Path, tmp_path: Path) -> None:
@@ -175,7 +181,7 @@ def test_names_that_are_not_utf8(brightness: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "1 pictures" in done.stdout
+    assert "1 picture in" in done.stdout
     assert r"a\udcff.avi" in done.stdout
     assert cv2.imread(str(tmp_path / "out" / "b_.jpg")).shape == (40, 50, 3)
 
@@ -188,8 +194,8 @@ def test_what_would_be_ignored_is_refused(brightness: Path, pictures: Path, tmp_
         assert "frames of a video" in str(done.exception)
     (tmp_path / "names.txt").write_text("a\nb\nc")  # or it could be obb too
     done = RUN.invoke(app, ["segment", str(pictures / "red"), *model, "--labels", str(tmp_path / "names.txt")])
-    assert "cannot be read for the task 'segment' or 'semantic' or 'matting', but as" in str(done.exception)
-    assert "yolov8 for detect" in str(done.exception)
+    assert "for the task 'segment' or 'semantic' or 'matting' with 3 class names, but as" in str(done.exception)
+    assert "yolov8 for detect with 3 classes. Change the task (" in str(done.exception)
     done = RUN.invoke(app, ["segment", str(pictures / "red"), *model])  # in several ways, none of which segments
     assert "cannot be read for the task 'segment' or 'semantic' or 'matting', but as" in str(done.exception)
 
@@ -206,6 +212,8 @@ def test_eval_says_what_a_folder_has_no_use_for(brightness: Path, pictures: Path
         done = RUN.invoke(app, ["eval", str(pictures), "-m", str(brightness), *options])
         assert f"Leave out {options[0]}, or give COCO annotations" in str(done.exception)
     assert RUN.invoke(app, ["eval", str(pictures), "-m", str(brightness), "--task", "classify"]).exit_code == 0
+    done = RUN.invoke(app, ["eval", "nowhere.json", "-m", "nowhere.onnx"])  # before a model is loaded
+    assert "there is no 'nowhere.json'" in str(done.exception)
 
 
 def test_eval_keeps_what_else_the_head_selects_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +225,7 @@ def test_eval_keeps_what_else_the_head_selects_by(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("trtrun.vision.evaluation.mean_average_precision", measure)
     (tmp_path / "faces.onnx").write_bytes(faces())
+    (tmp_path / "annotations.json").touch()
     done = RUN.invoke(app, ["eval", str(tmp_path / "annotations.json"), "-m", str(tmp_path / "faces.onnx")])
     assert done.exit_code == 0, done.output
     assert measured == [vision.Selection(score_threshold=0.001, multi_label=True, iou_threshold=0.3)]
@@ -247,6 +256,13 @@ def test_detect_finds_faces(tmp_path: Path) -> None:
     assert [row["class"] for row in item["results"]] == ["face"] * 3
     again = RUN.invoke(app, ["detect", str(source), "-m", str(tmp_path / "faces.onnx"), "--json", "--score", "0.999"])
     assert json.loads(again.stdout)["items"][0]["results"] == []
+
+
+def test_the_table_numbers_what_is_tracked() -> None:
+    found = vision.Detections(
+        np.float32([[0, 0, 9, 9], [1, 1, 8, 8]]), np.float32([0.9, 0.8]), np.int64([0, 0]), track_ids=np.int64([7, -1])
+    )
+    assert _lines(found.to_json()) == ["#7 0 0.90  0 0 9 9", "0 0.80  1 1 8 8"]
 
 
 def test_ocr_says_what_is_no_text_detector(brightness: Path, pictures: Path) -> None:

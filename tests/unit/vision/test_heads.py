@@ -413,7 +413,7 @@ def test_ambiguity_lists_the_candidates() -> None:
 
 
 def test_what_no_head_reads_is_refused() -> None:
-    with pytest.raises(trtrun.InputError, match=r"cannot be read for the task 'detect'.*Heads that can: yolov8"):
+    with pytest.raises(trtrun.InputError, match=r"cannot be read for the task 'detect', nor by any.*\(yolov8"):
         vision.detector(Outputs({"o": np.zeros((1, 12, 77), np.float32)}))
     with pytest.raises(trtrun.InputError, match="no head 'yolo'"):
         vision.detector(Outputs({"o": np.zeros((1, 9, GRID), np.float32)}), head="yolo")
@@ -429,10 +429,10 @@ def test_the_exporters_metadata_decides(as_text: bool) -> None:
         metadata = {**told, "names": {"0": "person"}}  # as in front of engines
     runner = Outputs({"o": np.zeros((1, 56, GRID), np.float32)}, metadata, image=(-1, 3, -1, -1))
     model = vision.task(runner)
-    assert str(model.head) == "yolov8 for pose with 1 classes"
+    assert str(model.head) == "yolov8 for pose with 1 class"
     assert model.head.names == {0: "person"}
     assert model.preprocess.size == SIZE
-    with pytest.raises(trtrun.InputError, match="says that this model is for 'pose'"):
+    with pytest.raises(trtrun.InputError, match="says that it is for 'pose'"):
         vision.detector(runner)
 
 
@@ -440,7 +440,7 @@ def test_the_exporters_metadata_decides(as_text: bool) -> None:
     "odd", [{"names": "{'person': 0}"}, {"names": {"null": "a"}}, {"imgsz": "['a', None]"}, {"kpt_shape": [1e999, 3]}]
 )
 def test_metadata_that_is_written_otherwise_is_refused_in_one_sentence(odd: dict[str, Any]) -> None:
-    runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)}, odd, image=(-1, 3, -1, -1))
+    runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)}, odd)
     with pytest.raises(trtrun.InputError, match=r"metadata cannot be read \(.*trtrun bundle create --metadata"):
         vision.task(runner)
 
@@ -460,6 +460,50 @@ def test_names_are_text_that_can_be_drawn() -> None:
     metadata = {"names": {str(i): "\ud800" for i in range(80)}}  # JSON and Python literals can hold it
     runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)}, metadata)
     assert vision.task(runner, "detect").head.names[0] == "?"
+
+
+def test_unreadable_names_do_not_matter_where_others_are_given() -> None:
+    runner = Outputs({"o": np.zeros((1, 84, GRID), np.float32)}, {"names": "{'person': 0}"})
+    with pytest.raises(trtrun.InputError, match="metadata cannot be read"):
+        vision.detector(runner)
+    assert vision.detector(runner, names=dict(enumerate("a" * 80))).head.names[79] == "a"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"head": "yolov8"}, "as the head 'yolov8', but as centerface for detect with 1 class. Change the head (head="),
+        ({"task": "classify"}, "'classify', but as centerface for detect with 1 class. Change the task (task="),
+        ({"task": "obb", "head": "yolox"}, "(task=…; --task, or another command) and the head (head=…, --head)."),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_told_what_can_be_read(asked: dict[str, Any], said: str) -> None:
+    faces = Outputs({f"o{n}": np.zeros((1, n, 24, 32), np.float32) for n in (1, 2)} | {
+        "p": np.zeros((1, 2, 24, 32), np.float32), "q": np.zeros((1, 10, 24, 32), np.float32)
+    })  # fmt: skip
+    with pytest.raises(trtrun.InputError) as error:
+        vision.task(faces, **{"task": "detect", **asked})
+    assert said in str(error.value)
+    assert "metadata" not in str(error.value)
+
+
+def test_another_size_than_the_networks_is_said_before_no_head_is_recognised() -> None:
+    runner = Outputs({"o": np.zeros((1, GRID, 6 + CLASSES), np.float32)}, image=(-1, 3, SIZE[1], SIZE[0]))
+    with pytest.raises(trtrun.InputError, match="1×3×640×640 do not fit the network's input"):
+        vision.detector(runner, head="yolov6", size=(640, 640))
+
+
+def test_names_of_another_number_leave_the_head() -> None:
+    runner = Outputs({"o": np.zeros((1, 300, 9), np.float32)}, {"head": "rtdetr", "names": ["a", "b"]})
+    with pytest.raises(trtrun.InputError) as error:
+        vision.detector(runner)
+    said = "with 2 class names, but as rtdetr for detect with 5 classes. Change the class names (names=…, --labels), or"
+    assert said in str(error.value)
+
+
+def test_no_task_at_all_is_refused() -> None:
+    with pytest.raises(trtrun.InputError, match="no task was asked for"):
+        vision.task(Outputs({"o": np.zeros((1, 84, GRID), np.float32)}), ())
 
 
 def test_names_decide_between_heads() -> None:

@@ -149,7 +149,7 @@ def test_extreme_pictures() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"size": (0, 4)}, "no pixels"),
+        ({"size": (0, 4)}, r"size is \(width, height\)"),
         ({"std": (1.0, 0.0, 1.0)}, "other than 0"),
         ({"mean": (0.5,)}, "3 means"),
         ({"padding": 300}, "0 to 255"),

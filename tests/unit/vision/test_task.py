@@ -79,6 +79,18 @@ def test_a_network_of_any_size_needs_one(centerface: OnnxRuntimeSession) -> None
         detector(centerface)
 
 
+def test_what_is_no_size_or_not_the_networks_is_refused(centerface: OnnxRuntimeSession) -> None:
+    for wrong in (640, "640x640", (640,), (0, 32), (32.5, 32)):
+        with pytest.raises(trtrun.InputError, match=r"size is \(width, height\)"):
+            detector(centerface, size=wrong)
+    with OnnxRuntimeSession(demo.model_path()) as session:
+        with pytest.raises(trtrun.InputError, match=r"10×3×640×640 do not fit .*10×3×32×32\. Choose a size") as error:
+            detector(session, size=(640, 640))
+        assert "array" not in str(error.value)
+        with pytest.raises(trtrun.InputError, match="10×1×32×32 do not fit"):
+            detector(session, preprocess=Preprocess((32, 32), channels="GREY"))
+
+
 def test_what_is_no_picture_is_refused(centerface: OnnxRuntimeSession) -> None:
     model = detector(centerface, size=demo.SIZE)
     for wrong, kind in ((None, "NoneType"), ("street.jpg", "str"), (7, "int"), ([None], "NoneType"), (b"ab", "int")):
