@@ -124,6 +124,8 @@ class RuntimeCache:
             kind = name, tuple(value for value in parameters if len(value) not in HOLDS_A_POINTER)
             if found is not None or not name.startswith(b"cudnn_") or kind in self._unknown:
                 return found
+            if name in self._kernels.of_any_shape:
+                return None
             if not looked and _lost >= _MAX_LOST:
                 return None
             if not looked:

@@ -99,6 +99,16 @@ def test_unknown_names_and_what_is_no_such_entry() -> None:
         assert CudnnKernels(damaged).sizes(b"cudnn_a", LAUNCH) is None
 
 
+def test_kernels_of_any_shape_are_named() -> None:
+    kept = {"key": {"bpa_a": 128}, "value": [{"kernelName": "cudnn_b", "kernelParams": {}, "cubin": ""}]}
+    graph = {"isDynamicShapeEnabled": True}
+    kernels = CudnnKernels(body({"cudnnVersion": 1, "operationGraph": graph, "kernel_cache": [kept]}, entry()))
+    assert kernels.of_any_shape == {b"cudnn_b"}
+    assert kernels.sizes(b"cudnn_b", LAUNCH) is None
+    assert kernels.sizes(b"cudnn_a", LAUNCH) is not None
+    assert not CudnnKernels(body({"cudnnVersion": 1, "kernel_cache": [{"value": [{}]}, kept]})).of_any_shape
+
+
 @pytest.mark.parametrize(("dtype", "item"), [("BFLOAT16", 2), ("FLOAT", 4), ("FP8_E4M3", 1), ("INT64", 8)])
 def test_items_of_each_dtype(dtype: str, item: int) -> None:
     kernels = CudnnKernels(body(entry(tensor={"dataType": f"CUDNN_DATA_{dtype}"})))

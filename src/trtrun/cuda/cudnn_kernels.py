@@ -6,7 +6,7 @@ so it was with all 262 launches of nine networks (TensorRT-RTX 1.6.1), whether t
 were loaded. So a launch whose name and other parameters are equal to these, byte by byte, works on tensors of these
 sizes. (One parameter holds bytes that nobody initialized; they are the same in both, and tell launches apart that are
 otherwise equal.) NVIDIA documents none of this: what is not found, or looks otherwise, is not known. Nor is the size of
-a workspace, which 8 of the 262 have, and of whatever several kernels share.
+a workspace, which 8 of the 262 have, and of whatever several kernels share, nor anything of kernels for dynamic shapes.
 """
 
 from __future__ import annotations
@@ -39,14 +39,21 @@ class _Launch(NamedTuple):
 
 
 class CudnnKernels:
-    """The kernels in a serialized runtime cache."""
+    """The kernels in a serialized runtime cache.
+
+    Attributes:
+        of_any_shape: names of those that are compiled once for all shapes; what each launch works on is not told.
+    """
 
     def __init__(self, body: bytes) -> None:
         self._launches: dict[bytes, list[_Launch]] = {}
+        self.of_any_shape: set[bytes] = set()
         text, decode = body.decode("latin-1"), json.JSONDecoder().raw_decode
         for begin in _BEGINS.finditer(text):
             try:
                 found, _ = decode(text, begin.start())
+                for kept in found.get("kernel_cache", ()):
+                    self.of_any_shape.update(kernel["kernelName"].encode() for kernel in kept["value"])
                 kernels = found["engine"]["payload"]["kernels"]
                 sizes = {tensor["name"]: _nbytes(tensor) for tensor in found["operationGraph"]["tensors"]}
                 for kernel in kernels:
