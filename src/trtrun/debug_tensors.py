@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arrays import Host, as_host_array, nbytes_of
-from .cuda.memory import copy_async
+from .cuda.memory import address_of, copy_async
 from .errors import ExecutionError, InputError
 from .route import borrowed_route
 from .tensor_spec import to_shape
@@ -58,7 +58,7 @@ def debug_tensors(engine: Engine, inputs: Mapping[str, Any], names: Iterable[str
                     array = np.empty(to_shape(shape), engine.flavor.to_numpy_dtype(type, name))
                     nbytes = nbytes_of(array.shape, array.dtype)
                     if nbytes:
-                        copy_async(array.ctypes.data, _address(addr), nbytes, int(stream))
+                        copy_async(address_of(array), _address(addr), nbytes, int(stream))
                     found[name] = array
             except Exception as error:
                 failures.append(error)

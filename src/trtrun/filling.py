@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .arrays import COPY_POOL, Host
-from .cuda.memory import copy_async, is_pageable
+from .cuda.memory import address_of, copy_async, is_pageable
 
 LARGE = 1 << 20  # bytes from which there is something to choose: below, copying inside the graph is always faster
 _MANY_THREADS = 4 << 20  # bytes from which several threads are the better guess
@@ -34,14 +34,14 @@ def inside(address: int, view: Host, array: Host, stream: int) -> bool:
 def whole(address: int, view: Host, array: Host, stream: int) -> bool:
     """By one thread, then in one copy beside the graph: what disturbs other requests in flight least."""
     np.copyto(view, array)
-    copy_async(address, view.ctypes.data, view.nbytes, stream)
+    copy_async(address, address_of(view), view.nbytes, stream)
     return True
 
 
 def chunks(address: int, view: Host, array: Host, stream: int) -> bool:
     """By one thread in chunks, each sent while the next is copied."""
     target, given = view.reshape(-1).view(np.uint8), array.reshape(-1).view(np.uint8)
-    source, nbytes = view.ctypes.data, view.nbytes
+    source, nbytes = address_of(view), view.nbytes
     for start in range(0, nbytes, _CHUNK):
         stop = min(start + _CHUNK, nbytes)
         np.copyto(target[start:stop], given[start:stop])
@@ -51,15 +51,15 @@ def chunks(address: int, view: Host, array: Host, stream: int) -> bool:
 
 def driver(address: int, view: Host, array: Host, stream: int) -> bool:
     """Straight from the caller's memory: the driver stages it in pieces, and returns when all has been read."""
-    if not is_pageable(array.ctypes.data):  # the copy would still be reading when the call returns
+    if not is_pageable(address_of(array)):  # the copy would still be reading when the call returns
         return inside(address, view, array, stream)
-    copy_async(address, array.ctypes.data, view.nbytes, stream)
+    copy_async(address, address_of(array), view.nbytes, stream)
     return True
 
 
 def threads(address: int, view: Host, array: Host, stream: int) -> bool:
     """By several threads in chunks, each sent as soon as it is there."""
-    source = view.ctypes.data
+    source = address_of(view)
     COPY_POOL.copy(view, array, lambda start, stop: copy_async(address + start, source + start, stop - start, stream))
     return True
 

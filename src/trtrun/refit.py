@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .cuda.memory import address_of
 from .errors import RefitError
 from .flavor import Flavor
 from .plan import read_model_file
@@ -62,7 +63,7 @@ def _set_arrays(
                 f"{name}: weights {weight_name!r} are {prototype.size} values of {dtype.name}, got {array.size} of "
                 f"{array.dtype.name}. Nothing was changed."
             )
-        holder = flavor.module.Weights(prototype.dtype, array.ctypes.data, array.size)
+        holder = flavor.module.Weights(prototype.dtype, address_of(array), array.size)
         if not refitter.set_named_weights(weight_name, holder):
             raise RefitError(f"{flavor.title} refused the weights {weight_name!r} for {name}.", log=lines)
         kept.append((holder, array))

@@ -19,7 +19,7 @@ import numpy as np
 from .arrays import Host, copy_out, nbytes_of
 from .buffers import Buffers
 from .cuda.graph import capture, launch
-from .cuda.memory import DeviceMemory, copy_async, fill_async, host_view
+from .cuda.memory import DeviceMemory, address_of, copy_async, fill_async, host_view
 from .cuda.stream import create_stream, synchronize
 from .cuda.transfer import Copy, Transfers
 from .errors import ExecutionError, OutOfMemoryError, ShapeError, TrtrunError
@@ -208,7 +208,7 @@ class Route:
                             # Shape tensors are read where shapes are set and inferred, with this request's values; a
                             # context that served another session has the address of memory that is gone.
                             memory = self._buffers.host(spec.name, nbytes_of(shape, spec.dtype))
-                            context.set_tensor_address(spec.name, memory.ctypes.data)
+                            context.set_tensor_address(spec.name, address_of(memory))
                     set_shapes(engine, context, shapes, self._profile, self._handle if stream is None else stream)
                     missing = context.infer_shapes()
                     if missing:
@@ -322,12 +322,12 @@ class Route:
                 view = self._view(spec, shape, buffers.host(spec.name, nbytes))
             self.inputs.append(view)
             if spec.location == "host":
-                address = view.ctypes.data
+                address = address_of(view)
                 self._copies_in.append(None)
             else:
                 address = buffers.on_gpu(spec.name, nbytes)
                 on_gpu[spec.name] = address
-                self._copies_in.append((address, view.ctypes.data, nbytes) if view.nbytes else None)
+                self._copies_in.append((address, address_of(view), nbytes) if view.nbytes else None)
             self.input_addresses.append(address)
             for context, start in zip(self._contexts, starts, strict=True):
                 offset = start * nbytes_of(shape[1:], spec.dtype) if start else 0
@@ -352,7 +352,7 @@ class Route:
             pieces = self.output_parts[name] = []
             for index, (context, start) in enumerate(zip(self._contexts, starts, strict=True)):
                 if spec.location == "host":
-                    address = view.ctypes.data
+                    address = address_of(view)
                 else:
                     source = engine.aliases.get(name)
                     address = on_gpu[source] if source else buffers.on_gpu(_part(name, index), 0)
@@ -363,7 +363,7 @@ class Route:
                         row, size = 0, nbytes
                     pieces.append((address, size))
                     if size and name not in self._stay_out:
-                        copies_out.append((view.ctypes.data + start * row, address, size))
+                        copies_out.append((address_of(view) + start * row, address, size))
                 context.set_tensor_address(name, address)
         self._transfers_out = Transfers(engine.device, copies_out)
         feedback = [(on_gpu[name], *self.output_parts[output][0]) for name, output in self._state.items()]
@@ -591,7 +591,7 @@ class Route:
                 dtype = self._engine.outputs[name].dtype
                 memory = self._buffers.host(name, nbytes_of(allocator.shape, dtype))
                 view = self.outputs[name] = host_view(memory, dtype, allocator.shape)
-                self._targets[name] = view.ctypes.data
+                self._targets[name] = address_of(view)
             if view.nbytes:
                 copy_async(self._targets[name], allocator.address, view.nbytes, stream)
 

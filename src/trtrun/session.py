@@ -23,7 +23,7 @@ from .batches import batch_parts, random_rows, rows_agree
 from .buffers import Buffers
 from .cuda.check import CUDAError, translated
 from .cuda.device_array import DeviceArray, borrow, gpu_ordinal, result_pool
-from .cuda.memory import copy_async, host_view
+from .cuda.memory import address_of, copy_async, host_view
 from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
 from .cuda.transfer import Copy
 from .errors import DeviceError, DtypeError, ExecutionError, InputError, OutOfMemoryError, ShapeError
@@ -594,7 +594,7 @@ class Session(Runner):
             if allocator:
                 parts = [(allocator.address, result.nbytes)]
             elif spec.location == "host":
-                parts = [(route.outputs[name].ctypes.data, result.nbytes)]  # type: ignore[union-attr]
+                parts = [(address_of(route.outputs[name]), result.nbytes)]  # type: ignore[arg-type]
             else:
                 parts = route.output_parts[name]
             target = result.address

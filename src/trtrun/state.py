@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .cuda.check import translated
-from .cuda.memory import copy_async
+from .cuda.memory import address_of, copy_async
 from .route import most_bytes
 from .runner import StatefulRunner, check_pairs, initial_state
 from .session import Held, Session
@@ -66,7 +66,7 @@ class StatefulSession(StatefulRunner, Session):  # StatefulRunner first: its clo
                     self.engine.inputs[name].check_shape(held.shape)  # else it was not kept
                     array = arrays[name] = np.empty(held.shape, held.dtype)
                     if array.nbytes:
-                        copy_async(array.ctypes.data, self._buffers.on_gpu(name, 0), array.nbytes, self._handle)
+                        copy_async(address_of(array), self._buffers.on_gpu(name, 0), array.nbytes, self._handle)
                 self._stream.sync()
             return arrays
 
@@ -76,7 +76,7 @@ class StatefulSession(StatefulRunner, Session):  # StatefulRunner first: its clo
             for name, array in values.items():
                 address = self._buffers.on_gpu(name, most_bytes(self.engine.inputs[name]))
                 if array.nbytes:
-                    copy_async(address, array.ctypes.data, array.nbytes, self._handle)
+                    copy_async(address, address_of(array), array.nbytes, self._handle)
                 self._held[name] = Held(array.shape, array.dtype)
             self._stream.sync()
 

@@ -15,6 +15,7 @@ from ..errors import ClosedError, InputError
 from . import dlpack
 from .check import check, translated
 from .device import Device
+from .memory import address_of
 from .stream import borrowed_stream
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
@@ -140,7 +141,7 @@ class DeviceArray:
                 with translated("wait for a result"):
                     self._stream.sync()
             if self.nbytes:
-                check(driver.cuMemcpyDtoH(host.ctypes.data, self.address, self.nbytes), "copy a result to the host")
+                check(driver.cuMemcpyDtoH(address_of(host), self.address, self.nbytes), "copy a result to the host")
         return host
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:

@@ -13,7 +13,7 @@ from cuda.bindings import driver
 from ..errors import DtypeError, InputError
 from .check import check
 from .device import Device
-from .memory import copy_async
+from .memory import address_of, copy_async
 from .stream import create_stream
 
 HANDLE_BYTES = 64  # of a cudaIpcMemHandle_t, which is the driver's CUipcMemHandle
@@ -77,7 +77,7 @@ class ImportedBytes:
         """Copy a :class:`~trtrun.cuda.device_array.DeviceArray` or a NumPy array to its beginning, and wait."""
         if isinstance(array, np.ndarray):
             array = np.ascontiguousarray(array)
-        source = array.ctypes.data if isinstance(array, np.ndarray) else array.address
+        source = address_of(array) if isinstance(array, np.ndarray) else array.address
         if array.nbytes:
             self._memory.copy(self._address, source, array.nbytes)
 

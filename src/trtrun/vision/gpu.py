@@ -18,7 +18,7 @@ import numpy as np
 from ..arrays import COPY_POOL
 from ..cuda.device import Device
 from ..cuda.kernel import Grid, Launch
-from ..cuda.memory import DeviceMemory, PinnedPool, RowsCopy, copy_async, copy_now
+from ..cuda.memory import DeviceMemory, PinnedPool, RowsCopy, address_of, copy_async, copy_now
 from ..cuda.transfer import Copy
 from ..errors import InputError
 from ..runner import Memory, Step
@@ -330,7 +330,7 @@ class OpenVisionStages:
         address = self._memory.on_gpu(_STAGING, _up(on_gpu, _GROWTH))
         host = self._memory.host(_STAGING, _up(on_host, _GROWTH))
         if host is not self._host:
-            self._host, self._host_address = host, host.ctypes.data
+            self._host, self._host_address = host, address_of(host)
             self._described = 0
         return address, host
 
@@ -376,10 +376,10 @@ class OpenVisionStages:
                 parts += passage.parts(start, host[start : start + passage.nbytes], picture, several)
             elif passage is not None and passage.step:
                 described = passage.describe(target, passage.needed)
-                passage.copy.enqueue(target, picture.ctypes.data + passage.start * passage.pitch, stream)
+                passage.copy.enqueue(target, address_of(picture) + passage.start * passage.pitch, stream)
             else:
                 described = _describe_whole(geometries[index], target, picture, how.padding)
-                copy_async(target, picture.ctypes.data, picture.nbytes, stream)
+                copy_async(target, address_of(picture), picture.nbytes, stream)
             descriptors[index] = described
 
         def send(index: int) -> None:
@@ -485,7 +485,7 @@ class Suppression:
             self._views.append((name, size, np.dtype(dtype), nbytes))
             nbytes = _up(nbytes + 4 * math.prod(size), 16)
         self.host = memory.host(_KEPT, nbytes)[:nbytes]
-        counts, boxes, scores, class_ids, extra = (self.host.ctypes.data + offset for *_, offset in self._views)
+        counts, boxes, scores, class_ids, extra = (address_of(self.host) + offset for *_, offset in self._views)
         rows_kept = memory.on_gpu(_KEPT, 4 * batch * most)
         sort = memory.on_gpu(_SCRATCH + "\0sort", 16 * batch * rows)
         self.kept = _Kept(
