@@ -7,16 +7,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from .building.options import BuildOptions
 from .bundle import is_bundle, open_bundle
 from .errors import BundleError, NoGpuError, TrtrunError
 from .flavor import for_plan
 from .plan import is_onnx_file, read_model_file
 from .runner import Runner
-
-if TYPE_CHECKING:
-    from .building.options import BuildOptions
 
 _LOG = logging.getLogger("trtrun")
 
@@ -48,7 +46,7 @@ def load(
         devices: ordinals of several GPUs instead, or ``"all"`` of them: the model is loaded on each, and requests are
             spread over them; see :class:`~trtrun.multi_gpu.MultiGpuRunner`. One that is named twice is loaded twice.
         plugins: paths of plugin libraries that the engine needs.
-        build_options: how to build the engine when ``model`` is an ONNX file.
+        build_options: how to build the engine when ``model`` is an ONNX file; see :class:`~trtrun.BuildOptions`.
         cuda_graph: replay requests as CUDA graphs; see :class:`~trtrun.session.Session`.
         profile: the optimization profile to use for every request; None chooses the tightest for its shapes.
         split_batches: run a batch that is larger than the engine takes in parts; see
@@ -67,12 +65,13 @@ def load(
         "weight_streaming_budget": weight_streaming_budget,
     }
     session_options = {"cuda_graph": cuda_graph, "profile": profile}
+    options = BuildOptions.of(build_options)
 
     def load_on(device: int) -> Runner:
         on_device = {**plan_options, "device": device}
         if not isinstance(model, (bytes, bytearray, memoryview)) and is_bundle(model):
-            return _load_bundle(model, trusted_key, build_options, on_device, session_options)
-        return _load(model, build_options, on_device, session_options)
+            return _load_bundle(model, trusted_key, options, on_device, session_options)
+        return _load(model, options, on_device, session_options)
 
     runner = load_on(device) if devices is None else _load_on_several(devices, load_on)
     if not split_batches:
@@ -107,7 +106,7 @@ def _load_on_several(devices: Literal["all"] | Sequence[int], load_on: Callable[
 
 def _load(
     model: str | os.PathLike[str] | bytes,
-    build_options: BuildOptions | None,
+    build_options: BuildOptions,
     plan_options: dict[str, Any],
     session_options: dict[str, Any],
 ) -> Runner:
@@ -120,20 +119,19 @@ def _load(
     if gpu_count() == 0:
         from .onnx_runtime import OnnxRuntimeSession
 
-        runner = OnnxRuntimeSession(model, input_shapes=build_options.input_shapes if build_options else None)
+        runner = OnnxRuntimeSession(model, input_shapes=build_options.input_shapes)
         _LOG.warning("%s runs on the CPU through ONNX Runtime, not on a GPU: %s.", os.fspath(model), why_no_gpu())
         return runner
     from .building.cache import cached_plan
-    from .building.options import BuildOptions
 
-    path, plan = cached_plan(model, build_options or BuildOptions())
+    path, plan = cached_plan(model, build_options)
     return _load_plan(plan, plan_options, session_options, name=os.fspath(path))
 
 
 def _load_bundle(
     path: str | os.PathLike[str],
     trusted_key: str | os.PathLike[str] | None,
-    build_options: BuildOptions | None,
+    build_options: BuildOptions,
     plan_options: dict[str, Any],
     session_options: dict[str, Any],
 ) -> Runner:
@@ -175,12 +173,10 @@ def _load_bundle(
     if not gpu_count():
         from .onnx_runtime import OnnxRuntimeSession
 
-        input_shapes = build_options.input_shapes if build_options else None
-        return OnnxRuntimeSession(model, input_shapes=input_shapes, metadata=bundle.metadata)
+        return OnnxRuntimeSession(model, input_shapes=build_options.input_shapes, metadata=bundle.metadata)
     from .building.cache import cached_plan
-    from .building.options import BuildOptions
 
-    _, plan = cached_plan(model, build_options or BuildOptions())
+    _, plan = cached_plan(model, build_options)
     return _load_plan(plan, plan_options, session_options, f"{os.fspath(path)}:{bundle.onnx.file}", bundle.metadata)
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -259,6 +262,41 @@ def test_unknown_options() -> None:
         build_plan(models.affine(batch=1), BuildOptions(flavor="tensorrt_lean"))
     with pytest.raises(trtrun.MissingPackageError, match=r"trtrun\[tensorrt\]"):
         build_plan(models.affine(batch=1), BuildOptions(flavor="tensorrt"))
+
+
+ROWS = trtrun.ShapeRange((1, 12), (2, 12), (4, 12))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fp16": True}, r"are a dict\. Pass trtrun\.BuildOptions\(\*\*options\)"),
+        ("fp16", "are a str"),
+        (BuildOptions(profiles={"x": ROWS}), r"profiles is a dict\. Pass a tuple, also of one: profiles=\(\{…\},\)"),
+        (BuildOptions(profiles=({"x": ((1, 12), (2, 12), (4, 12))},)), r'"images": trtrun\.ShapeRange\('),
+        (BuildOptions(outputs="y"), r"outputs=\('y',\)"),
+        (BuildOptions(specialize=8), r"specialize=\(8,\)"),
+        (BuildOptions(input_shapes=(1, 12)), "from input name to shape"),
+    ],
+)
+def test_options_of_another_type(options: Any, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(models.affine())
+    calls: list[Callable[[], object]] = [
+        lambda: trtrun.build(path, options=options),
+        lambda: build_plan(path, options),
+        lambda: trtrun.load(path, build_options=options),
+        lambda: trtrun.compare(path, path, build_options=options),
+    ]
+    for call in calls:
+        with pytest.raises(trtrun.BuildError, match=says):
+            call()
+
+
+def test_every_option_is_described() -> None:
+    assert BuildOptions.__doc__
+    for field in dataclasses.fields(BuildOptions):
+        assert f"\n        {field.name}: " in BuildOptions.__doc__
 
 
 def test_options_reach_the_builder() -> None:

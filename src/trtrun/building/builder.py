@@ -47,7 +47,7 @@ def build_plan(
         MissingPackageError: no builder is installed, or no onnx.
         NoGpuError: this builder needs a GPU and there is none.
     """
-    options = options or BuildOptions()
+    options = BuildOptions.of(options)
     flavor = flavors.for_building(options.flavor)
     name = "this model" if isinstance(model, bytes) else os.fspath(model)
     if not flavor.capabilities.can_build_without_gpu:
