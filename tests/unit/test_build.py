@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,17 +156,39 @@ def test_a_dynamic_batch_gets_a_profile_and_it_is_said(caplog: pytest.LogCapture
 
 
 def test_other_dynamic_dimensions_need_a_shape_and_the_error_shows_how() -> None:
-    with pytest.raises(trtrun.BuildError, match=r"--shape x=1x3x64x64:4x3x256x256:16x3x1024x1024"):
+    with pytest.raises(trtrun.BuildError, match=r"--shape x=1x3x64x64:4x3x256x256:16x3x1024x1024\)") as refused:
         build_plan(models.convolution())
+    (written,) = re.findall(r"profiles=(\(.*?\},\))", str(refused.value))
+    assert BuildOptions.of(BuildOptions(profiles=eval(written, {"ShapeRange": ShapeRange})))
+
+
+def test_a_batch_that_is_fixed_in_the_file_and_in_the_graph() -> None:
+    profiles = parse_shapes(["x=1x12:4x12:8x12"])
+    with pytest.raises(trtrun.BuildError, match=r"The file fixes the batch.*input_shapes=\{'x': \(-1, 12\)\}"):
+        build_plan(models.affine(batch=3), BuildOptions(profiles=profiles))
+    reshape = helper.make_node("Reshape", ["x", "sizes"], ["y"])
+    graph = helper.make_graph(
+        [reshape],
+        "reshape",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([3, 3, 4]), "sizes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    with pytest.raises(trtrun.BuildError, match=r"--input-shape\) x=-1x12: a reshape inside the graph holds the sizes"):
+        build_plan(model, BuildOptions(profiles=profiles, input_shapes={"x": (-1, 12)}))
 
 
 @pytest.mark.parametrize(
     ("shapes", "says"),
     [
-        (["y=1x3x8x8"], r"no input 'y'; it has \['x'\]\. Write: --shape x=1x3x64x64:"),
+        (["y=1x3x8x8"], r"no input 'y'; it has \['x'\]\. Give profiles=.* \(--shape x=1x3x64x64:"),
         (["x=1x3x8x8", "z=1"], "no input 'z'"),
-        (["x=1x3x8"], r"has shape \[-1, 3, -1, -1\]; the profile gives \[1, 3, 8\]"),
-        (["x=1x4x8x8"], r"the profile gives \[1, 4, 8, 8\]"),
+        (["x=1x3x8"], r"has shape \[-1, 3, -1, -1\]; the profile gives \[1, 3, 8\]\. Give as many dimensions"),
+        (
+            ["x=1x4x8x8"],
+            r"the profile gives \[1, 4, 8, 8\]\. The file fixes dimension 1\. .*--input-shape x=-1x-1x-1x-1\)",
+        ),
     ],
 )
 def test_profiles_that_do_not_fit_the_model(shapes: list[str], says: str) -> None:
@@ -182,6 +205,21 @@ def test_specialization_needs_a_dynamic_batch() -> None:
     build_plan(models.affine(), BuildOptions(specialize=(1, 8)))
     with pytest.raises(trtrun.BuildError, match="no dynamic batch to specialize"):
         build_plan(models.affine(batch=3), BuildOptions(specialize=(1, 8)))
+
+
+def test_input_shapes_are_declared_before_the_parser_makes_anything_of_the_old_ones() -> None:
+    """The parser writes a Flatten of [3, 4, 2, 2] as a reshape to [3, 16]: with the batch declared later, TensorRT
+    refused every other."""
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Flatten", ["r"], ["y"])],
+        "flatten",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4, 2, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 16])],
+        value_info=[helper.make_tensor_value_info("r", TensorProto.FLOAT, [3, 4, 2, 2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    options = BuildOptions(input_shapes={"x": (-1, 4, 2, 2)}, profiles=parse_shapes(["x=1x4x2x2:8x4x2x2:32x4x2x2"]))
+    assert build_plan(model, options)
 
 
 def test_input_shapes_replace_those_of_the_file() -> None:

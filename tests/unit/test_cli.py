@@ -75,7 +75,7 @@ def test_run(onnx_file: Path, tmp_path: Path) -> None:
         (["run", "{model}", "-i", "images={x}"], "do not match the model's (missing: ['size'])"),
         (["bench", "{model}"], "it is an ONNX model, and an engine is needed here. Build it first: trtrun build"),
         (["build", "{model}", "--shape", "images=1x4:2x4"], "NAME=MIN:OPT:MAX"),
-        (["build", "{model}", "-o", "{x}/y/z.engine"], "is not a folder"),
+        (["build", "{model}", "-o", "{x}/z.engine"], "is not a folder"),
     ],
 )
 def test_errors_are_one_message_and_exit_code_1(
@@ -162,6 +162,10 @@ BIG = "99999999999999999999999"
         ("build m.onnx -o m.onnx", "written over what it is made from"),
         ("build m.onnx -o link.onnx", "written over what it is made from"),
         ("build m.onnx -o pipe", "is a device"),
+        ("build m.onnx -o new/e.engine", "there is no folder"),
+        ("build m.onnx -o text.txt/e.engine", "text.txt' is not a folder"),
+        ("quantize static.onnx --data x.npz -o new/q.onnx", "there is no folder"),
+        ("bundle create new/b.bundle --onnx static.onnx", "there is no folder"),
         ("quantize static.onnx --data x.npz -o static.onnx", "written over"),
         ("quantize static.onnx --data x.npz -o x.npz", "written over"),
         ("bundle create e.engine --engine e.engine", "written over"),
@@ -211,7 +215,7 @@ def test_a_model_is_not_written_over_by_way_of_its_external_data(folder: Path) -
 
 def test_an_engine_may_replace_an_engine(folder: Path) -> None:
     for _ in range(2):
-        assert cli.invoke(app, ["build", "static.onnx", "-o", "new/e.engine"]).exit_code == 0
+        assert cli.invoke(app, ["build", "static.onnx", "-o", "new.engine"]).exit_code == 0
 
 
 @pytest.mark.parametrize(
