@@ -7,14 +7,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from .building.options import BuildOptions
 from .bundle import is_bundle, open_bundle
 from .errors import BundleError, NoGpuError, TrtrunError
 from .flavor import for_plan
 from .plan import is_onnx_file, read_model_file
 from .runner import Runner
+
+if TYPE_CHECKING:
+    from .building.options import BuildOptions
 
 _LOG = logging.getLogger("trtrun")
 
@@ -59,19 +61,21 @@ def load(
         ModelFileError, PlanError, OnnxError, BuildError, MissingPackageError, NoGpuError, OutOfMemoryError,
         PluginError, BundleError: what each is raised for stands in :mod:`trtrun.errors`.
     """
+    from .building.options import BuildOptions
+
+    build_options = BuildOptions.of(build_options)
     plan_options = {
         "plugins": plugins,
         "engine_host_code_allowed": engine_host_code_allowed,
         "weight_streaming_budget": weight_streaming_budget,
     }
     session_options = {"cuda_graph": cuda_graph, "profile": profile}
-    options = BuildOptions.of(build_options)
 
     def load_on(device: int) -> Runner:
         on_device = {**plan_options, "device": device}
         if not isinstance(model, (bytes, bytearray, memoryview)) and is_bundle(model):
-            return _load_bundle(model, trusted_key, options, on_device, session_options)
-        return _load(model, options, on_device, session_options)
+            return _load_bundle(model, trusted_key, build_options, on_device, session_options)
+        return _load(model, build_options, on_device, session_options)
 
     runner = load_on(device) if devices is None else _load_on_several(devices, load_on)
     if not split_batches:
@@ -106,7 +110,7 @@ def _load_on_several(devices: Literal["all"] | Sequence[int], load_on: Callable[
 
 def _load(
     model: str | os.PathLike[str] | bytes,
-    build_options: BuildOptions,
+    build_options: BuildOptions | None,
     plan_options: dict[str, Any],
     session_options: dict[str, Any],
 ) -> Runner:
@@ -119,19 +123,20 @@ def _load(
     if gpu_count() == 0:
         from .onnx_runtime import OnnxRuntimeSession
 
-        runner = OnnxRuntimeSession(model, input_shapes=build_options.input_shapes)
+        runner = OnnxRuntimeSession(model, input_shapes=build_options.input_shapes if build_options else None)
         _LOG.warning("%s runs on the CPU through ONNX Runtime, not on a GPU: %s.", os.fspath(model), why_no_gpu())
         return runner
     from .building.cache import cached_plan
+    from .building.options import BuildOptions
 
-    path, plan = cached_plan(model, build_options)
+    path, plan = cached_plan(model, build_options or BuildOptions())
     return _load_plan(plan, plan_options, session_options, name=os.fspath(path))
 
 
 def _load_bundle(
     path: str | os.PathLike[str],
     trusted_key: str | os.PathLike[str] | None,
-    build_options: BuildOptions,
+    build_options: BuildOptions | None,
     plan_options: dict[str, Any],
     session_options: dict[str, Any],
 ) -> Runner:
@@ -173,10 +178,12 @@ def _load_bundle(
     if not gpu_count():
         from .onnx_runtime import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(model, input_shapes=build_options.input_shapes, metadata=bundle.metadata)
+        input_shapes = build_options.input_shapes if build_options else None
+        return OnnxRuntimeSession(model, input_shapes=input_shapes, metadata=bundle.metadata)
     from .building.cache import cached_plan
+    from .building.options import BuildOptions
 
-    _, plan = cached_plan(model, build_options)
+    _, plan = cached_plan(model, build_options or BuildOptions())
     return _load_plan(plan, plan_options, session_options, f"{os.fspath(path)}:{bundle.onnx.file}", bundle.metadata)
 
 

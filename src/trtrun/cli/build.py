@@ -59,8 +59,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
 def _refuse_precision(wanted: bool) -> None:
     if wanted:
         raise BuildError(
-            "networks are strongly typed, so int8 and fp8 are in the graph and no option. Quantize the model with data "
-            "of your own, and build what comes out: trtrun quantize model.onnx --data pictures/ --precision int8 (or fp8)."
+            "networks are strongly typed, so int8 and fp8 are in the graph and no option. Quantize the model with your "
+            "own data, and build what comes out: trtrun quantize model.onnx --data pictures/ --precision int8 (or fp8)."
         )
 
 
