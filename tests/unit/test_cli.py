@@ -195,7 +195,6 @@ BIG = "99999999999999999999999"
         ("compare m.onnx m.onnx --inputs no.npz", "cannot read 'no.npz': it does not exist"),
         ("compare m.onnx c.onnx", "the models differ: input 'x' is ?×12 in one and ?×3×?×? in the other"),
         ("compare static.onnx five.onnx", "the models differ: input 'x' is 3×12 in one and 5×12 in the other"),
-        ("eval no.json --model no.onnx", "'no.json' does not exist. Name COCO annotations"),
         ("build m.onnx --int8", "trtrun quantize"),
         ("build m.onnx --fp8", "trtrun quantize"),
     ],

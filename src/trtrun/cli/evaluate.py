@@ -36,8 +36,6 @@ def command(
     from ..predictor import load
     from ..vision.evaluation import mean_average_precision, top_k
 
-    if not data.exists():
-        raise InputError(f"{str(data)!r} does not exist. Name COCO annotations (.json), or a folder of classes.")
     if data.is_dir():
         given = {"--task": task not in (None, "classify"), "--images": images is not None, "--head": head is not None}
         if any(given.values()):
