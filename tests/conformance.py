@@ -94,6 +94,22 @@ class RunnerConformance:
         with pytest.raises(trtrun.InputNameError, match="twice"):
             session(a, a, images=a)
 
+    def test_what_is_no_mapping_and_what_is_no_array_is_said(self, runner: Open) -> None:
+        session = runner("affine")
+        x = np.ones((1, 12), np.float32)
+        for request in (x, None, "x.npy", [x]):
+            for run in (session.run, session.enqueue):
+                with pytest.raises(trtrun.InputNameError, match=r"mapping.* got a .*Pass \{'x': array\}"):
+                    run(request)  # type: ignore[arg-type]
+        for request, says in (
+            ({"x": x}, r"a dict, which is no array.*run\(\{…\}\)"),
+            ("x.npy", "a str, which is no array.*Read the file"),
+            (None, "a NoneType, which is no array"),
+        ):
+            with pytest.raises(trtrun.InputError, match=says):
+                session(request)
+        assert session(x)["y"].shape == (1, 5)
+
     def test_wrong_shapes_are_refused(self, runner: Open) -> None:
         session = runner("affine")
         with pytest.raises(trtrun.ShapeError, match=r"rank 2.*rank 1.*array\[None\]"):

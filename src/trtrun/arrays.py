@@ -8,7 +8,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -28,6 +28,13 @@ def as_host_array(value: Any, name: str) -> Host:
             f"input {name!r} is a {type(value).__name__} that NumPy cannot read: {error}. "
             "Pass a NumPy array, or anything with __array__, DLPack or __cuda_array_interface__."
         ) from error
+    if array.dtype.kind in "OSU" and not array.ndim:  # NumPy wraps what it cannot read: None, a path, a dict
+        hint = "Pass an array of numbers"
+        if isinstance(value, Mapping):
+            hint = "Pass a mapping to run(): model.run({…}), or name the arrays: model(name=array)"
+        elif isinstance(value, (str, bytes, os.PathLike)):
+            hint = "Read the file into an array first; for pictures see trtrun.vision, which takes files too"
+        raise InputError(f"input {name!r} is a {type(value).__name__}, which is no array. {hint}.")
     return array
 
 

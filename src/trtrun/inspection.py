@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import flavor as flavors
+from .bundle import is_bundle, open_bundle
 from .errors import MissingPackageError, TrtrunError
 from .plan import identify_file, is_onnx_file, onnx_metadata
 from .tensor_spec import TensorSpecs
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 
 
 def inspect(model: str | os.PathLike[str]) -> dict[str, Any]:
-    """Facts about a plan or an ONNX file, as dictionaries, lists, strings and numbers.
+    """Facts about a plan, an ONNX file or a bundle, as dictionaries, lists, strings and numbers.
 
     For a plan, what its own bytes say needs neither a GPU nor TensorRT. Inputs, outputs and memory are read from the
     deserialized engine where a GPU and the right TensorRT are there; ``engine_unavailable`` says why not elsewhere.
 
-    Raises ModelFileError, PlanError, and OnnxError for an ONNX file that cannot be read.
+    Raises ModelFileError, PlanError, and OnnxError or BundleError for an ONNX file or a bundle that cannot be read.
     """
+    if is_bundle(model):
+        return {"kind": "bundle", **open_bundle(model).as_json()}
     return _inspect_onnx(model) if is_onnx_file(model) else _inspect_plan(model)
 
 

@@ -52,7 +52,8 @@ class Pipeline:
             requests have 1 MB and more, one more is in flight than take :class:`~trtrun.turns.Turns` to compute, and
             how they are filled is measured too. Of a depth that is given, all but one take turns then.
 
-    A request is a mapping from input name to array, or a single array for an engine with one input.
+    A request is a mapping from input name to array, or a single array for an engine with one input. :meth:`submit` and
+    :meth:`run_async` take arrays by position or by name as well, like the runner's own call.
     """
 
     def __init__(self, runner: Runner, *, depth: int | None = None) -> None:
@@ -80,7 +81,7 @@ class Pipeline:
         """How many requests can be in flight; 0 until the first request when it is measured."""
         return len(self._clones) if self._tuned or self._given else 0
 
-    def submit(self, request: Request) -> Future[Result]:
+    def submit(self, *request: Request, **named: Any) -> Future[Result]:
         """Start a request; returns when it was launched, after waiting for a free slot if there is none.
 
         The future gives the outputs by name, or raises what this request raised: a bad input fails alone.
@@ -93,7 +94,7 @@ class Pipeline:
                 "then wait for itself to free a slot. Submit from another thread, or use map()."
             )
         try:
-            inputs = self._bind(request)
+            inputs = self._bind(*request, **named)
             self._prepare(inputs)
         except Exception as error:
             failed: Future[Result] = Future()
@@ -161,9 +162,9 @@ class Pipeline:
             while waiting:
                 collect()
 
-    async def run_async(self, request: Request) -> Result:
+    async def run_async(self, *request: Request, **named: Any) -> Result:
         """Run a request without blocking the event loop while it waits for a slot or for the GPU."""
-        inputs = self._bind(request)
+        inputs = self._bind(*request, **named)
         if not self._tuned:
             await asyncio.get_running_loop().run_in_executor(None, self._prepare, inputs)
         self._check_open()
@@ -198,8 +199,10 @@ class Pipeline:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
-    def _bind(self, request: Request) -> Mapping[str, Any]:
-        return request if isinstance(request, Mapping) else self._runner.inputs.bind((request,), {})
+    def _bind(self, *request: Request, **named: Any) -> Mapping[str, Any]:
+        if len(request) == 1 and not named and isinstance(request[0], Mapping):
+            return request[0]
+        return self._runner.inputs.bind(request, named)
 
     def _prepare(self, inputs: Mapping[str, Any]) -> None:
         self._check_open()

@@ -48,7 +48,7 @@ def load(
         devices: ordinals of several GPUs instead, or ``"all"`` of them: the model is loaded on each, and requests are
             spread over them; see :class:`~trtrun.multi_gpu.MultiGpuRunner`. One that is named twice is loaded twice.
         plugins: paths of plugin libraries that the engine needs.
-        build_options: how to build the engine when ``model`` is an ONNX file.
+        build_options: how to build the engine when ``model`` is an ONNX file; see :class:`~trtrun.BuildOptions`.
         cuda_graph: replay requests as CUDA graphs; see :class:`~trtrun.session.Session`.
         profile: the optimization profile to use for every request; None chooses the tightest for its shapes.
         split_batches: run a batch that is larger than the engine takes in parts; see
@@ -61,6 +61,9 @@ def load(
         ModelFileError, PlanError, OnnxError, BuildError, MissingPackageError, NoGpuError, OutOfMemoryError,
         PluginError, BundleError: what each is raised for stands in :mod:`trtrun.errors`.
     """
+    from .building.options import BuildOptions
+
+    build_options = BuildOptions.of(build_options)
     plan_options = {
         "plugins": plugins,
         "engine_host_code_allowed": engine_host_code_allowed,

@@ -271,7 +271,12 @@ class Session(Runner):
         ``timed``: the caller measures the time of the whole request for the choice that may be under way. ``kept``:
         GPU arrays stay as they are until the request has run; else they are copied first, and ``_copied`` is behind.
         """
-        if inputs.keys() != self._names:
+        try:
+            names = inputs.keys()
+        except AttributeError:
+            self.inputs.check_names(inputs)  # says that an array alone is no mapping
+            raise
+        if names != self._names:
             self.inputs.check_names(inputs)
         arrays: list[Host | Any] = []
         borrowed: list[Any] = []

@@ -147,12 +147,18 @@ class TensorSpecs(Mapping[str, TensorSpec]):
             bound[name] = value
         return bound
 
-    def check_names(self, given: Iterable[str], kind: str = "inputs") -> None:
-        """Raise InputNameError unless ``given`` names each of these ``kind`` once and nothing else."""
-        given = set(given)
-        if given == self._specs.keys():
+    def check_names(self, given: Mapping[str, Any], kind: str = "inputs") -> None:
+        """Raise InputNameError unless ``given`` is a mapping with each of these ``kind`` and nothing else."""
+        if not hasattr(given, "keys"):
+            by_name = ", ".join(f"{name!r}: array" for name in self)
+            by_call = ", or call the model as model(array)" if kind == "inputs" else ""
+            raise InputNameError(
+                f"the {kind} come as a mapping from name to array, got a {type(given).__name__}. "
+                f"Pass {{{by_name}}}{by_call}."
+            )
+        if given.keys() == self._specs.keys():
             return
-        unknown = sorted(given - self._specs.keys())
+        unknown = sorted(map(str, given.keys() - self._specs.keys()))
         missing = [name for name in self._specs if name not in given]
         problems = [f"unknown: {unknown}"] if unknown else []
         problems += [f"missing: {missing}"] if missing else []

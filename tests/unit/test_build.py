@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,17 +156,39 @@ def test_a_dynamic_batch_gets_a_profile_and_it_is_said(caplog: pytest.LogCapture
 
 
 def test_other_dynamic_dimensions_need_a_shape_and_the_error_shows_how() -> None:
-    with pytest.raises(trtrun.BuildError, match=r"--shape x=1x3x64x64:4x3x256x256:16x3x1024x1024"):
+    with pytest.raises(trtrun.BuildError, match=r"--shape x=1x3x64x64:4x3x256x256:16x3x1024x1024\)") as refused:
         build_plan(models.convolution())
+    (written,) = re.findall(r"profiles=(\(.*?\},\))", str(refused.value))
+    assert BuildOptions.of(BuildOptions(profiles=eval(written, {"ShapeRange": ShapeRange})))
+
+
+def test_a_batch_that_is_fixed_in_the_file_and_in_the_graph() -> None:
+    profiles = parse_shapes(["x=1x12:4x12:8x12"])
+    with pytest.raises(trtrun.BuildError, match=r"The file fixes the batch.*input_shapes=\{'x': \(-1, 12\)\}"):
+        build_plan(models.affine(batch=3), BuildOptions(profiles=profiles))
+    reshape = helper.make_node("Reshape", ["x", "sizes"], ["y"])
+    graph = helper.make_graph(
+        [reshape],
+        "reshape",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([3, 3, 4]), "sizes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    with pytest.raises(trtrun.BuildError, match=r"--input-shape\) x=-1x12: a reshape inside the graph holds the sizes"):
+        build_plan(model, BuildOptions(profiles=profiles, input_shapes={"x": (-1, 12)}))
 
 
 @pytest.mark.parametrize(
     ("shapes", "says"),
     [
-        (["y=1x3x8x8"], r"no input 'y'; it has \['x'\]\. Write: --shape x=1x3x64x64:"),
+        (["y=1x3x8x8"], r"no input 'y'; it has \['x'\]\. Give profiles=.* \(--shape x=1x3x64x64:"),
         (["x=1x3x8x8", "z=1"], "no input 'z'"),
-        (["x=1x3x8"], r"has shape \[-1, 3, -1, -1\]; the profile gives \[1, 3, 8\]"),
-        (["x=1x4x8x8"], r"the profile gives \[1, 4, 8, 8\]"),
+        (["x=1x3x8"], r"has shape \[-1, 3, -1, -1\]; the profile gives \[1, 3, 8\]\. Give as many dimensions"),
+        (
+            ["x=1x4x8x8"],
+            r"the profile gives \[1, 4, 8, 8\]\. The file fixes dimension 1\. .*--input-shape x=-1x-1x-1x-1\)",
+        ),
     ],
 )
 def test_profiles_that_do_not_fit_the_model(shapes: list[str], says: str) -> None:
@@ -179,6 +205,21 @@ def test_specialization_needs_a_dynamic_batch() -> None:
     build_plan(models.affine(), BuildOptions(specialize=(1, 8)))
     with pytest.raises(trtrun.BuildError, match="no dynamic batch to specialize"):
         build_plan(models.affine(batch=3), BuildOptions(specialize=(1, 8)))
+
+
+def test_input_shapes_are_declared_before_the_parser_makes_anything_of_the_old_ones() -> None:
+    """The parser writes a Flatten of [3, 4, 2, 2] as a reshape to [3, 16]: with the batch declared later, TensorRT
+    refused every other."""
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Flatten", ["r"], ["y"])],
+        "flatten",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4, 2, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 16])],
+        value_info=[helper.make_tensor_value_info("r", TensorProto.FLOAT, [3, 4, 2, 2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    options = BuildOptions(input_shapes={"x": (-1, 4, 2, 2)}, profiles=parse_shapes(["x=1x4x2x2:8x4x2x2:32x4x2x2"]))
+    assert build_plan(model, options)
 
 
 def test_input_shapes_replace_those_of_the_file() -> None:
@@ -259,6 +300,41 @@ def test_unknown_options() -> None:
         build_plan(models.affine(batch=1), BuildOptions(flavor="tensorrt_lean"))
     with pytest.raises(trtrun.MissingPackageError, match=r"trtrun\[tensorrt\]"):
         build_plan(models.affine(batch=1), BuildOptions(flavor="tensorrt"))
+
+
+ROWS = trtrun.ShapeRange((1, 12), (2, 12), (4, 12))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fp16": True}, r"are a dict\. Pass trtrun\.BuildOptions\(\*\*options\)"),
+        ("fp16", "are a str"),
+        (BuildOptions(profiles={"x": ROWS}), r"profiles is a dict\. Pass a tuple, also of one: profiles=\(\{…\},\)"),
+        (BuildOptions(profiles=({"x": ((1, 12), (2, 12), (4, 12))},)), r'"images": trtrun\.ShapeRange\('),
+        (BuildOptions(outputs="y"), r"outputs=\('y',\)"),
+        (BuildOptions(specialize=8), r"specialize=\(8,\)"),
+        (BuildOptions(input_shapes=(1, 12)), "from input name to shape"),
+    ],
+)
+def test_options_of_another_type(options: Any, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(models.affine())
+    calls: list[Callable[[], object]] = [
+        lambda: trtrun.build(path, options=options),
+        lambda: build_plan(path, options),
+        lambda: trtrun.load(path, build_options=options),
+        lambda: trtrun.compare(path, path, build_options=options),
+    ]
+    for call in calls:
+        with pytest.raises(trtrun.BuildError, match=says):
+            call()
+
+
+def test_every_option_is_described() -> None:
+    assert BuildOptions.__doc__
+    for field in dataclasses.fields(BuildOptions):
+        assert f"\n        {field.name}: " in BuildOptions.__doc__
 
 
 def test_options_reach_the_builder() -> None:

@@ -71,11 +71,11 @@ def test_run(onnx_file: Path, tmp_path: Path) -> None:
         (["build", "no.onnx"], "does not exist"),
         (["inspect", "no.engine"], "does not exist"),
         (["run", "{model}", "-i", "no.npy"], "2 inputs"),
-        (["run", "{model}", "-i", "images=no.npy"], "cannot read 'no.npy'"),
+        (["run", "{model}", "-i", "images=no.npy"], "cannot read 'no.npy': it does not exist"),
         (["run", "{model}", "-i", "images={x}"], "do not match the model's (missing: ['size'])"),
         (["bench", "{model}"], "it is an ONNX model, and an engine is needed here. Build it first: trtrun build"),
         (["build", "{model}", "--shape", "images=1x4:2x4"], "NAME=MIN:OPT:MAX"),
-        (["build", "{model}", "-o", "{x}/y/z.engine"], "is not a folder"),
+        (["build", "{model}", "-o", "{x}/z.engine"], "is not a folder"),
     ],
 )
 def test_errors_are_one_message_and_exit_code_1(
@@ -162,6 +162,10 @@ BIG = "99999999999999999999999"
         ("build m.onnx -o m.onnx", "written over what it is made from"),
         ("build m.onnx -o link.onnx", "written over what it is made from"),
         ("build m.onnx -o pipe", "is a device"),
+        ("build m.onnx -o new/e.engine", "there is no folder"),
+        ("build m.onnx -o text.txt/e.engine", "text.txt' is not a folder"),
+        ("quantize static.onnx --data x.npz -o new/q.onnx", "there is no folder"),
+        ("bundle create new/b.bundle --onnx static.onnx", "there is no folder"),
         ("quantize static.onnx --data x.npz -o static.onnx", "written over"),
         ("quantize static.onnx --data x.npz -o x.npz", "written over"),
         ("bundle create e.engine --engine e.engine", "written over"),
@@ -179,7 +183,20 @@ BIG = "99999999999999999999999"
         ("compare m.onnx m.onnx --plugin p.so --fp16", "--plugin, --fp16: of no effect on two ONNX files"),
         ("compare e.engine e.engine --fp16", "--fp16: of no effect on engines that are built"),
         ("compare m.onnx m.onnx --report m.onnx", "written over what is compared"),
-        ("inspect b.bundle", "trtrun bundle show"),
+        ("bench b.bundle", "trtrun bundle show"),
+        ("bundle create b --engine e.engine --key no.pem", "trtrun bundle keygen"),
+        ("bundle verify b.bundle --key no.pem", "cannot read the public key 'no.pem': it does not exist. A pair"),
+        ("bundle keygen text.txt new.pem", "a private key is not written over"),
+        ("bundle create b --engine e.engine --metadata no.json", "cannot read 'no.json': it does not exist"),
+        ("bundle create b --engine e.engine --labels no.txt", "names in 'no.txt': it does not exist"),
+        ("run static.onnx -i x=no.npy", "cannot read 'no.npy': it does not exist"),
+        ("run static.onnx -i text.txt", "'text.txt' is no .npy file"),
+        ("run static.onnx -i x.npz", "'x.npz' is no .npy file"),
+        ("compare m.onnx m.onnx --inputs no.npz", "cannot read 'no.npz': it does not exist"),
+        ("compare m.onnx c.onnx", "the models differ: input 'x' is ?×12 in one and ?×3×?×? in the other"),
+        ("compare static.onnx five.onnx", "the models differ: input 'x' is 3×12 in one and 5×12 in the other"),
+        ("build m.onnx --int8", "trtrun quantize"),
+        ("build m.onnx --fp8", "trtrun quantize"),
     ],
 )
 def test_bad_input_is_one_typed_error(folder: Path, command: str, says: str) -> None:
@@ -189,6 +206,7 @@ def test_bad_input_is_one_typed_error(folder: Path, command: str, says: str) -> 
     Path("text.txt").write_text("cat")
     Path("md.json").write_text("{}")
     Path("latin1.txt").write_bytes(b"\xe9")
+    Path("five.onnx").write_bytes(models.affine(batch=5))
     write_bundle("b.bundle", engines=["e.engine"])
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     result = cli.invoke(app, command.split(" "))
@@ -211,7 +229,7 @@ def test_a_model_is_not_written_over_by_way_of_its_external_data(folder: Path) -
 
 def test_an_engine_may_replace_an_engine(folder: Path) -> None:
     for _ in range(2):
-        assert cli.invoke(app, ["build", "static.onnx", "-o", "new/e.engine"]).exit_code == 0
+        assert cli.invoke(app, ["build", "static.onnx", "-o", "new.engine"]).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -284,8 +302,20 @@ def test_inspect_says_why_a_plan_shows_no_inputs_and_what_other_gpus_are(folder:
     shown = " ".join(cli.invoke(app, ["inspect", "e.engine"]).output.split())
     assert "inputs and outputs are not shown: only an engine that is loaded tells them" in shown
     assert "trtrun inspect model.onnx" in shown
-    assert "12.1, other (GPUs that plans have no number for, like 9.0; a plan for all GPUs says so)" in shown
+    assert "12.1, and others, as in every engine that was built for all GPUs" in shown
     assert "not shown" not in cli.invoke(app, ["inspect", "static.onnx"]).output
+
+
+def test_inspect_shows_a_bundle_as_bundle_show_does(folder: Path) -> None:
+    bundle = write_bundle("b.bundle", engines=["e.engine"], onnx="static.onnx")
+    shown = cli.invoke(app, ["inspect", "b.bundle"])
+    assert shown.exit_code == 0, shown.output
+    assert "every GPU" in shown.output
+    assert shown.output == cli.invoke(app, ["bundle", "show", "b.bundle"]).output
+    assert json.loads(cli.invoke(app, ["inspect", "b.bundle", "--json"]).output) == {
+        "kind": "bundle",
+        **bundle.as_json(),
+    }
 
 
 def test_help_shows_brackets() -> None:

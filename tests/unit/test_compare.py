@@ -205,7 +205,7 @@ F32, I64 = np.dtype("float32"), np.dtype("int64")
         (("x", F32, (2,)), ("y", F32, (2,)), {}, trtrun.InputNameError, "different inputs"),
         (("x", F32, (2,)), ("x", I64, (2,)), {}, trtrun.DtypeError, "float32 in one model and int64"),
         (("x", F32, (1, -1)), ("x", F32, (1, -1)), {}, trtrun.ShapeError, "--shape x=1x64"),
-        (("x", F32, (2,)), ("x", F32, (3,)), {}, trtrun.ShapeError, "must be 2"),
+        (("x", F32, (2,)), ("x", F32, (3,)), {}, trtrun.ShapeError, "is 2 in one and 3 in the other"),
         (("x", F32, (2,)), ("x", F32, (2,)), {"ranges": {"z": (0, 1)}}, trtrun.InputNameError, r"\['z'\]"),
         (("x", F32, (2,)), ("x", F32, (2,)), {"ranges": {"x": (2, 1)}}, trtrun.InputError, "2:1"),
         (("x", I64, (2,)), ("x", I64, (2,)), {"ranges": {"x": (0.5, 1)}}, trtrun.InputError, "int64"),

@@ -52,6 +52,16 @@ def test_map_works_on_clones_and_leaves_the_runner_alone() -> None:
     assert [clone.closed for clone in runner.made] == [False, True, True]
 
 
+def test_requests_are_given_as_to_the_runner_itself() -> None:
+    x = np.float32([3])
+    with Pipeline(FakeRunner(), depth=1) as pipeline:
+        for future in (pipeline.submit(x), pipeline.submit(x=x), pipeline.submit({"x": x})):
+            assert future.result()["y"][0] == 6
+        assert asyncio.run(pipeline.run_async(x=x))["y"][0] == 6
+        with pytest.raises(InputError, match="twice"):
+            pipeline.submit(x, x=x).result()
+
+
 def test_map_raises_at_the_failing_request_and_frees_its_slots() -> None:
     bad = [*requests(3), np.float32([-7]), *requests(3)]
     with Pipeline(FakeRunner(0.001), depth=2) as pipeline:

@@ -48,6 +48,7 @@ def build(
     :func:`trtrun.comparison.build_verified`. Raises what :func:`trtrun.building.builder.build_plan` raises, and
     BuildError, before anything is built, for an output that is the model or its external data, or no regular file.
     """
+    options = BuildOptions.of(options)
     if not isinstance(model, (str, os.PathLike, bytes)):
         if example_inputs is None:
             raise BuildError(

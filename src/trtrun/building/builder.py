@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ _HOPPER = (
     " TensorRT-RTX 1.6.1 is the last that runs on compute capability 9.0, and has no name for it: build with that "
     "version (pip install 'tensorrt-rtx-cu13==1.6.1.120') and without compute capabilities."
 )
+_EXPORT = "Export the model with a dynamic dimension there (torch.onnx.export: dynamic_shapes=…)."
 _DEFAULT_BATCH = (1, 8, 32)  # min, opt, max of a batch dimension that nobody gave a range
 
 
@@ -47,7 +48,7 @@ def build_plan(
         MissingPackageError: no builder is installed, or no onnx.
         NoGpuError: this builder needs a GPU and there is none.
     """
-    options = options or BuildOptions()
+    options = BuildOptions.of(options)
     flavor = flavors.for_building(options.flavor)
     name = "this model" if isinstance(model, bytes) else os.fspath(model)
     if not flavor.capabilities.can_build_without_gpu:
@@ -89,6 +90,13 @@ def build_plan(
             raise KeyboardInterrupt
         if layers := sorted(set(re.findall(r"(\S+) has no runners that implement it", "\n".join(lines)))):
             raise BuildError(f"{name} cannot be built: {_without('layer', layers, flavor)}", log=lines)
+        if options.input_shapes and any("reshape would change volume" in line for line in lines):
+            raise BuildError(
+                f"{name} cannot be built with the input_shapes (--input-shape) {_plain(options.input_shapes)}: a "
+                "reshape inside the graph holds the sizes that the file declares, so to declare others is not enough. "
+                f"{_EXPORT} Or build it as it is.",
+                log=lines,
+            )
         raise BuildError(
             f"{flavor.title} could not build an engine from {name}. Its messages say which layer or option it refuses.",
             log=lines,
@@ -135,11 +143,6 @@ def _without(kind: str, names: list[str], flavor: flavors.Flavor) -> str:
 
 def _configure(flavor: flavors.Flavor, config: Any, network: Any, options: BuildOptions, name: str) -> None:
     trt = flavor.module
-    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
-    for input_name, shape in options.input_shapes.items():
-        if input_name not in inputs:
-            raise BuildError(f"{name} has no input {input_name!r}; it has {list(inputs)}.")
-        inputs[input_name].shape = shape
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.workspace is not None:
@@ -233,25 +236,25 @@ def _profiles(network: Any, options: BuildOptions, name: str) -> tuple[Profile, 
     names = [network.get_input(index).name for index in range(network.num_inputs)]
     for profile in given:
         if unknown := sorted(profile.keys() - set(names)):
-            hint = f" Write: {_suggest(dynamic)}" if dynamic.keys() - profile.keys() else ""
+            hint = f" Give {_suggest(dynamic)}." if dynamic.keys() - profile.keys() else ""
             raise BuildError(f"{name} has no input {', '.join(map(repr, unknown))}; it has {names}.{hint}")
         missing = dynamic.keys() - profile.keys()
         if missing:
             raise BuildError(
                 f"the profile gives no shapes for the dynamic input(s) {sorted(missing)} of {name}. "
-                f"Add: {_suggest({n: dynamic[n] for n in sorted(missing)})}"
+                f"Add {_suggest({n: dynamic[n] for n in sorted(missing)})}."
             )
     if given or not dynamic:
         return given
     if any(-1 in shape[1:] for shape in dynamic.values()):
         raise BuildError(
-            f"{name} has dynamic dimensions beyond the batch, so trtrun cannot know their range. Give it: "
-            f"{_suggest(dynamic)}"
+            f"{name} has dynamic dimensions beyond the batch, so trtrun cannot know their range. Give it, as in "
+            f"{_suggest(dynamic)}."
         )
     low, opt, high = _DEFAULT_BATCH
     high = max(high, *options.specialize) if options.specialize else high
     _LOG.warning(
-        "%s has a dynamic batch and no --shape: built for batches %d to %d, tuned for %d.", name, low, high, opt
+        "%s has a dynamic batch and no profile: built for batches %d to %d, tuned for %d.", name, low, high, opt
     )
     return ({n: ShapeRange((low, *s[1:]), (opt, *s[1:]), (high, *s[1:])) for n, s in dynamic.items()},)
 
@@ -271,7 +274,7 @@ def _specialized(profiles: tuple[Profile, ...], options: BuildOptions, name: str
         if outside:
             raise BuildError(
                 f"specialize names {outside}, and the first profile gives input {input_name!r} batches of "
-                f"{shapes.min[0]} to {shapes.max[0]}. Widen it with --shape, or leave them out."
+                f"{shapes.min[0]} to {shapes.max[0]}. Widen it, or leave them out."
             )
     return tuple(
         {n: ShapeRange(*((batch, *s[1:]) for s in (r.min, r.opt, r.max))) for n, r in profiles[0].items()}
@@ -280,10 +283,21 @@ def _specialized(profiles: tuple[Profile, ...], options: BuildOptions, name: str
 
 
 def _suggest(dynamic: dict[str, Shape]) -> str:
-    def text(shape: Shape, factor: int) -> str:
-        return "x".join(str((factor if axis == 0 else 64 * factor) if d < 0 else d) for axis, d in enumerate(shape))
+    """A profile for these inputs, as it is written in Python and for the command."""
 
-    return " ".join(f"--shape {n}={text(s, 1)}:{text(s, 4)}:{text(s, 16)}" for n, s in dynamic.items())
+    def sizes(shape: Shape, factor: int) -> Shape:
+        return tuple((factor if axis == 0 else 64 * factor) if d < 0 else d for axis, d in enumerate(shape))
+
+    ranges = {name: [sizes(shape, factor) for factor in (1, 4, 16)] for name, shape in dynamic.items()}
+    python = ", ".join(f"{name!r}: ShapeRange({', '.join(map(str, shapes))})" for name, shapes in ranges.items())
+    command = " ".join(
+        f"--shape {name}={':'.join('x'.join(map(str, shape)) for shape in shapes)}" for name, shapes in ranges.items()
+    )
+    return f"profiles=({{{python}}},) ({command})"
+
+
+def _plain(shapes: Mapping[str, Shape]) -> str:
+    return ", ".join(f"{name}={'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def _add_profile(builder: Any, config: Any, network: Any, profile: Profile, name: str) -> None:
@@ -296,10 +310,21 @@ def _add_profile(builder: Any, config: Any, network: Any, profile: Profile, name
             continue
         wanted = to_shape(tensor.shape)
         for shape in (shapes.min, shapes.opt, shapes.max):
-            if len(shape) != len(wanted) or any(w not in (-1, d) for w, d in zip(wanted, shape, strict=True)):
-                raise BuildError(
-                    f"input {input_name!r} of {name} has shape {list(wanted)}; the profile gives {list(shape)}."
+            fixed = [axis for axis, (w, d) in enumerate(zip(wanted, shape, strict=False)) if w not in (-1, d)]
+            if len(shape) == len(wanted) and not fixed:
+                continue
+            remedy = "Give as many dimensions as it has."
+            if len(shape) == len(wanted):
+                declared = (*(-1 if axis in fixed else size for axis, size in enumerate(wanted)),)
+                what = "the batch" if fixed == [0] else f"dimension {', '.join(map(str, fixed))}"
+                remedy = (
+                    f"The file fixes {what}. {_EXPORT} Where nothing inside the graph holds the number, it is enough "
+                    f"to declare another: input_shapes={{{input_name!r}: {declared}}} "
+                    f"(--input-shape {_plain({input_name: declared})})."
                 )
+            raise BuildError(
+                f"input {input_name!r} of {name} has shape {list(wanted)}; the profile gives {list(shape)}. {remedy}"
+            )
         made.set_shape(input_name, shapes.min, shapes.opt, shapes.max)
     if config.add_optimization_profile(made) < 0:
         raise BuildError(f"TensorRT refused the optimization profile {dict(profile)} for {name}.")

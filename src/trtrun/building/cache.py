@@ -215,7 +215,7 @@ def cached_plan(
     An engine that is found is an open file. One that is built where the cache cannot be written is not kept, with a
     warning; then there is no file at the path.
     """
-    options = options or BuildOptions()
+    options = BuildOptions.of(options)
     flavor = flavors.for_building(options.flavor)
     name = "this model" if isinstance(model, bytes) else os.fspath(model)
     for _ in range(_BUILDS):

@@ -30,7 +30,11 @@ def check_target(
     sources: Iterable[str | os.PathLike[str]] = (),
     error: type[TrtrunError] = BuildError,
 ) -> None:
-    """Raise ``error`` where :func:`write_atomic` would fail, or replace a source, a folder or a device."""
+    """Raise ``error`` where :func:`write_atomic` would fail, or replace a source, a folder or a device.
+
+    And where it would make a folder: that is for the cache's own; a caller's path may be mistyped, and what takes an
+    hour to build shall not lie where nobody looks for it.
+    """
     target = os.fspath(target)
     name = repr(target)
     if not os.path.basename(target) or os.path.basename(target) in (os.curdir, os.pardir):
@@ -44,8 +48,8 @@ def check_target(
             if os.path.exists(source) and os.path.samefile(source, target):
                 raise error(f"{name} would be written over what it is made from. Name another file.")
     folder = os.path.dirname(os.path.abspath(target))
-    while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
+    if not os.path.lexists(folder):
+        raise error(f"{name} cannot be written: there is no folder {folder!r}. Make it first, or name another file.")
     if not os.path.isdir(folder):
         raise error(f"{name} cannot be written: {folder!r} is not a folder. Name another file.")
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError, MissingPackageError, OnnxError
+from ..tensor_spec import Shape
 from . import precision, rewrites
 from .options import BuildOptions
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 # Of what ``prepare`` makes of the same model and options: one more with each change, so that no cache serves the old.
 # A test holds it to the sources of this module, precision.py and rewrites.py.
-REVISION = 5
+REVISION = 6
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes of one ONNX message
 # Names that exporters give to a dimension they know nothing of. The builder would tie all of one name together.
@@ -46,11 +48,11 @@ def prepare(
         if isinstance(model, bytes)
         else onnx.load(os.fspath(model), format="protobuf", load_external_data=False)
     )
-    changes = _untie(graph_only)
+    changes = _declare(graph_only, options.input_shapes, name) + _untie(graph_only)
     # TensorRT-RTX computes fp32 products with TF32 operands whatever it is told, where the GPU has TF32
     turing = {text.replace("_", "").lower() for text in options.compute_capabilities} == {"sm75"}
     in_parts = not options.tf32 and not turing and capabilities is not None and capabilities.name == "tensorrt_rtx"
-    asked = options.outputs or options.simplify or options.fp16 or options.bf16 or in_parts
+    asked = options.input_shapes or options.outputs or options.simplify or options.fp16 or options.bf16 or in_parts
     if not (asked or changes or rewrites.needed(graph_only)):
         if capabilities is not None:
             rewrites.refuse(graph_only, name, capabilities)
@@ -70,7 +72,11 @@ def prepare(
     if capabilities is not None:
         rewrites.refuse(proto, name, capabilities)
     if proto.ByteSize() > _PROTOBUF_LIMIT:
-        what = "with tf32, without outputs, simplify and fp16" if asked else f"after this change: {'; '.join(changes)}"
+        what = (
+            "with tf32, without input_shapes, outputs, simplify and fp16"
+            if asked
+            else f"after this change: {'; '.join(changes)}"
+        )
         raise OnnxError(
             f"{name} holds {proto.ByteSize():,} bytes with its external data, more than one ONNX message can, so "
             f"trtrun cannot change it before it is built. Change it with the exporter, and build it {what}."
@@ -83,6 +89,27 @@ def packages(options: BuildOptions) -> tuple[str, ...]:
     """The packages that ``prepare`` leaves changes to, whose versions decide what comes out."""
     half = ("onnxconverter-common",) if options.fp16 or options.bf16 else ()
     return (*(("onnxslim",) if options.simplify else ()), *half)
+
+
+def _declare(proto: Any, shapes: Mapping[str, Shape], name: str) -> list[str]:
+    """Give inputs other shapes than the file does, before the parser bakes those into what it makes of Flatten."""
+    changes = []
+    inputs = {value.name: value for value in rewrites.graph_inputs(proto.graph)}
+    for input_name, shape in shapes.items():
+        if input_name not in inputs:
+            raise BuildError(f"{name} has no input {input_name!r}; it has {list(inputs)}.")
+        dims = inputs[input_name].type.tensor_type.shape.dim
+        old = "×".join(dim.dim_param or str(dim.dim_value) for dim in dims) or "no shape"
+        del dims[:]
+        for axis, size in enumerate(shape):  # names of their own: equal ones would tie dimensions together
+            dims.add(**({"dim_param": f"{input_name}_{axis}"} if size < 0 else {"dim_value": size}))
+        changes.append(f"input {input_name} is declared {'×'.join(map(str, shape)) or 'a scalar'}, not {old}")
+    if shapes:  # what was declared for the old ones no longer holds
+        del proto.graph.value_info[:]
+        for value in proto.graph.output:
+            if value.type.HasField("tensor_type"):  # clearing a field of one without a type would give it an empty one
+                value.type.tensor_type.ClearField("shape")
+    return changes
 
 
 def _untie(proto: Any) -> list[str]:

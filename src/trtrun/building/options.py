@@ -21,35 +21,77 @@ _LARGEST_DIMENSION = 2**31 - 1  # of TensorRT-RTX; the full one takes no tensor 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Options of one build. The defaults build a portable engine with TensorRT's own defaults."""
+    """Options of one build, for ``load(…, build_options=)`` and ``build(…, options=)``.
 
-    profiles: tuple[Profile, ...] = ()  # optimization profiles; one for a dynamic batch is added when there are none
-    specialize: tuple[int, ...] = ()  # batch sizes that get a profile, and so kernels, of their own
-    input_shapes: Mapping[str, Shape] = field(default_factory=dict)  # replace the model's own, -1 where dynamic
-    flavor: FlavorName | None = None  # which builder; TensorRT-RTX before the full one unless named
-    compute_capabilities: tuple[str, ...] = ()  # RTX: "sm_89", …; empty builds one portable engine
-    optimization_level: int | None = None  # 0 (fastest build) to 5 (fastest engine); None is the builder's default
-    workspace: int | None = None  # bytes of scratch memory that layers may use; None is all the GPU has
-    # fp32 matrix products and convolutions may round their inputs to TF32's 10-bit mantissa; TensorRT-RTX always does,
-    # so without it each is written as a sum of three, which takes about twice as long
+    The defaults build an engine for every GPU that the builder supports, with the builder's own defaults::
+
+        BuildOptions(fp16=True, profiles=({"images": ShapeRange(min=(1, 3, 640, 640), opt=…, max=…)},))
+
+    Attributes:
+        profiles: the optimization profiles, each a mapping from the names of all dynamic inputs to the
+            :class:`~trtrun.ShapeRange` that it accepts. Without any, a dynamic batch gets one of 1 to 32, tuned for 8.
+        specialize: batch sizes that get a profile, and so kernels, of their own.
+        input_shapes: by input name, in place of what the file declares; -1 where dynamic.
+        flavor: the builder, ``"tensorrt_rtx"`` or ``"tensorrt"``; None is the first installed, in this order.
+        compute_capabilities: TensorRT-RTX: the GPUs to build for, like ``"sm_89"``; empty builds for all.
+        optimization_level: 0 (fastest build) to 5 (fastest engine); None is the builder's default.
+        workspace: bytes of scratch memory that layers may use; None is all that the GPU has.
+        tf32: fp32 matrix products and convolutions may round their inputs to TF32's 10-bit mantissa. TensorRT-RTX
+            always does, so without it each is written as a sum of three, which takes about twice as long.
+        plugins: paths of plugin libraries to load before parsing.
+        refittable: the engine takes new weights by name; see :meth:`~trtrun.Engine.refit`.
+        weight_streaming: weights may stay on the host; see ``weight_streaming_budget`` of :class:`~trtrun.Engine`.
+        debug_tensors: tensors inside the network that can be read when it runs; see :mod:`trtrun.debug_tensors`.
+        version_compatible: full TensorRT: later versions load the plan, with the lean runtime inside it.
+        hardware_compatible: full TensorRT: ``"ampere_plus"`` or ``"same_compute_capability"``.
+        timing_cache: full TensorRT: file of kernel timings, read and written.
+        outputs: tensors of the graph to be the engine's outputs instead of the model's.
+        simplify: fold constants and redundant nodes first.
+        fp16: convert the graph to fp16 first, sensitive operators left in fp32: networks are strongly typed, so the
+            graph decides about precision. For int8 and fp8 see ``trtrun quantize``.
+        bf16: the same in bf16, instead.
+        keep_io: inputs and outputs stay fp32 then.
+        keep_fp32: operators or names of nodes to leave in fp32 then, besides the sensitive ones.
+        detailed: keep layer details for ``trtrun inspect`` and ``trtrun profile`` (ProfilingVerbosity.DETAILED).
+    """
+
+    profiles: tuple[Profile, ...] = ()
+    specialize: tuple[int, ...] = ()
+    input_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    flavor: FlavorName | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    optimization_level: int | None = None
+    workspace: int | None = None
     tf32: bool = True
-    plugins: tuple[str | os.PathLike[str], ...] = ()  # plugin libraries to load before parsing
-    refittable: bool = False  # the engine takes new weights by name; see Engine.refit
-    weight_streaming: bool = False  # weights may stay on the host; see Engine's weight_streaming_budget
-    debug_tensors: tuple[str, ...] = ()  # tensors inside the network that can be read; see debug_tensors
-    version_compatible: bool = False  # full flavour: later versions load the plan, with the lean runtime inside it
-    hardware_compatible: str | None = None  # full flavour: "ampere_plus" or "same_compute_capability"
-    timing_cache: str | os.PathLike[str] | None = None  # full flavour: file of kernel timings, read and written
-    outputs: tuple[str, ...] = ()  # tensors of the graph to be the engine's outputs instead of the model's
-    simplify: bool = False  # fold constants and redundant nodes first
-    fp16: bool = False  # convert the graph to fp16 first; networks are strongly typed, so the graph decides
-    bf16: bool = False  # the same in bf16
-    keep_io: bool = True  # inputs and outputs stay fp32 then
-    keep_fp32: tuple[str, ...] = ()  # operators or node names to leave alone then, besides those that are sensitive
-    detailed: bool = False  # keep layer details for trtrun inspect and trtrun profile (ProfilingVerbosity.DETAILED)
+    plugins: tuple[str | os.PathLike[str], ...] = ()
+    refittable: bool = False
+    weight_streaming: bool = False
+    debug_tensors: tuple[str, ...] = ()
+    version_compatible: bool = False
+    hardware_compatible: str | None = None
+    timing_cache: str | os.PathLike[str] | None = None
+    outputs: tuple[str, ...] = ()
+    simplify: bool = False
+    fp16: bool = False
+    bf16: bool = False
+    keep_io: bool = True
+    keep_fp32: tuple[str, ...] = ()
+    detailed: bool = False
+
+    @classmethod
+    def of(cls, options: BuildOptions | None) -> BuildOptions:
+        """What a caller gave, checked; the defaults for None. Raises BuildError."""
+        if options is None:
+            return cls()
+        if not isinstance(options, cls):
+            example = "BuildOptions(**options)" if isinstance(options, Mapping) else "BuildOptions(fp16=True)"
+            raise BuildError(f"build options are a {type(options).__name__}. Pass trtrun.{example}.")
+        options.check()
+        return options
 
     def check(self) -> None:
         """Raise BuildError for options that contradict each other, would have no effect, or are beyond TensorRT."""
+        self._check_types()
         if self.fp16 and self.bf16:
             raise BuildError("fp16 and bf16 exclude each other. Choose one.")
         if not (self.fp16 or self.bf16) and (self.keep_fp32 or not self.keep_io):
@@ -75,6 +117,26 @@ class BuildOptions:
                 )
         if self.workspace is not None and not 0 <= self.workspace < 2**63:
             raise BuildError(f"workspace is {self.workspace:,} bytes; it is 0 to 2⁶³ - 1.")
+
+    def _check_types(self) -> None:
+        """A lone string or mapping where several are expected would be taken apart silently."""
+        several = ("profiles", "specialize", "compute_capabilities", "plugins", "debug_tensors", "outputs", "keep_fp32")
+        for title in several:
+            value = getattr(self, title)
+            if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+                one = "{…}" if isinstance(value, Mapping) else repr(value)
+                raise BuildError(f"{title} is a {type(value).__name__}. Pass a tuple, also of one: {title}=({one},).")
+        for profile in self.profiles:
+            if not isinstance(profile, Mapping) or not all(isinstance(r, ShapeRange) for r in profile.values()):
+                raise BuildError(
+                    f"a profile is {profile!r}. Pass a mapping from input name to the range that it accepts: "
+                    '{"images": trtrun.ShapeRange(min=(1, 3, 640, 640), opt=(8, 3, 640, 640), max=(32, 3, 640, 640))}.'
+                )
+        if not isinstance(self.input_shapes, Mapping):
+            raise BuildError(
+                f"input_shapes is a {type(self.input_shapes).__name__}. Pass a mapping from input name to shape: "
+                'input_shapes={"images": (-1, 3, 224, 224)}.'
+            )
 
     def key(self) -> str:
         """The options as canonical text, for cache keys."""

@@ -38,6 +38,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     typer.echo(f"options from {path}", err=True)
     known: dict[str, Any] = {}  # by the longest of an option's names without its dashes, as --help shows it
     for option in context.command.params:
+        if getattr(option, "hidden", False):
+            continue
         known[max(option.opts, key=len).lstrip("-").replace("-", "_")] = option
     options: dict[str, Any] = {}
     for name, value in table.items():
@@ -52,6 +54,14 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         options[str(parameter.name)] = value
     context.default_map = {**(context.default_map or {}), **options}
     return path
+
+
+def _refuse_precision(wanted: bool) -> None:
+    if wanted:
+        raise BuildError(
+            "networks are strongly typed, so int8 and fp8 are in the graph and no option. Quantize the model with your "
+            "own data, and build what comes out: trtrun quantize model.onnx --data pictures/ --precision int8 (or fp8)."
+        )
 
 
 def command(
@@ -115,6 +125,7 @@ def command(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="The same in bf16, which has the range of fp32 and eight bits of it.")
     ] = False,
+    quantized: Annotated[bool, typer.Option("--int8", "--fp8", hidden=True, callback=_refuse_precision)] = False,
     convert_io: Annotated[
         bool, typer.Option("--convert-io", help="With --fp16 and --bf16: inputs and outputs too.")
     ] = False,

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import plain_console
-from .options import AsJson, read_labels
+from .options import AsJson, read_key, read_labels, why
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
 
 app = typer.Typer(help="Engines, their model and what belongs to them in one file.", no_args_is_help=True)
+
+
+_ALL = "every GPU that this version supports"
 
 
 @app.command()
@@ -69,7 +72,7 @@ def create(
         licence=licence,
         source=source,
         accuracy=_json(accuracy) if accuracy else None,
-        private_key=key.read_bytes() if key else None,
+        private_key=read_key(key, "private") if key else None,
     )
     _print(bundle)
     if engines and onnx and not gpu_count():
@@ -119,7 +122,7 @@ def verify(
 
     opened = open_bundle(bundle)
     if key:
-        opened.check_signature(key.read_bytes())
+        opened.check_signature(read_key(key, "public"))
     opened.check()
     typer.echo(f"{bundle}: intact" + (", signed with this key" if key else ""))
 
@@ -138,8 +141,11 @@ def keygen(
     if private.absolute() == public.absolute():
         raise BundleError(f"both keys would be written to {private}. Name two files.")
     secret, known = new_keys()
-    with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secret)
+    try:
+        with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secret)
+    except FileExistsError as error:
+        raise BundleError(f"{private} exists, and a private key is not written over. Name another file.") from error
     public.write_bytes(known)
     typer.echo(f"wrote {private} (keep it secret) and {public}")
 
@@ -149,7 +155,9 @@ def _json(path: Path) -> dict[str, Any]:
 
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BundleError(f"cannot read {str(path)!r}: {why(error)}.") from error
+    except ValueError as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise BundleError(f"{path} holds {type(value).__name__}, and a JSON object is expected: {{…}}.")
@@ -181,8 +189,10 @@ def _print(bundle: Bundle) -> None:
     for title in ("member", "built by", "runs on", "bytes"):
         table.add_column(title, overflow="fold")  # names in full
     for engine in bundle.engines:
-        where = f"compute capability {engine.compute_capability}" if engine.compute_capability else "any that it knows"
+        where = f"compute capability {engine.compute_capability}" if engine.compute_capability else _ALL
         table.add_row(engine.file, f"{engine.family} {engine.version}", where, f"{engine.bytes:,}")
     if bundle.onnx:
-        table.add_row(bundle.onnx.file, "", "rebuilt from where no engine fits", f"{bundle.onnx.bytes:,}")
+        table.add_row(
+            bundle.onnx.file, "", "the CPU, and GPUs that no engine fits: built there", f"{bundle.onnx.bytes:,}"
+        )
     console.print(table)

@@ -8,20 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
+from . import bundle
 from .console import plain_console
 from .options import AsJson
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="A plan or an ONNX file.")],
+    model: Annotated[Path, typer.Argument(help="A plan, an ONNX file or a bundle.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what is in a plan or an ONNX file. Needs neither a GPU nor TensorRT for what the file itself says."""
+    """Show what is in a plan, an ONNX file or a bundle. What the file itself says needs neither a GPU nor TensorRT."""
     from ..inspection import inspect
 
     facts = inspect(model)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    elif facts["kind"] == "bundle":
+        bundle.show(model)
     else:
         _print(facts)
 
@@ -70,7 +73,8 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _text(key: str, value: Any) -> str:
     if key == "compute_capabilities" and "other" in value:
-        return f"{', '.join(value)} (GPUs that plans have no number for, like 9.0; a plan for all GPUs says so)"
+        named = [capability for capability in value if capability != "other"]
+        return ", ".join([*named, "and others, as in every engine that was built for all GPUs"])
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
     if isinstance(value, list):

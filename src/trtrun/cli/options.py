@@ -32,6 +32,11 @@ InputFiles = Annotated[
 ]
 
 
+def why(error: OSError) -> str:
+    """Why a file cannot be read, without its name and the number of the error."""
+    return "it does not exist" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
+
+
 def parse_named_shapes(texts: Sequence[str], option: str) -> dict[str, tuple[int, ...]]:
     """``NAME=SHAPE`` texts as shapes by name. Raises ShapeError, showing the text."""
     from ..building.options import parse_shape
@@ -76,6 +81,8 @@ def read_npz(path: Path | None) -> dict[str, Any] | None:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise InputError(f"cannot read {str(path)!r}: {why(error)}.") from error
     # AttributeError, TypeError: a single .npy array is no archive
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
@@ -89,6 +96,7 @@ def read_arrays(texts: list[str], names: list[str]) -> dict[str, Any]:
 
     from ..errors import InputError, InputNameError
 
+    magic = np.lib.format.MAGIC_PREFIX
     arrays: dict[str, Any] = {}
     for text in texts:
         name, _, file = text.rpartition("=")
@@ -99,9 +107,19 @@ def read_arrays(texts: list[str], names: list[str]) -> dict[str, Any]:
         if name in arrays:
             raise InputNameError(f"input {name!r} was given twice.")
         try:
-            arrays[name] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            with open(file, "rb") as opened:
+                is_array = opened.read(len(magic)) == magic
+                opened.seek(0)
+                arrays[name] = np.load(opened, allow_pickle=False) if is_array else None
+        except OSError as error:
+            raise InputError(f"cannot read {file!r}: {why(error)}.") from error
+        except ValueError as error:
             raise InputError(f"cannot read {file!r} as a .npy array: {error}") from error
+        if not is_array:
+            raise InputError(
+                f"{file!r} is no .npy file, which holds one array: numpy.save(path, array) writes one. For pictures "
+                "there are trtrun detect, classify, segment and pose."
+            )
     return arrays
 
 
@@ -121,8 +139,23 @@ def read_labels(path: Path) -> list[str]:
 
     try:
         return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"cannot read the names in {str(path)!r}: {why(error)}.") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"cannot read the names in {str(path)!r}: {error}.") from error
+
+
+def read_key(path: Path, which: str) -> bytes:
+    """The bytes of a key's PEM file. Raises BundleError when it cannot be read."""
+    from ..errors import BundleError
+
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"cannot read the {which} key {str(path)!r}: {why(error)}. A pair of keys is made by: trtrun bundle keygen "
+            "private.pem public.pem"
+        ) from error
 
 
 def refuse_idle(options: dict[str, bool], why: str) -> None:

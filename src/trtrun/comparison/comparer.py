@@ -70,7 +70,7 @@ def compare(
         Others as :func:`trtrun.load` raises them.
     """
     tolerance = tolerance or Tolerance()
-    options = build_options or BuildOptions()
+    options = BuildOptions.of(build_options)
     first = _Side(a, "onnxruntime" if _is_onnx(a) else "engine", options, device, plugins)
     if b is None or build:
         source = a if b is None else b

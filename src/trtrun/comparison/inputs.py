@@ -60,6 +60,13 @@ def make_inputs(
                 f"input {name!r} is {spec.dtype.name} in one model and {other.dtype.name} in the other; "
                 "no numbers mean the same in both. Export both with one dtype."
             )
+        if len(spec.shape) != len(other.shape) or any(
+            one != two for one, two in zip(spec.shape, other.shape, strict=True) if -1 not in (one, two)
+        ):
+            raise ShapeError(
+                f"the models differ: input {name!r} is {_text(spec)} in one and {_text(other)} in the other, so one "
+                "request cannot be given to both. Compare models of the same network, exported for the same sizes."
+            )
         if name in values:
             array = np.asarray(values[name])
             spec.check_dtype(array.dtype)
@@ -106,13 +113,15 @@ def _random(
     return (low + (high - low) * rng.random(shape)), f"random in [{low:g}, {high:g})"
 
 
+def _text(spec: TensorSpec) -> str:
+    return "×".join("?" if size < 0 else str(size) for size in spec.shape) or "a scalar"
+
+
 def _shape(spec: TensorSpec, other: TensorSpec) -> Shape:
     """The shape an engine was tuned for, else the declared one with a batch of 1."""
     for candidate in (spec, other):
         if candidate.profiles:
             return candidate.profiles[0].opt
-    if len(spec.shape) != len(other.shape):
-        raise ShapeError(f"input {spec.name!r} has rank {len(spec.shape)} in one model, {len(other.shape)} in another.")
     shape = [max(sizes) for sizes in zip(spec.shape, other.shape, strict=True)]  # -1 only where both are dynamic
     if shape and shape[0] < 0:
         shape[0] = 1

@@ -137,6 +137,7 @@ def _package_file(package: str, file: str) -> Path:
 
 def build_engine(folder: Path, *, progress: Progress | None = None) -> Path:
     """Build CenterFace into ``centerface.engine`` in this folder; past the cache, so that the build is seen."""
+    folder.mkdir(parents=True, exist_ok=True)
     return build(model_path(), folder / "centerface.engine", options=OPTIONS, progress=progress)
 
 
