@@ -14,7 +14,7 @@ import numpy as np
 
 from .arrays import Host, as_host_array
 from .building.onnx_session import onnx_session
-from .errors import ExecutionError, NoGpuError, OnnxError, UnsupportedTensorError
+from .errors import BuildError, ExecutionError, NoGpuError, OnnxError, UnsupportedTensorError
 from .plan import ModelFile, onnx_metadata
 from .runner import (
     Done,
@@ -192,6 +192,8 @@ class OnnxRuntimeSession(Runner):
 def _with_input_shapes(model: str | os.PathLike[str] | bytes, name: str, input_shapes: Mapping[str, Shape]) -> bytes:
     import onnx  # in the same extra as onnxruntime
 
+    from .building.graph import declare
+
     if not isinstance(model, bytes):
         ModelFile(model)  # raises ModelFileError, where it cannot be read
     try:
@@ -200,20 +202,10 @@ def _with_input_shapes(model: str | os.PathLike[str] | bytes, name: str, input_s
         )
     except Exception as error:  # protobuf's and onnx's own errors, and OSError for external data
         raise OnnxError(f"{name} is not a valid ONNX model: {error}") from error
-    inputs = {value.name: value for value in proto.graph.input}
-    for input_name, shape in input_shapes.items():
-        if input_name not in inputs:
-            raise OnnxError(f"{name} has no input {input_name!r}; it has {list(inputs)}.")
-        dims = inputs[input_name].type.tensor_type.shape.dim
-        del dims[:]
-        for axis, size in enumerate(shape):
-            # Names of their own: equal names would tie dimensions together.
-            dims.add(**({"dim_param": f"{input_name}_{axis}"} if size < 0 else {"dim_value": size}))
-    # What was declared for the old shapes no longer holds.
-    del proto.graph.value_info[:]
-    for value in proto.graph.output:
-        if value.type.HasField("tensor_type"):  # clearing a field of one without a type would give it an empty one
-            value.type.tensor_type.ClearField("shape")
+    try:
+        declare(proto, input_shapes, name)
+    except BuildError as error:
+        raise OnnxError(str(error)) from error
     serialized: bytes = proto.SerializeToString()
     return serialized
 

@@ -110,7 +110,7 @@ def _load_on_several(devices: Literal["all"] | Sequence[int], load_on: Callable[
 
 def _load(
     model: str | os.PathLike[str] | bytes,
-    build_options: BuildOptions | None,
+    build_options: BuildOptions,
     plan_options: dict[str, Any],
     session_options: dict[str, Any],
 ) -> Runner:
@@ -125,16 +125,15 @@ def _load(
         _LOG.warning("%s runs on the CPU through ONNX Runtime, not on a GPU: %s.", os.fspath(model), why_no_gpu())
         return runner
     from .building.cache import cached_plan
-    from .building.options import BuildOptions
 
-    path, plan = cached_plan(model, build_options or BuildOptions())
+    path, plan = cached_plan(model, build_options)
     return _load_plan(plan, plan_options, session_options, name=os.fspath(path))
 
 
 def _load_bundle(
     path: str | os.PathLike[str],
     trusted_key: str | os.PathLike[str] | None,
-    build_options: BuildOptions | None,
+    build_options: BuildOptions,
     plan_options: dict[str, Any],
     session_options: dict[str, Any],
 ) -> Runner:
@@ -176,24 +175,22 @@ def _load_bundle(
     if not gpu_count():
         return _load_on_cpu(model, f"{os.fspath(path)}:{bundle.onnx.file}", build_options, bundle.metadata)
     from .building.cache import cached_plan
-    from .building.options import BuildOptions
 
-    _, plan = cached_plan(model, build_options or BuildOptions())
+    _, plan = cached_plan(model, build_options)
     return _load_plan(plan, plan_options, session_options, f"{os.fspath(path)}:{bundle.onnx.file}", bundle.metadata)
 
 
 def _load_on_cpu(
     model: str | os.PathLike[str] | bytes,
     name: str,
-    build_options: BuildOptions | None,
+    build_options: BuildOptions,
     metadata: Mapping[str, Any] | None = None,
 ) -> Runner:
     from .cuda.device import why_no_gpu
     from .onnx_runtime import OnnxRuntimeSession
 
-    input_shapes = build_options.input_shapes if build_options else None
     try:
-        return OnnxRuntimeSession(model, input_shapes=input_shapes, metadata=metadata)
+        return OnnxRuntimeSession(model, input_shapes=build_options.input_shapes, metadata=metadata)
     except MissingPackageError as error:
         raise MissingPackageError(
             f"{name} would run through ONNX Runtime on the CPU, because {why_no_gpu()}; and {error.message}"

@@ -48,7 +48,7 @@ def prepare(
         if isinstance(model, bytes)
         else onnx.load(os.fspath(model), format="protobuf", load_external_data=False)
     )
-    changes = _declare(graph_only, options.input_shapes, name) + _untie(graph_only)
+    changes = declare(graph_only, options.input_shapes, name) + _untie(graph_only)
     # TensorRT-RTX computes fp32 products with TF32 operands whatever it is told, where the GPU has TF32
     turing = {text.replace("_", "").lower() for text in options.compute_capabilities} == {"sm75"}
     in_parts = not options.tf32 and not turing and capabilities is not None and capabilities.name == "tensorrt_rtx"
@@ -91,8 +91,11 @@ def packages(options: BuildOptions) -> tuple[str, ...]:
     return (*(("onnxslim",) if options.simplify else ()), *half)
 
 
-def _declare(proto: Any, shapes: Mapping[str, Shape], name: str) -> list[str]:
-    """Give inputs other shapes than the file does, before the parser bakes those into what it makes of Flatten."""
+def declare(proto: Any, shapes: Mapping[str, Shape], name: str) -> list[str]:
+    """Give inputs other shapes than the file does, before the parser bakes those into what it makes of Flatten.
+
+    Returns what was changed. Raises BuildError for inputs that there are not.
+    """
     changes = []
     inputs = {value.name: value for value in rewrites.graph_inputs(proto.graph)}
     for input_name, shape in shapes.items():
