@@ -52,7 +52,9 @@ def on_ray(path: Path, blocks: list[np.ndarray], memory: int, gpus: int = int(GP
         num_gpus=gpus,
         runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
     )
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.wait_for_min_actors_s = 120  # all of them begin together: else the first has the data set for itself
     dataset = ray.data.from_numpy(blocks).rename_columns({"data": "images"}).materialize()
     dataset = dataset.union(*[dataset] * (PASSES - 1))
     rates = []

@@ -31,8 +31,7 @@ Requests go from NumPy to NumPy with different random inputs each time; networks
 - **peak**: the engine's graphs alone, data on the GPU, the best of 1 to 8 in flight.
 
 The two sides of a record come from the same run; different groups were run on different days, which the tables tell, or
-machines of the kind. Rows of resnet50 and mobilenet measured before 2026-11-28 are of trtrun as it was before it held
-kernels back (see below), which takes up to 2.3 % of the images per second since.
+machines of the kind.
 The machine is virtual, and its host memory differs from one to the next: one core copied 2.4 MB in 180 to 290 µs, and
 9.6 MB in 740 to 1,300 µs.
 
@@ -48,8 +47,8 @@ Where trtrun is not ahead, and why:
   at random: 20 of 6,960 requests in fp16 with four in flight, 361 of 6,720 in bf16, 1,131 of 4,920 in fp32. Waiting for
   no more than the kernel that writes the tensor costs 0 to 2.3 % where the GPU is never idle; that, and no more, is
   what **bench.….vs_events** lacks to 1.
-- **resnet50.static.b1.vs_recipe**: the recipe's engine alone takes more than half of its time. A loop without any
-  transfer (**floor.…**) is what could be reached at most.
+- **resnet50.static.b1.vs_recipe**: how long the recipe takes is the host's: 650 µs on one machine, 860 on another,
+  where rounds were 1.5 to 2.5 times ours. On the first the row was 1.56, where a loop without any transfer came to 1.72. That loop (**floor.…**) is what could be reached at most.
 - **resnet50.static.b8**: the request is bound by one core's copy of 2.4 MB and the engine (640 µs). The driver's
   staging, chunks by one thread or by several, and a copy inside the graph beat each other by a few percent from lease
   to lease; the session times them and takes the best. The floor, which leaves all transfers out, was 1.09 to
@@ -57,9 +56,9 @@ Where trtrun is not ahead, and why:
   thread wakes up in 34 µs and more, and the interpreter's lock changes hands at that price, which is why threads gain
   nothing below 4 MB. At batch 32 they pay.
 - **device_arrays**: bound arrays cost one launch; the rest of the difference is the wait above. `session.run`, whose
-  tensors may be others each time, takes about 33 µs more than that: the exchange of the torch tensor, checks, the
+  tensors may be others each time, takes 33 to 47 µs more than that: the exchange of the torch tensor, checks, the
   launch, and the memory of the result.
-- **throughput.resnet50.b1.vs_peak** was .949 and .954 in two runs four hours apart, of which the second is shown.
+- **throughput.resnet50.b1.vs_peak** was .949, .954 and .953 in three runs of two days, the last of which is shown.
 - **throughput**: large requests take turns, two or three computing at a time. Free to share the GPU, four in flight ran
   at 17,200 to 21,900 images/s with batch 32, from host to host.
 - **multi_gpu**: one core fills about one GPU, so a pipeline over several fills the requests of each in a thread of its
