@@ -48,7 +48,8 @@ Where trtrun is not ahead, and why:
   no more than the kernel that writes the tensor costs 0 to 2.3 % where the GPU is never idle; that, and no more, is
   what **bench.….vs_events** lacks to 1.
 - **resnet50.static.b1.vs_recipe**: how long the recipe takes is the host's: 650 µs on one machine, 860 on another,
-  where rounds were 1.5 to 2.5 times ours. On the first the row was 1.56, where a loop without any transfer came to 1.72. That loop (**floor.…**) is what could be reached at most.
+  where rounds were 1.5 to 2.5 times ours. On the first the row was 1.56, where a loop without any transfer came to
+  1.72. That loop (**floor.…**) is what could be reached at most.
 - **resnet50.static.b8**: the request is bound by one core's copy of 2.4 MB and the engine (640 µs). The driver's
   staging, chunks by one thread or by several, and a copy inside the graph beat each other by a few percent from lease
   to lease; the session times them and takes the best. The floor, which leaves all transfers out, was 1.09 to

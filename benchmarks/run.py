@@ -440,19 +440,20 @@ def cold_start() -> Iterator[Record]:
 def growth() -> Iterator[Record]:
     """A network of a few kernels, and one whose kernels are held back, in three shapes each."""
     sessions = [Session(Engine(build_plan(model))) for model in (models.tiny(None), models.resnet50(None))]
-    turn = itertools.cycle(
-        [(session, x) for session in sessions for batch in (1, 4, 32) for x in batches(session.engine, 2, batch)]
-    )
+    requests = [(session, x) for session in sessions for batch in (1, 4, 32) for x in batches(session.engine, 2, batch)]
+    turn = itertools.cycle(requests)
+    # Readings come after whole rounds: what a session holds of its last request depends on which it was.
+    runs = -(-10_000 // len(requests)) * len(requests)
 
     def run() -> None:
         session, x = next(turn)
         session(x)
 
-    for _ in range(500):
+    for _ in range(40 * len(requests)):
         run()
     device = Device()
     tracemalloc.start()
-    for _ in range(200):
+    for _ in range(20 * len(requests)):
         run()
 
     def held() -> tuple[int, int]:
@@ -462,12 +463,12 @@ def growth() -> Iterator[Record]:
 
     readings = np.zeros((2, 2), np.int64)  # made before, so that keeping a reading leaves nothing behind
     readings[0] = held()
-    for _ in itertools.repeat(None, 10_000):  # counting leaves an integer behind
+    for _ in itertools.repeat(None, runs):  # counting leaves an integer behind
         run()
     readings[1] = held()
     tracemalloc.stop()
     python, on_device = (int(difference) for difference in readings[1] - readings[0])
-    what = f"bytes left behind by 10,000 runs: Python objects {python}, device memory {on_device}"
+    what = f"bytes left behind by {runs:,} runs: Python objects {python}, device memory {on_device}"
     held_bytes = max(python, 0) + max(on_device, 0)
     ratio = 1.0 if held_bytes == 0 else 0.0
     yield Record("hot_path.growth", held_bytes, 0, "bytes", ratio, (ratio, ratio), what)
