@@ -106,6 +106,7 @@ def test_kernels_of_any_shape_are_named() -> None:
     assert kernels.of_any_shape == {b"cudnn_b"}
     assert kernels.sizes(b"cudnn_b", LAUNCH) is None
     assert kernels.sizes(b"cudnn_a", LAUNCH) is not None
+    assert CudnnKernels(body(entry() | {"kernel_cache": None})).sizes(b"cudnn_a", LAUNCH) is not None
     assert not CudnnKernels(body({"cudnnVersion": 1, "kernel_cache": [{"value": [{}]}, kept]})).of_any_shape
 
 

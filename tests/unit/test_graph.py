@@ -131,6 +131,24 @@ def test_other_outputs() -> None:
         prepare(models.affine(), BuildOptions(outputs=("nothing",)))
 
 
+def test_another_input_shape_leaves_the_types_of_what_plugins_compute() -> None:
+    """Nothing but the file tells them."""
+    nodes = [
+        helper.make_node("Mystery", ["x"], ["h"], domain="trt.plugins"),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+    ]
+    weights = {"w": np.ones((4, 2), np.float32)}
+    model = onnx.load_from_string(
+        models._model(nodes, [models.value("x", [1, 4])], [models.value("y", [1, 2])], weights)
+    )
+    model.opset_import.append(helper.make_opsetid("trt.plugins", 1))
+    model.graph.value_info.append(models.value("h", [1, 4]))
+    data, _ = prepare(model.SerializeToString(), BuildOptions(input_shapes={"x": (-1, 4)}, outputs=("h",)))
+    (output,) = onnx.load_from_string(data or b"").graph.output
+    assert output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert not output.type.tensor_type.HasField("shape")  # [1, 4] was of the old shape
+
+
 def test_simplified() -> None:
     nodes = [
         helper.make_node("Identity", ["x"], ["a"]),

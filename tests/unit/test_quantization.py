@@ -83,6 +83,33 @@ def test_fp8_holds_the_largest_weights() -> None:
         assert np.linalg.norm(close - exact) < 0.1 * np.linalg.norm(exact)
 
 
+def test_fp8_of_weights_that_a_constant_node_has() -> None:
+    weights = RNG.normal(0, 0.02, (12, 64)).astype(np.float32)
+    weights[3, 5] = 2
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=onnx.numpy_helper.from_array(weights)),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    model = models._model(nodes, [models.value("x", ["N", 12])], [models.value("y", ["N", 64])], {})
+    data = requests("affine")
+    quantized = quantize(model, data)
+    for request in data:
+        exact, close = (OnnxRuntimeSession(of).run(request)["y"] for of in (model, quantized))
+        assert np.linalg.norm(close - exact) < 0.1 * np.linalg.norm(exact)
+
+
+def test_fp8_of_nothing_but_zeros() -> None:
+    """A scale of 0 made NaN of them, and no weights at all."""
+    zeros = [{"x": np.zeros((4, 12), np.float32)}]
+    quantized = OnnxRuntimeSession(quantize(models.affine(), zeros)).run(zeros[0])
+    assert all(np.isfinite(array).all() for array in quantized.values())
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
+    weights = {"w": np.zeros((12, 3), np.float32)}
+    model = models._model(nodes, [models.value("x", ["N", 12])], [models.value("y", ["N", 3])], weights)
+    with pytest.raises(trtrun.BuildError, match=r"all weights of product in this model are zero.*--keep product\)"):
+        quantize(model, requests("affine"))
+
+
 def test_nodes_can_be_left_in_fp32() -> None:
     weights = {name: RNG.standard_normal((8, 8)).astype(np.float32) for name in ("v", "w")}
     nodes = [

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Of what ``prepare`` makes of the same model and options: one more with each change, so that no cache serves the old.
 # A test holds it to the sources of this module, precision.py and rewrites.py.
-REVISION = 6
+REVISION = 7
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes of one ONNX message
 # Names that exporters give to a dimension they know nothing of. The builder would tie all of one name together.
@@ -107,9 +107,8 @@ def declare(proto: Any, shapes: Mapping[str, Shape], name: str) -> list[str]:
         for axis, size in enumerate(shape):  # names of their own: equal ones would tie dimensions together
             dims.add(**({"dim_param": f"{input_name}_{axis}"} if size < 0 else {"dim_value": size}))
         changes.append(f"input {input_name} is declared {'×'.join(map(str, shape)) or 'a scalar'}, not {old}")
-    if shapes:  # what was declared for the old ones no longer holds
-        del proto.graph.value_info[:]
-        for value in proto.graph.output:
+    if shapes:  # the sizes that were declared for the old ones no longer hold; types do
+        for value in (*proto.graph.value_info, *proto.graph.output):
             if value.type.HasField("tensor_type"):  # clearing a field of one without a type would give it an empty one
                 value.type.tensor_type.ClearField("shape")
     return changes

@@ -54,7 +54,8 @@ def quantize(
     Raises:
         OnnxError, ModelFileError: the model cannot be read. InputError: no request, or one that the model cannot be
         run with; DtypeError: an array of another dtype than its input. BuildError: a name in ``keep`` is no node, the
-        model cannot be brought to the operator set that the precision needs (13, fp8 19), or the quantizer fails.
+        model cannot be brought to the operator set that the precision needs (13, fp8 19), all weights of a node are
+        zero and it is to be fp8, or the quantizer fails.
         MissingPackageError: no ONNX Runtime.
     """
     try:
@@ -88,6 +89,11 @@ def quantize(
     # Where fp8 began, and scales per channel.
     proto = at_least_opset(proto, 19 if precision == "fp8" else 13, name, precision)
     largest = _Largest(proto, keep, name)
+    if precision == "fp8" and (zero := largest.of_zeros()):
+        raise BuildError(
+            f"all weights of {', '.join(zero)} in {name} are zero, and fp8 has no scale for them. Leave these nodes in "
+            f"fp32: keep={zero} ({' '.join(f'--keep {node}' for node in zero)})."
+        )
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         """Requests from files, one at a time: all activations of all requests at once would fill the memory."""
@@ -168,24 +174,31 @@ class _Largest:
             if value.type.HasField("tensor_type")
         }
         self._name = name
-        quantized = {
-            tensor
+        self._nodes = {
+            node.name: node.input[:2]
             for node in proto.graph.node
             if node.op_type in _OPERATORS and node.name not in keep
-            for tensor in node.input[:2]
         }
+        quantized = {tensor for tensors in self._nodes.values() for tensor in tensors}
         # Read now: the quantizer moves what is large to a file of its own.
-        self._weights = {
-            tensor: onnx.numpy_helper.to_array(constants[tensor]) for tensor in quantized & constants.keys()
-        }
+        fixed = {tensor: onnx.numpy_helper.to_array(constants[tensor]) for tensor in quantized & constants.keys()}
+        stored = {tensor.name for tensor in proto.graph.initializer}
+        self._weights = {tensor: values for tensor, values in fixed.items() if tensor in stored}
         self._names = sorted(quantized - constants.keys())
         self._values = dict.fromkeys(self._names, 0.0)
+        # Of Constant nodes: to the quantizer they are activations.
+        self._values |= {name: float(np.abs(fixed[name]).max(initial=0)) for name in fixed.keys() - stored}
         self._computed = [tensor for tensor in self._names if tensor not in given]
         shown = onnx.ModelProto()
         shown.CopyFrom(proto)
         known = {value.name for value in shown.graph.output}
         shown.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in self._computed if tensor not in known)
         self._session = onnx_session(shown.SerializeToString())
+
+    def of_zeros(self) -> list[str]:
+        """Names of the nodes to quantize whose weights are all zero."""
+        zero = {tensor for tensor, weights in self._weights.items() if not weights.any()}
+        return [node for node, tensors in self._nodes.items() if zero.intersection(tensors)]
 
     def see(self, source: str, request: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Raises InputError for a request that the model cannot be run with, saying where it came from."""
@@ -216,7 +229,7 @@ class _Largest:
         def widened(tensor: str, largest: float) -> np.float32 | None:
             """The tensor's new scale, where the old one was too small."""
             scale = found.get(f"{tensor}_scale")
-            needed: np.float32 = np.float32(largest / _FP8_MAX)
+            needed: np.float32 = np.float32(largest / _FP8_MAX) or np.float32(1)  # zeros have any scale but 0
             if scale is None or numpy_helper.to_array(scale) >= needed:
                 return None
             scale.CopyFrom(numpy_helper.from_array(np.full(tuple(scale.dims), needed), scale.name))

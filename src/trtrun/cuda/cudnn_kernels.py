@@ -52,7 +52,7 @@ class CudnnKernels:
         for begin in _BEGINS.finditer(text):
             try:
                 found, _ = decode(text, begin.start())
-                for kept in found.get("kernel_cache", ()):
+                for kept in found.get("kernel_cache") or ():
                     self.of_any_shape.update(kernel["kernelName"].encode() for kernel in kept["value"])
                 kernels = found["engine"]["payload"]["kernels"]
                 sizes = {tensor["name"]: _nbytes(tensor) for tensor in found["operationGraph"]["tensors"]}
