@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -395,3 +396,21 @@ def test_files_that_are_no_models_are_said_to_be_none(write: Write) -> None:
 
 def test_missing_tensors_are_never_within() -> None:
     assert not metrics.missing("t", "gone").within
+
+
+def test_input_shapes_of_inputs_that_the_chosen_outputs_do_not_need(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Relu", ["a"], ["h"]),
+        helper.make_node("Neg", ["h"], ["y"]),
+        helper.make_node("Exp", ["b"], ["z"]),
+    ]
+    inputs, outputs = ([models.value(name, [1, 4]) for name in names] for names in ("ab", "yz"))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(models._model(nodes, inputs, outputs, {}))
+    options = trtrun.BuildOptions(input_shapes={"a": (-1, 4), "b": (-1, 4)}, outputs=("y",))
+    result = trtrun.compare(path, path, inputs={"a": np.ones((3, 4), np.float32)}, build_options=options, layers=True)
+    assert result.within
+    assert len(result.layers) == 2
+    built = comparer._Side(path, "built", options, 0, ())
+    marked = built.marked(path, tmp_path / "marked").with_outputs(["h", "y"])
+    assert build_plan(marked, dataclasses.replace(options, **comparer._CONVERTED))

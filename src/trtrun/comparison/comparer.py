@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..building.graph import choose_outputs, prepare
+from ..building.graph import choose_outputs, declare, prepare
 from ..building.onnx_check import check_model
 from ..building.options import BuildOptions
 from ..cuda.device import Device, gpu_count, why_no_gpu
@@ -124,8 +124,9 @@ class _Side:
     def open(self) -> Runner:
         if self.kind == "onnxruntime":
             assert not isinstance(self.model, bytes)
-            model = _with_outputs(self.model, self.options.outputs) if self.options.outputs else self.model
-            return OnnxRuntimeSession(model, input_shapes=self.options.input_shapes)
+            if self.options.outputs:
+                return OnnxRuntimeSession(_with_outputs(self.model, self.options))
+            return OnnxRuntimeSession(self.model, input_shapes=self.options.input_shapes)
         if self.kind == "built":
             Device(self.device)  # raises without a GPU: load() would run the ONNX file through ONNX Runtime then
         return load(self.model, device=self.device, plugins=self.plugins, build_options=self.options)
@@ -134,7 +135,7 @@ class _Side:
         """The outputs of a marked model, run as this side is run."""
         runner: Runner
         if self.kind == "onnxruntime":
-            runner = OnnxRuntimeSession(path, input_shapes=self.options.input_shapes)
+            runner = OnnxRuntimeSession(path, input_shapes=None if self.options.outputs else self.options.input_shapes)
         else:
             from ..building.builder import build_plan
 
@@ -152,7 +153,7 @@ class _Side:
         if self.kind != "onnxruntime":  # what tf32=False does is done to each marked graph
             graph, _ = prepare(source, dataclasses.replace(self.options, tf32=True))
         elif self.options.outputs:  # the layers that these need, and the inputs
-            graph = _with_outputs(source, self.options.outputs)
+            graph = _with_outputs(source, self.options)
         if graph is not None:
             folder.mkdir(parents=True, exist_ok=True)
             source = folder / "whole.onnx"
@@ -162,6 +163,7 @@ class _Side:
 
 # What is done to the whole model before its tensors are marked is not done to a marked one again.
 _CONVERTED: dict[str, Any] = {
+    "input_shapes": {},
     "outputs": (),
     "simplify": False,
     "fp16": False,
@@ -171,11 +173,15 @@ _CONVERTED: dict[str, Any] = {
 }
 
 
-def _with_outputs(model: str | os.PathLike[str], outputs: tuple[str, ...]) -> bytes:
+def _with_outputs(model: str | os.PathLike[str], options: BuildOptions) -> bytes:
+    """With the input shapes too: in what is left there may be no such input."""
     check_model(model)
     import onnx
 
-    data: bytes = choose_outputs(onnx.load(os.fspath(model)), outputs, os.fspath(model), []).SerializeToString()
+    name = os.fspath(model)
+    proto = onnx.load(name)
+    declare(proto, options.input_shapes, name)
+    data: bytes = choose_outputs(proto, options.outputs, name, []).SerializeToString()
     return data
 
 
