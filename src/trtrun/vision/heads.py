@@ -248,7 +248,7 @@ def recognise(
     if told.task and told.task not in tasks:
         raise InputError(
             f"the task {_either(tasks)} was asked for, but the model's metadata says that it is for {told.task!r}. "
-            "Leave the task out, or put another into the metadata: trtrun bundle create --task."
+            "Use the task or the command for that one, or put another into the metadata: trtrun bundle create --task."
         )
     if told.task:
         tasks = (told.task,)
