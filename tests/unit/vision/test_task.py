@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,6 +200,14 @@ def test_an_engine_whose_channels_are_dynamic_and_a_size_as_an_array() -> None:
         assert detector(engine, size=size).preprocess.size == heads.SIZE  # type: ignore[arg-type]
     with pytest.raises(trtrun.InputError, match=f"1×1×{height}×{width} do not fit"):
         detector(engine, preprocess=Preprocess(heads.SIZE, channels="GREY"))
+
+
+@pytest.mark.parametrize("names", [["face"], "face", {"0": "face"}])
+def test_names_that_no_class_would_find_are_refused_before_a_picture_comes(
+    centerface: OnnxRuntimeSession, names: Any
+) -> None:
+    with pytest.raises(trtrun.InputError, match=r"dict\(enumerate\(names\)\)"):
+        detector(centerface, size=demo.SIZE, names=names)
 
 
 def test_a_bundle_says_how_its_pictures_are_prepared() -> None:
