@@ -315,6 +315,10 @@ ROWS = trtrun.ShapeRange((1, 12), (2, 12), (4, 12))
         (BuildOptions(outputs="y"), r"outputs=\('y',\)"),
         (BuildOptions(specialize=8), r"specialize=\(8,\)"),
         (BuildOptions(input_shapes=(1, 12)), "from input name to shape"),
+        (BuildOptions(input_shapes={"x": "1x12"}), r"'x' is given '1x12'\. Pass a tuple"),
+        (BuildOptions(input_shapes={"x": 12}), r"'x' is given 12\. Pass a tuple"),
+        (BuildOptions(input_shapes={"x": (None, 12)}), r"\[None, 12\]; each is a whole number from -1"),
+        (BuildOptions(specialize=("8",)), "whole numbers, 1 or more"),
     ],
 )
 def test_options_of_another_type(options: Any, says: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from ..errors import BuildError
@@ -105,15 +106,17 @@ class BuildOptions:
         ):
             if twice := sorted({value for value in values if values.count(value) > 1}):
                 raise BuildError(f"{title} names {', '.join(twice)} more than once. Name each once.")
-        if any(batch < 1 for batch in self.specialize):
-            raise BuildError(f"specialize is {list(self.specialize)}, and batch sizes are 1 or more.")
+        if any(not isinstance(batch, Integral) or batch < 1 for batch in self.specialize):
+            raise BuildError(f"specialize is {list(self.specialize)}, and batch sizes are whole numbers, 1 or more.")
         shapes = [(n, shape, 0) for p in self.profiles for n, r in p.items() for shape in (r.min, r.opt, r.max)]
         shapes += [(name, shape, -1) for name, shape in self.input_shapes.items()]
         shapes += [("specialize", self.specialize, 1)]
         for name, shape, least in shapes:
-            if any(not least <= size <= _LARGEST_DIMENSION for size in shape):
+            if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
+                raise BuildError(f"{name!r} is given {shape!r}. Pass a tuple of whole numbers, like (1, 3, 224, 224).")
+            if any(not isinstance(size, Integral) or not least <= size <= _LARGEST_DIMENSION for size in shape):
                 raise BuildError(
-                    f"{name!r} is given {list(shape)}; each number is {least} to {_LARGEST_DIMENSION:,} there."
+                    f"{name!r} is given {list(shape)}; each is a whole number from {least} to {_LARGEST_DIMENSION:,}."
                 )
         if self.workspace is not None and not 0 <= self.workspace < 2**63:
             raise BuildError(f"workspace is {self.workspace:,} bytes; it is 0 to 2⁶³ - 1.")
@@ -166,7 +169,7 @@ class BuildOptions:
             "keep_io": self.keep_io,
             "keep_fp32": self.keep_fp32,
         }
-        return json.dumps(data, sort_keys=True)
+        return json.dumps(data, sort_keys=True, default=int)  # NumPy's whole numbers
 
 
 def parse_shapes(texts: Sequence[str]) -> tuple[Profile, ...]:

@@ -135,11 +135,14 @@ def keygen(
     """Make a pair of Ed25519 keys to sign bundles with."""
     import os
 
+    from ..building.files import check_target
     from ..bundle import new_keys
     from ..errors import BundleError
 
     if private.absolute() == public.absolute():
         raise BundleError(f"both keys would be written to {private}. Name two files.")
+    for path in (private, public):  # both first: a private key that is there is not written over
+        check_target(path, error=BundleError)
     secret, known = new_keys()
     try:
         with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -240,6 +241,8 @@ def recognise(
     tasks = TASKS if task is None else (task,) if isinstance(task, str) else task
     if not tasks:
         raise InputError(f"no task was asked for. Name one of {', '.join(TASKS)}, or leave it out: task=None.")
+    if names is not None and not (isinstance(names, Mapping) and all(isinstance(key, Integral) for key in names)):
+        raise InputError("names are a mapping from a class's number to its name. Of a list: dict(enumerate(names)).")
     for given, known, what in (*((one, TASKS, "task") for one in tasks), (head, tuple(HEADS), "head")):
         if given is not None and given not in known:
             raise InputError(f"there is no {what} {given!r}. Known: {', '.join(known)}.")
@@ -248,7 +251,7 @@ def recognise(
     if told.task and told.task not in tasks:
         raise InputError(
             f"the task {_either(tasks)} was asked for, but the model's metadata says that it is for {told.task!r}. "
-            "Leave the task out, or put another into the metadata: trtrun bundle create --task."
+            "Use the task or the command for that one, or put another into the metadata: trtrun bundle create --task."
         )
     if told.task:
         tasks = (told.task,)

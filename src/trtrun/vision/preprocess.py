@@ -106,9 +106,11 @@ class Preprocess:
                 raise InputError(f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}.")
         for name in ("short_side", "padding", "scale", "mean", "std"):
             value = getattr(self, name)
-            parts = value if isinstance(value, (tuple, list, np.ndarray)) else (value,)
-            if not (value is None and name == "short_side") and not all(map(_is_number, parts)):
-                raise InputError(f"{name} is made of finite numbers, got {value!r}.")
+            if name in ("mean", "std"):
+                if not isinstance(value, (tuple, list, np.ndarray)) or not all(map(_is_number, value)):
+                    raise InputError(f"{name} is made of finite numbers, one for each channel, got {value!r}.")
+            elif not (value is None and name == "short_side") and not _is_number(value):
+                raise InputError(f"{name} is one finite number, got {value!r}.")
         check_size(self.size)
         if len(self.mean) < depth or len(self.std) < depth or 0 in self.std:
             raise InputError(

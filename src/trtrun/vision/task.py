@@ -314,9 +314,10 @@ def task(
     image = image_input(runner)
     if size is not None:
         check_size(size)
+        size = int(size[0]), int(size[1])
     size = preprocess.size if preprocess else size or _size(runner, image)
     # First: with another size heads are not recognised.
-    _check_shape(image, _sized(image, size))
+    _check_shape(image, preprocess.shape(_batch_limits(image)[0]) if preprocess else _sized(image, size))
     found = recognise(runner, size=size, task=task, head=head, names=names, keypoint_shape=keypoint_shape)
     if found.name == "centerface" and any(length % SIZE_MULTIPLE for length in size):
         raise InputError(
@@ -418,7 +419,10 @@ def _sized(image: TensorSpec, size: Size) -> Shape:
     """The smallest batch of RGB or of what the network says, in this size."""
     nhwc = image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
     batch, width, height = _batch_limits(image)[0], *size
-    return (batch, height, width, image.shape[3]) if nhwc else (batch, max(image.shape[1], 1), height, width)
+    if nhwc:
+        return batch, height, width, image.shape[3]
+    channels = (image.profiles[0].opt if image.profiles else image.shape)[1]
+    return batch, 3 if channels == -1 else channels, height, width
 
 
 def _check_shape(image: TensorSpec, shape: Shape) -> None:

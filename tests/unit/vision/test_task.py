@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,6 +183,31 @@ def test_the_engines_smallest_and_largest_batch() -> None:
     assert not request["images"][1].any()
     assert [len(found) for found in model([np.zeros((50, 60, 3), np.uint8)] * 5)] == [6] * 5
     assert [request["images"].shape[0] for request in engine.requests] == [2, 4, 2]
+
+
+def test_an_engine_whose_channels_are_dynamic_and_a_size_as_an_array() -> None:
+    """As torch exports it with every dimension dynamic; the profile then has three channels."""
+    width, height = heads.SIZE
+    profile = ShapeRange((1, 3, height, width), (2, 3, height, width), (4, 3, height, width))
+
+    class Engine(heads.Outputs):
+        @property
+        def inputs(self) -> TensorSpecs:
+            return TensorSpecs([replace(self.image, shape=(-1, -1, -1, -1), profiles=(profile,))])
+
+    engine = Engine({"o": np.repeat(heads.plant_v8(heads.scene(0), 5), 4, axis=0)})
+    for size in (None, np.array(heads.SIZE)):
+        assert detector(engine, size=size).preprocess.size == heads.SIZE  # type: ignore[arg-type]
+    with pytest.raises(trtrun.InputError, match=f"1×1×{height}×{width} do not fit"):
+        detector(engine, preprocess=Preprocess(heads.SIZE, channels="GREY"))
+
+
+@pytest.mark.parametrize("names", [["face"], "face", {"0": "face"}])
+def test_names_that_no_class_would_find_are_refused_before_a_picture_comes(
+    centerface: OnnxRuntimeSession, names: Any
+) -> None:
+    with pytest.raises(trtrun.InputError, match=r"dict\(enumerate\(names\)\)"):
+        detector(centerface, size=demo.SIZE, names=names)
 
 
 def test_a_bundle_says_how_its_pictures_are_prepared() -> None:
