@@ -11,6 +11,7 @@ them, in the versions that were measured:
 
 from __future__ import annotations
 
+import array
 import gc
 import itertools
 import os
@@ -449,25 +450,22 @@ def growth() -> Iterator[Record]:
         session, x = next(turn)
         session(x)
 
-    for _ in range(40 * len(requests)):
-        run()
-    device = Device()
-    tracemalloc.start()
-    for _ in range(20 * len(requests)):
-        run()
-
     def held() -> tuple[int, int]:
         gc.collect()
         free, total = device.memory()
         return tracemalloc.get_traced_memory()[0], total - free
 
-    readings = np.zeros((2, 2), np.int64)  # made before, so that keeping a reading leaves nothing behind
-    readings[0] = held()
-    for _ in itertools.repeat(None, runs):  # counting leaves an integer behind
+    for _ in range(40 * len(requests)):
         run()
-    readings[1] = held()
+    device = Device()
+    tracemalloc.start()
+    readings = array.array("q", [0] * 4)  # holds numbers, not objects: keeping a reading leaves nothing behind
+    for i in (0, 2):  # the first after as many runs: by then what Python and NumPy keep for reuse is full
+        for _ in itertools.repeat(None, runs):  # counting leaves an integer behind
+            run()
+        readings[i], readings[i + 1] = held()
     tracemalloc.stop()
-    python, on_device = (int(difference) for difference in readings[1] - readings[0])
+    python, on_device = readings[2] - readings[0], readings[3] - readings[1]
     what = f"bytes left behind by {runs:,} runs: Python objects {python}, device memory {on_device}"
     held_bytes = max(python, 0) + max(on_device, 0)
     ratio = 1.0 if held_bytes == 0 else 0.0
