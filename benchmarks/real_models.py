@@ -86,9 +86,9 @@ class Model:
     keep_fp32: tuple[str, ...] = ()  # nodes that stay out of fp16
 
 
-# ONNX Runtime's quantizer gives a tensor one fp8 scale, and e4m3 has 3 bits of mantissa. The more layers, the nearer
-# two kinds of cat come, which fp32 hardly tells apart. What is left are the last three expansions and the head, a
-# quarter of the weights.
+# ONNX Runtime's quantizer gives a tensor one fp8 scale, and e4m3 has 3 bits of mantissa: with all convolutions the
+# cosine is 0.79, with the expansions and the head 0.988. What is left are the last three expansions and the head, a
+# quarter of the weights: 0.998.
 LITE_KEEP = (
     *("_conv_stem", "_depthwise_conv", "_project_conv", "_fc"),
     *(f"_blocks.{number}._expand_conv" for number in range(1, 13)),
