@@ -15,9 +15,11 @@ from trtrun.cli import app
 
 def test_what_needs_no_gpu_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, use, on_gpu, state = blocks("README.md", "python")
-    assert 'load("model.engine")' in first  # engines and torch's arrays: tests/gpu/test_readme.py
+    assert '"model.engine"' in first  # engines and torch's arrays: tests/gpu/test_readme.py
     assert "cuda" in on_gpu
     with pasting(tmp_path, monkeypatch) as names:
+        exec(first, names)
+        assert names["out"]["logits"].shape == (1, 1000)
         exec(use, names)
         assert Path("model.engine").is_file()
         assert names["pred"](np.zeros((8, 3, 224, 224), np.float32))["logits"].shape == (8, 1000)
