@@ -164,8 +164,8 @@ def models() -> str:
         "other operators in fp16. In 8 bits EfficientNet-Lite0 has the expansions of its last three blocks and the "
         "head's convolution, a quarter of its weights. One photograph shows a cat whose two likeliest kinds are 0.08 "
         "apart in fp32's logits: fp8 on the GPU keeps their order, `fp8_fp16` does not, and in ONNX Runtime every "
-        "choice of layers turned it round. With all convolutions in fp8 the cosine is 0.79. ResNet-50 has random "
-        "weights and batch 8.\n",
+        "choice of layers turned it round. With all convolutions in fp8 the least cosine is 0.79. ResNet-50 has "
+        "random weights and batch 8.\n",
         "| id | built | agrees | cosine | p50 | against the first | notes |",
         "|---|---|---|---|---|---|---|",
     ]

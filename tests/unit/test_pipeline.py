@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -294,33 +294,33 @@ def test_slow_requests_are_not_run_hundreds_of_times_first(size: int, depth: int
         assert sum(clone.requests for clone in runner.made) <= 13
 
 
-def test_one_request_that_is_held_up_makes_no_slow_model() -> None:
-    class Stalled(FakeRunner):
-        def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
-            self.latency = 0.05 if self.requests == 2 else 0.001
-            return super().enqueue(inputs)
+class _Uneven(FakeRunner):
+    """Takes as long as ``seconds`` says of it before each request."""
 
-        def clone(self) -> FakeRunner:
-            return Stalled(self.latency, self.made)
+    def __init__(self, seconds: Callable[[FakeRunner], float], made: list[FakeRunner] | None = None) -> None:
+        super().__init__(made=made)
+        self.seconds = seconds
 
-    runner = Stalled()
-    with Pipeline(runner) as pipeline:
-        pipeline.submit(np.float32([1])).result()
-    assert sum(clone.requests for clone in runner.made) > 20  # the depth was measured; which is best is the machine's
+    def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        self.latency = self.seconds(self)
+        return super().enqueue(inputs)
+
+    def clone(self) -> FakeRunner:
+        return _Uneven(self.seconds, self.made)
 
 
-def test_the_second_request_of_a_shape_makes_no_slow_model() -> None:
-    """On a GPU it may make a context and try ways of running the batch, which takes seconds."""
-
-    class Prepared(FakeRunner):
-        def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
-            self.latency = 0.4 if self.requests < 2 and self is self.made[1] else 0.001
-            return super().enqueue(inputs)
-
-        def clone(self) -> FakeRunner:
-            return Prepared(self.latency, self.made)
-
-    runner = Prepared()
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(lambda runner: 0.05 if runner.requests == 2 else 0.001, id="one that is held up"),
+        # On a GPU the second of a shape may make a context and try ways of running the batch, which takes seconds.
+        pytest.param(
+            lambda runner: 0.4 if runner.requests < 2 and runner is runner.made[1] else 0.001, id="the first two"
+        ),
+    ],
+)
+def test_requests_that_are_slow_once_make_no_slow_model(seconds: Callable[[FakeRunner], float]) -> None:
+    runner = _Uneven(seconds)
     with Pipeline(runner) as pipeline:
         pipeline.submit(np.float32([1])).result()
     assert sum(clone.requests for clone in runner.made) > 20  # the depth was measured; which is best is the machine's
