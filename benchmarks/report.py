@@ -81,9 +81,6 @@ other machines:
   answered 760 requests/s with one image, and with eight in shared memory 1,230 on one GPU and 1,410 on two, so
   `trtrun serve --all-devices` starts a process per GPU (**.one_process**: all in one).
 - **hot_path.growth** and **multi_gpu.growth** count bytes; their ratio is 1 for none and 0 otherwise.
-  The 32 bytes of **hot_path.growth** are a block that NumPy keeps for reuse, filled by the first reading: read after
-  every 504 of 10,080 requests on the same machine, the memory did not grow by a byte. The benchmark reads without
-  NumPy, and after its caches are full, since; it was not run again.
 - **serve.vs_naive** and **serve.http.vs_naive** are `trtrun serve` as it starts by itself there, 4 worker processes,
   against one process of FastAPI. One worker alone against it is **serve.one.vs_naive**: 1.30, not 5.09.
 - **serve.floor.grpc**: a gRPC server in Python, in as many processes, that receives the same requests and does nothing.
