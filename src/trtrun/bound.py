@@ -46,8 +46,8 @@ class Bound:
         self._profile = profile
         self._lock = threading.Lock()
         self._device = engine.device
-        self._closed = False
-        # Refitting and closing the engine find it from here on, and wait for the lock until it is complete.
+        self._closed = True  # until it is complete
+        # Refitting and closing the engine find it from here on, and wait for the lock.
         with self._lock, ExitStack() as left, ExitStack() as undo, engine.device:
             engine.enter(self)
             left.callback(engine.leave, self)
@@ -68,6 +68,7 @@ class Bound:
             self._capture()
             self._undo = undo.pop_all()
             left.pop_all()
+            self._closed = False
 
     def _check(self, specs: TensorSpecs, arrays: Mapping[str, Any], stream: int, kind: str) -> dict[str, Any]:
         specs.check_names(arrays, kind)

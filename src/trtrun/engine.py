@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .session import Session
 
 _LOG = logging.getLogger("trtrun")
+_T = TypeVar("_T")
+_MAX_NOTES = 256  # shapes of which is kept what was found out
 
 
 class Engine:
@@ -89,6 +91,7 @@ class Engine:
         self.auto_close = False  # set by load(): closed with the last session
         self.ways: dict[object, tuple[int, ...] | None] = {}  # per shape key, the batch sizes that ran it fastest
         self.choices: dict[object, Choice] = {}  # per shape key, how large inputs get to the GPU
+        self._notes_lock = threading.Lock()
         self.in_order: set[object] = set()  # shapes of inputs and outputs whose kernels need not be held back
         self._users = threading.Condition()  # guards the next three
         self._sessions: weakref.WeakSet[Session | Bound] = weakref.WeakSet()
@@ -359,6 +362,13 @@ class Engine:
                 for context, kind in zip(contexts, served, strict=True):
                     self._idle_contexts.setdefault(kind, []).append(context)
             contexts.clear()
+
+    def note(self, notes: dict[object, _T], key: object, found: _T) -> None:
+        """Put into ``ways`` or ``choices`` what was found out for a shape; of many the oldest goes."""
+        with self._notes_lock:
+            if len(notes) >= _MAX_NOTES:
+                del notes[next(iter(notes))]
+            notes[key] = found
 
     def keep_kernels(self, shapes: object) -> None:
         """Say that kernels were compiled for these input shapes: the cache folder will have them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import threading
 import time
@@ -25,6 +26,8 @@ import numpy as np
 from .errors import ClosedError, ExecutionError, OutOfMemoryError
 from .runner import Pending, Runner
 from .turns import Turns
+
+_LOG = logging.getLogger("trtrun")
 
 Request = Any  # a mapping from input name to array, or one array for an engine with one input
 Result = dict[str, Any]
@@ -74,7 +77,12 @@ class Pipeline:
         several = runner.parallel > 1
         self._fillers = ThreadPoolExecutor(_FILLERS * runner.parallel, "trtrun-filler") if several else None
         if depth is not None:
-            self._grow(depth)
+            try:
+                self._grow(depth)
+            except BaseException:  # no memory for the last of them: nobody else would close the others
+                for clone in reversed(self._clones):
+                    clone.close()
+                raise
 
     @property
     def depth(self) -> int:
@@ -88,11 +96,7 @@ class Pipeline:
         Raises ClosedError when the pipeline is closed.
         """
         self._check_open()
-        if any(completer.is_this_thread() for completer in self._completers):
-            raise ExecutionError(
-                "submit() was called from the callback of a future, in the thread that completes requests, which would "
-                "then wait for itself to free a slot. Submit from another thread, or use map()."
-            )
+        self._check_thread("submit()")
         try:
             inputs = self._bind(*request, **named)
             self._prepare(inputs)
@@ -110,6 +114,7 @@ class Pipeline:
         requests are ahead of the caller. The first failing request ends the iteration with its error; with
         ``return_exceptions`` its error is yielded in its place and the rest goes on.
         """
+        self._check_thread("map()")
         waiting: deque[tuple[Pending, Runner] | Exception] = deque()
 
         def collect() -> Any:
@@ -164,39 +169,53 @@ class Pipeline:
 
     async def run_async(self, *request: Request, **named: Any) -> Result:
         """Run a request without blocking the event loop while it waits for a slot or for the GPU."""
-        inputs = self._bind(*request, **named)
+        return await asyncio.wrap_future(await self._launch_async(self._bind(*request, **named)))
+
+    async def _launch_async(self, inputs: Mapping[str, Any]) -> Future[Result]:
+        """As :meth:`submit`, for the event loop. What the request raises is in the future."""
+        # Here: streams are current in a thread, and the launch may be in another.
+        self._runner.follow_producers(inputs)
         if not self._tuned:
             await asyncio.get_running_loop().run_in_executor(None, self._prepare, inputs)
         self._check_open()
         taken = self._slots.take()
         try:
             runner = await asyncio.wrap_future(taken)
-        except asyncio.CancelledError:
-            if not taken.cancel() and taken.done() and taken.exception() is None:
-                self._slots.give(taken.result())
+        except BaseException:  # GeneratorExit, too: a loop that ends leaves the coroutine where it is
+            self._slots.give_up(taken)
             raise
         self._check_open()  # the slot may have come before it was closed, and the loop have had no time since
         if self._fillers is None and self._is_known(inputs, runner):
-            return await asyncio.wrap_future(self._launch(inputs, runner))
+            return self._launch(inputs, runner)
         # The first requests of a shape compile and capture, and GPU arrays are waited for: not in the event loop.
         launching = asyncio.get_running_loop().run_in_executor(self._fillers, self._launch, inputs, runner)
         # Launched even if this is cancelled before a thread takes it up: else nobody would give the slot back.
-        return await asyncio.wrap_future(await asyncio.shield(launching))
+        return await asyncio.shield(launching)
 
     async def map_async(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Result]:
-        """Like :meth:`map` for ``async for``: ordered results, at most ``depth`` requests ahead of the caller."""
-        waiting: deque[asyncio.Task[Result]] = deque()
+        """Like :meth:`map` for ``async for``: ordered results, at most ``depth`` requests ahead of the caller.
+
+        A request is launched before the next is asked for, so an array on the host may be filled again for it.
+        """
+        waiting: deque[asyncio.Future[Result]] = deque()
+        failed: Exception | None = None
         try:
             async for request in _as_async(requests):
-                waiting.append(asyncio.ensure_future(self.run_async(request)))
-                await asyncio.sleep(0)  # lets the new request launch before the next one is asked for
+                try:
+                    launched = await self._launch_async(self._bind(request))
+                except Exception as error:
+                    failed = error
+                    break  # raised in its turn, after the results of those before it
+                waiting.append(asyncio.wrap_future(launched))
                 while len(waiting) > max(self.depth, 1):
                     yield await waiting.popleft()
             while waiting:
                 yield await waiting.popleft()
+            if failed is not None:
+                raise failed
         finally:
-            for task in waiting:
-                task.cancel()
+            for future in waiting:
+                future.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
     def _bind(self, *request: Request, **named: Any) -> Mapping[str, Any]:
@@ -373,6 +392,13 @@ class Pipeline:
                 with suppress(Exception):
                     pending.result()
 
+    def _check_thread(self, what: str) -> None:
+        if any(completer.is_this_thread() for completer in self._completers):
+            raise ExecutionError(
+                f"{what} was called from the callback of a future, in the thread that completes requests, which would "
+                "then wait for itself. Call it from another thread."
+            )
+
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("this pipeline is closed.")
@@ -386,6 +412,7 @@ class Pipeline:
 
         A ``map`` that is still being iterated gets ClosedError for what it has not collected.
         """
+        self._check_thread("close()")
         with self._tune_lock:
             if self._closed:
                 return
@@ -415,7 +442,15 @@ class _Filling:
         self._launched = launched
 
     def result(self) -> Result:
-        return self._launched.result().result()
+        try:
+            pending = self._launched.result()
+        except BaseException:
+            # An interrupt while the thread is at it: what it launches must be collected, or the runner takes no other.
+            if not self._launched.cancel():
+                with suppress(Exception):
+                    self._launched.result().result()
+            raise
+        return pending.result()
 
 
 class _Completer:
@@ -443,7 +478,11 @@ class _Completer:
 
     def _complete_all(self) -> None:
         while (entry := self._requests.get()) is not None:
-            self._complete(*entry)
+            try:
+                self._complete(*entry)
+            except BaseException:  # futures log an Exception of a callback themselves, and let others through
+                _LOG.exception("the callback of a future raised what ends a thread")
+            del entry  # the arrays of a request live no longer than it
 
     def _complete(self, future: Future[Result], pending: Pending, runner: Runner) -> None:
         try:
@@ -511,10 +550,14 @@ class _Slots:
         taken = self.take()
         try:
             return taken.result()
-        except BaseException:  # an interrupt: the runner must not go to somebody who no longer waits
-            if not taken.cancel() and taken.exception() is None:
-                self.give(taken.result())
+        except BaseException:  # an interrupt
+            self.give_up(taken)
             raise
+
+    def give_up(self, taken: Future[Runner]) -> None:
+        """Leave the queue: the runner must not go to somebody who no longer waits."""
+        if not taken.cancel() and taken.exception() is None:
+            self.give(taken.result())
 
     def take_now(self) -> Runner | None:
         with self._lock:

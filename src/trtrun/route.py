@@ -165,6 +165,7 @@ class Route:
         self._borrowing: OrderedDict[Steps, int] = OrderedDict()  # those that read the caller's memory: times launched
         self._worth_a_graph = 2  # such launches
         self._failed_captures = 0
+        self._indices_beyond: list[tuple[int, int]] = []  # address and bytes of padding
         self._warm = False
         self.key: ShapeKey | None = None
         self.inputs: list[Host] = []
@@ -429,16 +430,20 @@ class Route:
         return copy_out(view) if layout is None else layout.read(view)
 
     def pad(self, value: int) -> None:
-        """Set every byte of the rows that the last part has beyond the batch; integers, often indices, stay 0."""
+        """Set every byte of the rows that the last part has beyond the batch.
+
+        Integers, often indices, are set to 0 with each request: other shapes may have written there what is too large.
+        """
+        self._indices_beyond = []
         if not self.parts:
             return
         for spec, view, address in zip(self._engine.inputs.values(), self.inputs, self.input_addresses, strict=True):
             row = nbytes_of(view.shape[1:], spec.dtype)
             nbytes = row * (sum(self.parts) - view.shape[0])
-            if nbytes:
-                # ml_dtypes' floating types are of kind V
-                byte = value if spec.dtype.kind in "fV" else 0
-                fill_async(address + row * view.shape[0], byte, nbytes, self._handle)
+            if nbytes and spec.dtype.kind in "fV":  # ml_dtypes' floating types are of kind V
+                fill_async(address + row * view.shape[0], value, nbytes, self._handle)
+            elif nbytes:
+                self._indices_beyond.append((address + row * view.shape[0], nbytes))
         self._stream.sync()
 
     # The three steps, on any stream handle. The session runs them through launch(); the benchmark times each.
@@ -572,6 +577,8 @@ class Route:
             self.copy_in(stream, which)
         if borrowed:
             Transfers(self._engine.device, borrowed).enqueue(stream)
+        for address, nbytes in self._indices_beyond:
+            fill_async(address, 0, nbytes, stream)
         for step in self._before:
             step.enqueue(stream)
         execute(stream)
@@ -651,6 +658,7 @@ class Route:
                     lambda stream: self._enqueue(stream, steps_left, self.execute),
                     lambda graph: self._engine.hold_back(graph, self._buffers.places),
                 )
+                self._failed_captures = 0
         except TrtrunError as error:
             # Another thread that synchronizes the whole device spoils a capture, whatever its mode; the next may do.
             self._failed_captures += 1

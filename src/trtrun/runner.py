@@ -179,9 +179,16 @@ class Runner(ABC):
         """Start one request and return without waiting for it.
 
         The arrays in ``inputs`` may be changed as soon as this returns: those on a GPU, too, are copied by then, for
-        which it waits until their producer is done with them. A runner has one request in flight:
-        enqueueing another before ``result()`` raises ExecutionError. :class:`~trtrun.pipeline.Pipeline` keeps
-        several runners busy.
+        which it waits until their producer is done with them. Not so a view of this runner's ``staging``, which the GPU
+        reads in place. A runner has one request in flight: enqueueing another before ``result()`` raises
+        ExecutionError. :class:`~trtrun.pipeline.Pipeline` keeps several runners busy.
+        """
+
+    def follow_producers(self, inputs: Mapping[str, Any]) -> None:  # noqa: B027  # on the CPU there is nothing to do
+        """Let the legacy default stream wait for what fills the GPU arrays of a request.
+
+        Libraries order an array after the stream that is current in the calling thread. In another thread, where the
+        request is enqueued afterwards, that is the legacy default stream.
         """
 
     @abstractmethod
@@ -288,6 +295,9 @@ class RunnerAbove(Runner):
     @property
     def metadata(self) -> Mapping[str, Any]:
         return self._runner.metadata
+
+    def follow_producers(self, inputs: Mapping[str, Any]) -> None:
+        self._runner.follow_producers(inputs)
 
     @property
     def closed(self) -> bool:

@@ -22,7 +22,7 @@ from .arrays import Host, as_host_array, copy_out, nbytes_of
 from .batches import batch_parts, random_rows, rows_agree
 from .buffers import Buffers
 from .cuda.check import CUDAError, translated
-from .cuda.device_array import DeviceArray, borrow, gpu_ordinal, result_pool
+from .cuda.device_array import DeviceArray, borrow, follow_producer, gpu_ordinal, result_pool
 from .cuda.memory import address_of, copy_async, host_view
 from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
 from .cuda.transfer import Copy
@@ -93,8 +93,10 @@ class Session(Runner):
         self._promote_at = 2
         self._borrowed: deque[tuple[Any, list[Any]]] = deque()
         self._trial: tuple[Choice, Way] | None = None  # the way of the request at hand, if it is being tried
-        self._closed = False
-        with ExitStack() as left, ExitStack() as undo, self._device:
+        self._staged: WeakSet[Session] = WeakSet()
+        self._closed = True  # until it is complete
+        # Refitting and closing the engine find it from here on, and wait for the lock.
+        with self._lock, ExitStack() as left, ExitStack() as undo, self._device:
             engine.enter(self)
             left.callback(engine.leave, self)
             self._stream: Stream = create_stream(self._device)
@@ -106,7 +108,6 @@ class Session(Runner):
             self._buffers = Buffers(self._device)
             undo.callback(self._buffers.close)
             self._results = result_pool(self._device)
-            self._staged: WeakSet[Session] = WeakSet()
             if self._stages is not None:
                 self._opened = self._stages.open(self._device.ordinal, self._buffers)
             # The route of shapes seen for the first time, or of the only shapes there are.
@@ -114,6 +115,7 @@ class Session(Runner):
             undo.callback(self._common.close)
             self._undo = undo.pop_all()
             left.pop_all()
+            self._closed = False
 
     # What it is
 
@@ -230,6 +232,11 @@ class Session(Runner):
                 return request
         finally:
             self._device.leave(entered)
+
+    def follow_producers(self, inputs: Mapping[str, Any]) -> None:
+        for array in inputs.values():
+            if type(array) is not np.ndarray:
+                follow_producer(array)
 
     def _collect(self, request: _InFlight) -> dict[str, Any]:
         entered = self._device.enter()
@@ -403,11 +410,11 @@ class Session(Runner):
         ways = self.engine.ways
         parts = None
         if self._profile is None and not self._state and self._stages is None:
-            if key not in ways:
-                if len(ways) >= _MAX_SEEN:
-                    ways.pop(next(iter(ways)), None)
-                ways[key] = self._fastest_way(key, arrays)
-            parts = ways[key]
+            try:
+                parts = ways[key]
+            except KeyError:
+                parts = self._fastest_way(key, arrays)
+                self.engine.note(ways, key, parts)
         route = self._routes[key] = self._new_route(key, parts)
         return route
 
@@ -541,9 +548,7 @@ class Session(Runner):
             choice = Choice(nbytes)
             if route is self._common and self._dynamic:
                 return choice.best  # a shape that may never come back
-            if len(choices) >= _MAX_SEEN:
-                choices.pop(next(iter(choices)), None)
-            choices[route.key] = choice
+            self.engine.note(choices, route.key, choice)
         if choice.settled or not timed:
             return choice.best
         way = choice.next()

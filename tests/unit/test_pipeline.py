@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -95,13 +98,19 @@ def test_map_raises_the_first_error_of_an_endless_source() -> None:
         assert all(isinstance(next(failing), InputError) for _ in range(10))
 
 
-def test_submitting_from_a_callback_is_refused() -> None:
+@pytest.mark.parametrize("what", ["submit", "map", "close"])
+def test_what_waits_for_the_completing_thread_is_refused_in_a_callback(what: str) -> None:
     outcome: list[BaseException] = []
     with Pipeline(FakeRunner(0.01), depth=1) as pipeline:
+        calls = {
+            "submit": lambda: pipeline.submit(np.float32([2])),
+            "map": lambda: list(pipeline.map(requests(2))),
+            "close": pipeline.close,
+        }
 
         def again(_: object) -> None:
             try:
-                pipeline.submit(np.float32([2]))
+                calls[what]()
             except ExecutionError as error:
                 outcome.append(error)
 
@@ -109,7 +118,84 @@ def test_submitting_from_a_callback_is_refused() -> None:
         future.add_done_callback(again)
         future.result()
         assert pipeline.submit(np.float32([3])).result()["y"][0] == 6
-    assert "callback" in str(outcome[0])
+    assert f"{what}() was called from the callback" in str(outcome[0])
+
+
+def test_a_callback_that_exits_stops_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    with Pipeline(FakeRunner(0.01), depth=2) as pipeline:
+        first, second = (pipeline.submit(x) for x in requests(2))
+        first.add_done_callback(lambda _: sys.exit())
+        assert second.result(5)["y"][0] == 2
+        assert pipeline.submit(np.float32([3])).result(5)["y"][0] == 6
+    assert "SystemExit" in caplog.text
+
+
+def test_an_idle_pipeline_keeps_no_arrays() -> None:
+    with Pipeline(FakeRunner(), depth=1) as pipeline:
+        future = pipeline.submit(np.float32([1]))
+        result = weakref.ref(future.result()["y"])
+        del future
+        until = time.monotonic() + 5
+        while result() is not None and time.monotonic() < until:
+            time.sleep(0.001)
+        assert result() is None
+
+
+def test_no_memory_for_the_last_slot_closes_the_others() -> None:
+    class Large(FakeRunner):
+        def clone(self):
+            if len(self.made) == 3:
+                raise OutOfMemoryError("no room")
+            return Large(made=self.made)
+
+    runner = Large()
+    with pytest.raises(OutOfMemoryError):
+        Pipeline(runner, depth=3)
+    assert [clone.closed for clone in runner.made] == [False, True, True]
+
+
+def test_an_interrupt_while_a_request_is_filled_leaves_its_slot_usable() -> None:
+    class Kept(FakeRunner):  # in flight until it is collected, as a session
+        parallel = 2
+
+        def enqueue(self, inputs):
+            if self.in_flight:
+                raise ExecutionError("a request is in flight")
+            time.sleep(0.05)
+            self.in_flight = True
+            return Collected(self, 2 * np.array(inputs["x"]))
+
+        def clone(self):
+            return Kept(made=self.made)
+
+    class Collected:
+        def __init__(self, runner: Kept, y: np.ndarray) -> None:
+            self.runner, self.y = runner, y
+
+        def result(self):
+            self.runner.in_flight = False
+            return {"y": self.y}
+
+    with Pipeline(Kept(), depth=2) as pipeline:
+        assert pipeline._fillers is not None
+
+        class Interrupted:
+            def __init__(self, launched: Future) -> None:
+                self.launched, self.interrupted = launched, False
+                self.cancel = launched.cancel
+
+            def result(self):
+                if not self.interrupted:
+                    self.interrupted = True
+                    raise KeyboardInterrupt
+                return self.launched.result()
+
+        submit = pipeline._fillers.submit
+        pipeline._fillers.submit = lambda *args: Interrupted(submit(*args))  # type: ignore[method-assign,assignment]
+        with pytest.raises(KeyboardInterrupt):
+            list(pipeline.map(requests(4)))
+        pipeline._fillers.submit = submit  # type: ignore[method-assign]
+        assert [r["y"][0] for r in pipeline.map(requests(6))] == [2 * i for i in range(6)]
 
 
 def test_map_abandoned_early_frees_its_slots() -> None:
@@ -188,6 +274,57 @@ def test_async() -> None:
                 await pipeline.run_async(np.float32([-1]))
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("depth", [1, 2, None])
+def test_async_sources_may_fill_one_array_again_and_again(depth: int | None) -> None:
+    def camera() -> Iterator[np.ndarray]:
+        frame = np.empty(2, np.float32)
+        for i in range(30):
+            frame[:] = i
+            yield frame
+
+    async def main() -> list[float]:
+        with Pipeline(FakeRunner(0.002), depth=depth) as pipeline:
+            return [r["y"][0] async for r in pipeline.map_async(camera())]
+
+    assert asyncio.run(main()) == [2 * i for i in range(30)]
+
+
+def test_async_results_come_before_the_error_behind_them() -> None:
+    async def main() -> None:
+        with Pipeline(FakeRunner(0.002), depth=4) as pipeline:
+            results = pipeline.map_async([*requests(2), np.float32([[1]]), *requests(1)])
+            assert [(await anext(results))["y"][0] for _ in range(2)] == [0, 2]
+            with pytest.raises(InputError):
+                await anext(results)
+            assert len([r async for r in pipeline.map_async(requests(5))]) == 5
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_ends_while_a_coroutine_waits_costs_no_slot() -> None:
+    pipeline = Pipeline(FakeRunner(0.1), depth=1)
+    left: list[Any] = []
+
+    async def main() -> None:
+        left.append(pipeline.submit(np.float32([1])))
+        left.append(asyncio.ensure_future(pipeline.run_async(np.float32([2]))))
+        await asyncio.sleep(0.01)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    left[0].result()
+    time.sleep(0.05)  # the slot is given to the coroutine
+    left.clear()
+    gc.collect()
+    with ThreadPoolExecutor(1) as threads:
+        submitted = threads.submit(pipeline.submit, np.float32([3]))
+        try:
+            assert submitted.result(5).result(5)["y"][0] == 6
+        finally:
+            pipeline.close()
 
 
 def test_cancelled_coroutine_gives_its_place_back() -> None:

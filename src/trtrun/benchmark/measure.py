@@ -251,7 +251,7 @@ def measure(
     """
     options = options or BenchOptions()
     arrays = example_inputs(engine, shapes or {}, values or {})
-    with ExitStack() as open_streams, engine.occupied(), engine.device:
+    with engine.occupied(), engine.device, ExitStack() as open_streams:
         start = Event(engine.device, spin=options.spin)
         open_streams.callback(start.close)
         streams = []

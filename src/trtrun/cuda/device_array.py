@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,15 @@ def gpu_ordinal(array: Any) -> int | None:
 def borrow(array: Any, what: str, stream: int) -> StridedMemoryView | dlpack.BorrowedTensor:
     """A view of a caller's GPU array, its data ready for work on this stream handle. It keeps the array alive.
 
-    ``what`` names it in errors: "input 'x'".
+    ``what`` names it in errors: "input 'x'". The caller keeps the view until that work is done.
 
     Raises InputError for arrays that are not C-contiguous: a strided gather on the GPU would hide a slow copy.
     """
     if not hasattr(array, "__dlpack__"):
         array = _Announced(array)
+    if isinstance(array, DeviceArray):  # whose memory, kept so long, need not be returned in the order of this stream
+        array.order(stream)
+        stream = -1  # it has waited
     view: Any
     try:
         view = StridedMemoryView.from_any_interface(array, stream)
@@ -61,6 +65,16 @@ def borrow(array: Any, what: str, stream: int) -> StridedMemoryView | dlpack.Bor
             "contiguous memory. Make it contiguous first: tensor.contiguous() or cupy.ascontiguousarray(array)."
         )
     return view
+
+
+def follow_producer(array: Any) -> None:
+    """Let the legacy default stream wait for what fills a GPU array; see :meth:`trtrun.runner.Runner.follow_producers`.
+
+    A :class:`DeviceArray` is ordered after its own stream, whatever the thread.
+    """
+    if hasattr(array, "__dlpack__") and not isinstance(array, DeviceArray) and gpu_ordinal(array) is not None:
+        with suppress(Exception):  # a foreign producer may raise anything, and will again for who borrows the array
+            array.__dlpack__(stream=1)
 
 
 class _Announced:
@@ -93,7 +107,8 @@ class DeviceArray:
     ``torch.from_dlpack(array)``, ``cupy.from_dlpack(array)`` and ``jax.dlpack.from_dlpack(array)`` share its memory;
     ``array.numpy()`` copies it to the host. Each consumer is ordered after the request that computed it. The memory
     goes back to CUDA's pool when the array and all its consumers are gone, after the work on the stream of the
-    consumer that took it last: consumers on several streams wait for each other before the last of them lets go.
+    consumer that took it last: consumers on several streams wait for each other before the last of them lets go, and
+    the last one's stream lives as long as the array. (trtrun's own sessions may be closed before.)
     """
 
     def __init__(
@@ -155,7 +170,8 @@ class DeviceArray:
 
     def __dlpack__(self, *, stream: Any = None, **options: Any) -> Any:
         with self._device:
-            self._hand_over(stream)
+            if stream != -1:  # None means the legacy default stream, 1
+                self._buffer.set_deallocation_stream(self.order(1 if stream is None else int(stream)))
             if self._view is None:
                 carried = dlpack.carrier(self.dtype)
                 self._view = StridedMemoryView.from_buffer(self._buffer, self.shape, dtype=carried)
@@ -181,19 +197,15 @@ class DeviceArray:
             "stream": None if self._stream is None else int(self._stream.handle),
         }
 
-    def _hand_over(self, stream: Any) -> None:
-        """Order the consumer's stream after ours, and the return of the memory after the consumer's stream."""
-        if stream == -1:
-            return
-        handle = 1 if stream is None else int(stream)  # DLPack: None means the legacy default stream, 1
+    def order(self, handle: int) -> Stream:
+        """Let the stream of this handle wait for the computation; returned as an object that does not own it."""
         if self._stream is not None and handle == int(self._stream.handle):
-            consumer = self._stream
-        else:
-            consumer = borrowed_stream(self._device, handle)
-            if self._stream is not None:
-                with translated("order a result after its computation"):
-                    consumer.wait(self._stream)
-        self._buffer.set_deallocation_stream(consumer)
+            return self._stream
+        consumer = borrowed_stream(self._device, handle)
+        if self._stream is not None:
+            with self._device, translated("order a result after its computation"):
+                consumer.wait(self._stream)
+        return consumer
 
     def close(self) -> None:
         """Return the memory now, in stream order. Consumers that share it must be done with it."""
