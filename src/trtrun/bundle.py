@@ -397,9 +397,9 @@ _DECIDE = ("task", "channels", "kpt_shape")  # metadata that decides what goes i
 
 def _read_onnx(data: bytes) -> tuple[Interface, dict[str, Any]]:
     """What a model that was checked declares of its inputs and outputs, and its exporter's metadata."""
-    import onnx
+    from .building.onnx_file import read_model
 
-    proto = onnx.load_model_from_string(data)
+    proto = read_model(data)
     return Interface.of_onnx(proto), onnx_metadata({entry.key: entry.value for entry in proto.metadata_props})
 
 
@@ -478,12 +478,11 @@ def _sign(private_key: bytes, text: bytes) -> bytes:
 def _whole_model(path: str | os.PathLike[str]) -> bytes:
     """An ONNX model with its external data inside."""
     from .building.onnx_check import check_model
+    from .building.onnx_file import read_model
 
     if not check_model(path):
         return read_model_file(path)
-    import onnx
-
-    data: bytes = onnx.load(os.fspath(path), format="protobuf").SerializeToString()
+    data: bytes = read_model(path, external_data=True).SerializeToString()
     return data
 
 

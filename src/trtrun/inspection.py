@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import flavor as flavors
 from .bundle import is_bundle, open_bundle
-from .errors import MissingPackageError, TrtrunError
+from .errors import TrtrunError
 from .plan import identify_file, is_onnx_file, onnx_metadata
 from .tensor_spec import TensorSpecs
 
@@ -115,19 +115,11 @@ def _tensors(specs: TensorSpecs) -> list[dict[str, Any]]:
 
 
 def _inspect_onnx(model: str | os.PathLike[str]) -> dict[str, Any]:
+    from .building.onnx_file import read_model
     from .building.rewrites import graph_inputs
     from .errors import OnnxError
 
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingPackageError(
-            f"reading an ONNX file needs onnx ({error}). Run: pip install 'trtrun[onnx]'"
-        ) from error
-    try:
-        proto = onnx.load(os.fspath(model), load_external_data=False)
-    except Exception as error:  # protobuf's errors share no base with onnx's
-        raise OnnxError(f"{os.fspath(model)} is not a valid ONNX model: {error}") from error
+    proto = read_model(model)
     if not proto.graph.node:
         raise OnnxError(f"{os.fspath(model)} is not a usable ONNX model: its graph has no nodes.")
     return {

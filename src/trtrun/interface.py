@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .tensor_spec import Shape, TensorSpec
+from .tensor_spec import Shape, TensorSpec, shape_text
 
 # Those that are called the same in an engine. What is missing here (double, strings, 8-bit floats) is not compared.
 _DTYPES = {
@@ -115,5 +115,5 @@ def _declared(value: Any) -> DeclaredTensor:
 
 
 def _text(dtype: str | None, shape: Shape | None) -> str:
-    sizes = "of any shape" if shape is None else "×".join("?" if size < 0 else str(size) for size in shape) or "scalar"
+    sizes = "of any shape" if shape is None else shape_text(shape)
     return f"{dtype or 'another dtype'} {sizes}"

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from .arrays import Host, as_host_array
+from .building.onnx_file import model_name, read_model
 from .building.onnx_session import onnx_session
 from .errors import BuildError, ExecutionError, NoGpuError, OnnxError, UnsupportedTensorError
-from .plan import ModelFile, onnx_metadata
+from .plan import onnx_metadata
 from .runner import (
     Done,
     OutputMode,
@@ -68,7 +69,7 @@ class OnnxRuntimeSession(Runner):
         input_shapes: Mapping[str, Shape] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        self._name = "this model" if isinstance(model, bytes) else os.fspath(model)
+        self._name = model_name(model)
         if input_shapes:
             model = _with_input_shapes(model, self._name, input_shapes)
         self._session: Any = onnx_session(model)
@@ -190,18 +191,9 @@ class OnnxRuntimeSession(Runner):
 
 
 def _with_input_shapes(model: str | os.PathLike[str] | bytes, name: str, input_shapes: Mapping[str, Shape]) -> bytes:
-    import onnx  # in the same extra as onnxruntime
-
     from .building.graph import declare
 
-    if not isinstance(model, bytes):
-        ModelFile(model)  # raises ModelFileError, where it cannot be read
-    try:
-        proto = (
-            onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(os.fspath(model), format="protobuf")
-        )
-    except Exception as error:  # protobuf's and onnx's own errors, and OSError for external data
-        raise OnnxError(f"{name} is not a valid ONNX model: {error}") from error
+    proto = read_model(model, external_data=True)
     try:
         declare(proto, input_shapes, name)
     except BuildError as error:

@@ -27,7 +27,7 @@ class ShapeRange:
         )
 
     def __str__(self) -> str:
-        return f"{_shape(self.min)}…{_shape(self.opt)}…{_shape(self.max)}"
+        return f"{shape_text(self.min)}…{shape_text(self.opt)}…{shape_text(self.max)}"
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,22 @@ class TensorSpec:
             if len(shape) + 1 == len(self.shape):
                 hint = " A single item needs its batch dimension: array[None]."
             raise ShapeError(
-                f"input {self.name!r} has rank {len(self.shape)} ({_shape(self.shape)}), "
-                f"got rank {len(shape)} ({_shape(shape)}).{hint}"
+                f"input {self.name!r} has rank {len(self.shape)} ({shape_text(self.shape)}), "
+                f"got rank {len(shape)} ({shape_text(shape)}).{hint}"
             )
         for axis, (want, got) in enumerate(zip(self.shape, shape, strict=True)):
             if want not in (-1, got):
                 raise ShapeError(
-                    f"input {self.name!r} has shape {_shape(self.shape)}, got {_shape(shape)}: "
+                    f"input {self.name!r} has shape {shape_text(self.shape)}, got {shape_text(shape)}: "
                     f"dimension {axis} must be {want}, not {got}. "
                     "Reshape or resize the array, or take a model that was exported or built for this shape."
                 )
         if self.profiles and not any(shape in profile for profile in self.profiles):
-            ranges = "; ".join(f"profile {i}: {_shape(p.min)} to {_shape(p.max)}" for i, p in enumerate(self.profiles))
+            ranges = "; ".join(
+                f"profile {i}: {shape_text(p.min)} to {shape_text(p.max)}" for i, p in enumerate(self.profiles)
+            )
             raise ShapeError(
-                f"input {self.name!r} got shape {_shape(shape)}, outside every optimization profile ({ranges}). "
+                f"input {self.name!r} got shape {shape_text(shape)}, outside every optimization profile ({ranges}). "
                 "Pass a shape inside a range, or rebuild the engine with a profile that holds it."
             )
 
@@ -100,7 +102,7 @@ class TensorSpec:
             )
 
     def __str__(self) -> str:
-        text = f"{self.name}: {self.dtype.name} {_shape(self.shape)}"
+        text = f"{self.name}: {self.dtype.name} {shape_text(self.shape)}"
         if self.profiles:
             text += " (" + "; ".join(str(p) for p in self.profiles) + ")"
         if self.location == "host":
@@ -185,7 +187,8 @@ def to_shape(dims: Any) -> Shape:
     return shape
 
 
-def _shape(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[object]) -> str:
+    """A shape as messages write it; -1 is any size."""
     return "×".join(map(str, shape)) if shape else "scalar"
 
 

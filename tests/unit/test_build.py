@@ -196,6 +196,12 @@ def test_profiles_that_do_not_fit_the_model(shapes: list[str], says: str) -> Non
         build_plan(models.convolution(), BuildOptions(profiles=parse_shapes(shapes)))
 
 
+def test_what_cannot_be_refittable_is_told() -> None:
+    with pytest.raises(trtrun.BuildError, match="could not build a refittable engine from this model") as caught:
+        build_plan(models.affine(batch=3), BuildOptions(refittable=True))
+    assert "Myelin" in "\n".join(caught.value.log)
+
+
 def test_a_profile_that_leaves_out_a_dynamic_input() -> None:
     with pytest.raises(trtrun.BuildError, match=r"no shapes for the dynamic input\(s\) \['size'\]"):
         build_plan(models.several(), BuildOptions(profiles=parse_shapes(["images=1x4"])))

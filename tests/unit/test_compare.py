@@ -15,6 +15,7 @@ import trtrun
 from tests import models
 from tests.unit.test_benchmark_report import _Page
 from trtrun.building import BuildOptions, build_plan
+from trtrun.building.graph import prepare
 from trtrun.cli import app
 from trtrun.comparison import build_verified, comparer, html, metrics
 from trtrun.comparison.inputs import make_inputs
@@ -287,6 +288,18 @@ def test_external_data_is_found(tmp_path: Path, write: Write) -> None:
     result = trtrun.compare(path, write("b.onnx", models.chain(6, perturbed=4)), tolerance=Tolerance(l2=1e-4))
     assert result.first_divergence is not None
     assert result.first_divergence.layer.node == "layer4"
+
+
+def test_a_changed_graph_is_marked_with_its_weights(tmp_path: Path) -> None:
+    path = tmp_path / "external.onnx"
+    onnx.save(
+        onnx.load_from_string(models.chain(3)), path, save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    graph, _ = prepare(path, BuildOptions(input_shapes={"x": (5, 8)}))
+    marked = MarkedModel(path, tmp_path / "marked", graph)
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    with OnnxRuntimeSession(marked.with_outputs(["y"])) as changed, OnnxRuntimeSession(path) as original:
+        np.testing.assert_array_equal(changed(x)["y"], original(x)["y"])
 
 
 def test_layers_that_are_marked_build_into_engines(write: Write, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -183,6 +185,37 @@ def test_external_data_is_taken_along(tmp_path) -> None:
     wanted = OnnxRuntimeSession(path)(x)["y"]
     assert data is not None
     np.testing.assert_allclose(OnnxRuntimeSession(data)(x)["y"], wanted, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("asked", ["input shapes", "outputs"])
+def test_external_data_stays_where_it_is_unless_it_may_be_changed(asked: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    proto = onnx.load_from_string(models.affine(batch=3))
+    onnx.save(proto, path, save_as_external_data=True, location="w", size_threshold=0)
+    options = BuildOptions(input_shapes={"x": (5, 12)}) if asked == "input shapes" else BuildOptions(outputs=("y",))
+    data, changes = prepare(path, options)
+    assert data is not None
+    assert changes
+    kept = {tensor.data_location for tensor in onnx.load_model_from_string(data).graph.initializer}
+    assert kept == {onnx.TensorProto.EXTERNAL if asked == "input shapes" else onnx.TensorProto.DEFAULT}
+    assert len(build_plan(path, options)) > 1000
+
+
+def test_weights_beyond_2_gb_are_no_matter_where_only_shapes_are_declared(tmp_path: Path) -> None:
+    """One ONNX message holds no more."""
+    weight = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=(1 << 15, 1 << 15))
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="w.bin")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    inputs, outputs = [models.value("x", [3, 1 << 15])], [models.value("y", [3, 1 << 15])]
+    proto = onnx.load_model_from_string(models._model(nodes, inputs, outputs, {}))
+    proto.graph.initializer.append(weight)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with open(tmp_path / "w.bin", "wb") as file:
+        file.truncate(4 << 30)  # holds no block
+    data, _ = prepare(tmp_path / "m.onnx", BuildOptions(input_shapes={"x": (-1, 1 << 15)}))
+    assert data is not None
+    assert len(data) < 1000
 
 
 def _profile(name: str, low: tuple[int, ...], high: tuple[int, ...]):

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import ExecutionError
 from ..route import borrowed_route
-from ..tensor_spec import Shape
+from ..tensor_spec import Shape, shape_text
 from .measure import example_inputs
 from .report import STYLE
 
@@ -175,7 +175,7 @@ def layers_html(profile: LayerProfile) -> str:
 
 
 def _shapes(profile: LayerProfile) -> str:
-    return ", ".join(f"{name} {'×'.join(map(str, shape)) or 'scalar'}" for name, shape in profile.shapes.items())
+    return ", ".join(f"{name} {shape_text(shape)}" for name, shape in profile.shapes.items())
 
 
 def _shortened(name: str, length: int = 72) -> str:

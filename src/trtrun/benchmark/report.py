@@ -8,6 +8,7 @@ from html import escape
 
 import numpy as np
 
+from ..tensor_spec import shape_text
 from .measure import Measurement
 from .metrics import PERCENTILES, Summary, Trace, after_warmup, latency_of
 
@@ -28,7 +29,7 @@ def _cells(summary: Summary) -> list[str]:
 
 
 def _shapes(measurement: Measurement) -> str:
-    return ", ".join(f"{name} {'×'.join(map(str, shape)) or 'scalar'}" for name, shape in measurement.shapes.items())
+    return ", ".join(f"{name} {shape_text(shape)}" for name, shape in measurement.shapes.items())
 
 
 def _counts(measurement: Measurement) -> str:

@@ -15,6 +15,7 @@ from ..tensor_spec import Shape, ShapeRange, to_shape
 from .files import write_atomic
 from .graph import prepare
 from .onnx_check import check_model
+from .onnx_file import model_name
 from .options import BuildOptions, Profile
 
 _LOG = logging.getLogger("trtrun")
@@ -50,7 +51,7 @@ def build_plan(
     """
     options = BuildOptions.of(options)
     flavor = flavors.for_building(options.flavor)
-    name = "this model" if isinstance(model, bytes) else os.fspath(model)
+    name = model_name(model)
     if not flavor.capabilities.can_build_without_gpu:
         from ..cuda.device import gpu_count, why_no_gpu
 
@@ -72,7 +73,7 @@ def build_plan(
             flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = builder.create_network(flags)
         parser = trt.OnnxParser(network, flavor.logger.handle)
-        if not _parse(parser, model if changed is None else changed):
+        if not _parse(parser, model, changed):
             raise OnnxError(_describe(parser, name, flavor), log=lines)
         config = builder.create_builder_config()
         _configure(flavor, config, network, options, name)
@@ -97,6 +98,12 @@ def build_plan(
                 f"{_EXPORT} Or build it as it is.",
                 log=lines,
             )
+        if options.refittable and flavor.capabilities.name == "tensorrt_rtx":
+            raise BuildError(
+                f"{flavor.title} could not build a refittable engine from {name}: 1.6.1 builds none with the driver of "
+                'CUDA 13.0, or without a GPU. Build it without refittable (--refittable), or with flavor="tensorrt".',
+                log=lines,
+            )
         raise BuildError(
             f"{flavor.title} could not build an engine from {name}. Its messages say which layer or option it refuses.",
             log=lines,
@@ -104,10 +111,12 @@ def build_plan(
     return bytes(plan)
 
 
-def _parse(parser: Any, model: str | os.PathLike[str] | bytes) -> bool:
+def _parse(parser: Any, model: str | os.PathLike[str] | bytes, changed: bytes | None) -> bool:
     if isinstance(model, bytes):
-        return bool(parser.parse(model))
-    return bool(parser.parse_from_file(os.fspath(model)))
+        return bool(parser.parse(model if changed is None else changed))
+    if changed is None:
+        return bool(parser.parse_from_file(os.fspath(model)))
+    return bool(parser.parse(changed, os.fspath(model)))  # the path says where the external data is
 
 
 def _describe(parser: Any, name: str, flavor: flavors.Flavor) -> str:

@@ -36,6 +36,7 @@ from .builder import Progress, build_plan
 from .content import Content, content_of, forget
 from .files import file_state, write_atomic
 from .header import metadata_of
+from .onnx_file import model_name
 from .options import BuildOptions, parse_bytes
 
 _LOG = logging.getLogger("trtrun")
@@ -217,7 +218,7 @@ def cached_plan(
     """
     options = BuildOptions.of(options)
     flavor = flavors.for_building(options.flavor)
-    name = "this model" if isinstance(model, bytes) else os.fspath(model)
+    name = model_name(model)
     for _ in range(_BUILDS):
         content = content_of(model, _notes())
         path = cache_dir() / "engines" / f"{_digest(content, options, flavor)}.engine"

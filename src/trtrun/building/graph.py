@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError, MissingPackageError, OnnxError
-from ..tensor_spec import Shape
+from ..tensor_spec import Shape, shape_text
 from . import precision, rewrites
+from .onnx_file import add_external_data, model_name, read_model
 from .options import BuildOptions
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def prepare(
 ) -> tuple[bytes | None, list[str]]:
     """The model as bytes with the changes that ``options`` ask for, and one line for each; None where nothing changed.
 
+    Its external data stays beside the file where only dimensions were given other sizes or names, and is inside where
+    more was changed.
+
     Dimensions without a real name are given one each in any case, and what TensorRT computes wrongly is written
     another way, last, whatever made it. With the ``capabilities`` of a flavour, what it is known to compute wrongly or
     to die of all the same is refused.
@@ -39,27 +43,19 @@ def prepare(
         OnnxError: the model with its external data is larger than one ONNX message can be.
         MissingPackageError: the package that makes a change is not installed.
     """
-    import onnx  # check_model has been here and says what to install
-
     options.check()
-    name = "this model" if isinstance(model, bytes) else os.fspath(model)
-    graph_only = (
-        onnx.load_model_from_string(model)
-        if isinstance(model, bytes)
-        else onnx.load(os.fspath(model), format="protobuf", load_external_data=False)
-    )
-    changes = declare(graph_only, options.input_shapes, name) + _untie(graph_only)
+    name = model_name(model)
+    proto = read_model(model)
+    changes = declare(proto, options.input_shapes, name) + _untie(proto)
     # TensorRT-RTX computes fp32 products with TF32 operands whatever it is told, where the GPU has TF32
     turing = {text.replace("_", "").lower() for text in options.compute_capabilities} == {"sm75"}
     in_parts = not options.tf32 and not turing and capabilities is not None and capabilities.name == "tensorrt_rtx"
-    asked = options.input_shapes or options.outputs or options.simplify or options.fp16 or options.bf16 or in_parts
-    if not (asked or changes or rewrites.needed(graph_only)):
+    asked = options.outputs or options.simplify or options.fp16 or options.bf16 or in_parts
+    if not (asked or rewrites.needed(proto)):
         if capabilities is not None:
-            rewrites.refuse(graph_only, name, capabilities)
-        return None, []
-    proto: Any = graph_only
-    if not isinstance(model, bytes):
-        onnx.external_data_helper.load_external_data_for_model(proto, os.path.dirname(os.path.abspath(model)))
+            rewrites.refuse(proto, name, capabilities)
+        return (proto.SerializeToString() if changes else None), changes
+    add_external_data(proto, model)
     if options.outputs:
         proto = choose_outputs(proto, options.outputs, name, changes)
     if options.simplify:
@@ -73,7 +69,7 @@ def prepare(
         rewrites.refuse(proto, name, capabilities)
     if proto.ByteSize() > _PROTOBUF_LIMIT:
         what = (
-            "with tf32, without input_shapes, outputs, simplify and fp16"
+            "with tf32, without outputs, simplify, fp16 and bf16"
             if asked
             else f"after this change: {'; '.join(changes)}"
         )
@@ -106,7 +102,7 @@ def declare(proto: Any, shapes: Mapping[str, Shape], name: str) -> list[str]:
         del dims[:]
         for axis, size in enumerate(shape):  # names of their own: equal ones would tie dimensions together
             dims.add(**({"dim_param": f"{input_name}_{axis}"} if size < 0 else {"dim_value": size}))
-        changes.append(f"input {input_name} is declared {'×'.join(map(str, shape)) or 'a scalar'}, not {old}")
+        changes.append(f"input {input_name} is declared {shape_text(shape)}, not {old}")
     if shapes:  # the sizes that were declared for the old ones no longer hold; types do
         for value in (*proto.graph.value_info, *proto.graph.output):
             if value.type.HasField("tensor_type"):  # clearing a field of one without a type would give it an empty one

@@ -14,11 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..errors import MissingPackageError, OnnxError
-from ..plan import is_plan, model_file_error
+from ..errors import OnnxError
+from .onnx_file import model_name, read_model
 
 _STANDARD = ("", "ai.onnx")
-_LFS_POINTER = b"version https://git-lfs"
 _READ_BY_NAME = ("com.microsoft", "trt")  # domains whose operators TensorRT or its plugins implement on purpose
 
 
@@ -29,41 +28,12 @@ def check_model(model: str | os.PathLike[str] | bytes) -> list[Path]:
         ModelFileError: the file cannot be read. OnnxError: says what is wrong with the model, and where.
         MissingPackageError: onnx is not installed.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingPackageError(
-            f"building needs onnx to check the model first ({error}). Run: pip install 'trtrun[onnx]'"
-        ) from error
-    try:
-        data = model if isinstance(model, bytes) else Path(model).read_bytes()
-    except OSError as error:
-        assert not isinstance(model, bytes)
-        raise model_file_error(model, error) from error
-    name = "this model" if isinstance(model, bytes) else os.fspath(model)
-    if is_plan(data[:16]):
-        raise OnnxError(
-            f"{name} is an engine, a TensorRT plan, and an ONNX model is needed here. Name the ONNX file that it was "
-            "built from; the engine can be run as it is, and trtrun inspect looks into it."
-        )
-    try:
-        proto = onnx.load_model_from_string(data)
-    except Exception as error:  # protobuf's errors share no base with onnx's
-        raise not_onnx(name, data[:64], error) from error
+    proto = read_model(model)
     folder = Path() if isinstance(model, bytes) else Path(model).parent
     try:
         return _check(proto, folder)
     except _Malformed as error:
-        raise OnnxError(f"{name} is malformed: {error}. Export it again.") from error
-
-
-def not_onnx(name: str, head: bytes, error: Exception) -> OnnxError:
-    """What to raise for a model that begins with ``head`` and is no protobuf message; ``error`` is protobuf's own."""
-    if head.startswith(_LFS_POINTER):
-        return OnnxError(f"{name} is no ONNX model but the Git LFS pointer to one. Run: git lfs pull.")
-    return OnnxError(
-        f"{name} cannot be parsed: it is not an ONNX model, or not all of one ({error}). Copy or export it again."
-    )
+        raise OnnxError(f"{model_name(model)} is malformed: {error}. Export it again.") from error
 
 
 class _Malformed(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import MissingPackageError, OnnxError
 from ..plan import ModelFile, pieces
-from .onnx_check import not_onnx
+from .onnx_file import model_name, not_onnx, read_model
 from .rewrites import scopes
 
 # It leaves out a Relu or Clip that a QuantizeLinear does the work of. These two rules of its extended optimizations
@@ -32,7 +32,7 @@ def onnx_session(model: str | os.PathLike[str] | bytes) -> Any:
             f"ONNX Runtime cannot be imported ({error}). Run: pip install 'trtrun[onnx]'"
         ) from error
     data = model if isinstance(model, bytes) else ModelFile(model)
-    name = "this model" if isinstance(model, bytes) else os.fspath(model)
+    name = model_name(model)
     disabled = _RULES if _mentions_quantize(data) and _has_unknown_zero_point(model) else None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is raised too; its warnings speak of optimizations, not of answers
@@ -63,22 +63,12 @@ def _mentions_quantize(data: bytes | ModelFile) -> bool:
 def _has_unknown_zero_point(model: str | os.PathLike[str] | bytes) -> bool:
     """Whether a QuantizeLinear has a zero point that is not known to be of a type that the rules know."""
     try:
-        import onnx
-        import onnx.inliner
-    except ImportError as error:
-        raise MissingPackageError(
-            f"a model with QuantizeLinear needs onnx to look at its types first ({error}). Run: pip install "
-            "'trtrun[onnx]'"
-        ) from error
-    try:
-        proto = (
-            onnx.load_model_from_string(model)
-            if isinstance(model, bytes)
-            else onnx.load(os.fspath(model), format="protobuf", load_external_data=False)
-        )
-    except Exception:  # protobuf's errors share no base with onnx's; ONNX Runtime says what is wrong
+        proto = read_model(model)
+    except OnnxError:  # ONNX Runtime says what is wrong
         return False
     if proto.functions:
+        import onnx.inliner
+
         proto = onnx.inliner.inline_local_functions(proto)
     for graph, constants in scopes(proto.graph, {}):
         for node in graph.node:

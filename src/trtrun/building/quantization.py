@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import BuildError, DtypeError, InputError, MissingPackageError
 from .onnx_check import check_model
+from .onnx_file import model_name, read_model
 from .onnx_session import onnx_session
 from .precision import at_least_opset, drop_defaults
 from .rewrites import scopes
@@ -59,7 +60,6 @@ def quantize(
         MissingPackageError: no ONNX Runtime.
     """
     try:
-        import onnx
         from onnxruntime.quantization import (
             CalibrationDataReader,
             CalibrationMethod,
@@ -72,12 +72,8 @@ def quantize(
             f"quantizing needs onnx and onnxruntime ({error}). Run: pip install 'trtrun[onnx]'"
         ) from error
     check_model(model)
-    name = "this model" if isinstance(model, bytes) else os.fspath(model)
-    proto = (
-        onnx.load_model_from_string(model)
-        if isinstance(model, bytes)
-        else onnx.load(os.fspath(model), format="protobuf")
-    )
+    name = model_name(model)
+    proto = read_model(model, external_data=True)
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"node_{index}"  # the quantizer tells nodes apart by name
     unknown = sorted(set(keep) - {node.name for node in proto.graph.node})
@@ -146,7 +142,7 @@ def quantize(
             )
         except Exception as error:  # the quantizer's errors share no base
             raise BuildError(f"{name} could not be quantized: {error}") from error
-        return largest.widen(onnx.load(target)) if precision == "fp8" else target.read_bytes()
+        return largest.widen(read_model(target)) if precision == "fp8" else target.read_bytes()
 
 
 def _stored(file: Path, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:

@@ -125,12 +125,13 @@ def _print(result: Comparison) -> None:
     from rich.table import Table
 
     from ..comparison.report import COLUMNS, cells
+    from ..tensor_spec import shape_text
 
     console = plain_console()
     console.print(f"reference  {result.models[0]}: {result.backends[0]}", soft_wrap=True)
     console.print(f"compared   {result.models[1]}: {result.backends[1]}", soft_wrap=True)
     for name, (dtype, shape, source) in result.inputs.items():
-        console.print(f"input      {name}: {dtype} {'×'.join(map(str, shape)) or 'scalar'}, {source}", soft_wrap=True)
+        console.print(f"input      {name}: {dtype} {shape_text(shape)}, {source}", soft_wrap=True)
     console.print(f"tolerance  {result.tolerance}", soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("output", overflow="fold")

@@ -32,6 +32,8 @@ def command(
 def _print(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from ..tensor_spec import shape_text
+
     console = plain_console()
     tensors = {key: facts.pop(key, None) for key in ("inputs", "outputs")}
     layers = facts.pop("layers", None)
@@ -48,12 +50,10 @@ def _print(facts: dict[str, Any]) -> None:
         if ranged:
             grid.add_column("optimization profiles")
         for row in rows:
-            cells = [row["name"], row["dtype"], "×".join(map(str, row["shape"])) or "scalar"]
+            cells = [row["name"], row["dtype"], shape_text(row["shape"])]
             if ranged:
                 cells.append(
-                    "\n".join(
-                        "…".join("×".join(map(str, p[k])) for k in ("min", "opt", "max")) for p in row["profiles"]
-                    )
+                    "\n".join("…".join(shape_text(p[k]) for k in ("min", "opt", "max")) for p in row["profiles"])
                 )
             grid.add_row(*cells)
         console.print(grid)

@@ -74,16 +74,13 @@ def command(
 
 
 def _arrays(model: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
-    import onnx
-
     from ..building.onnx_check import check_model
+    from ..building.onnx_file import read_model
     from ..building.rewrites import graph_inputs
     from .options import read_arrays, read_npz
 
     check_model(model)
-    names = [
-        value.name for value in graph_inputs(onnx.load(str(model), format="protobuf", load_external_data=False).graph)
-    ]
+    names = [value.name for value in graph_inputs(read_model(model).graph)]
     for file in files:
         yield read_npz(file) or {} if file.suffix == ".npz" else read_arrays([str(file)], names)
 

@@ -57,9 +57,11 @@ def command(
         return
     from rich.table import Table
 
+    from ..tensor_spec import shape_text
+
     table = Table("output", "dtype", "shape", "file")
     for row in (*rows, *debug_rows):
-        table.add_row(row["name"], row["dtype"], "×".join(map(str, row["shape"])) or "scalar", row["file"])
+        table.add_row(row["name"], row["dtype"], shape_text(row["shape"]), row["file"])
     console = plain_console()
     console.print(table)
     console.print(f"{backend}: first request {seconds * 1e3:.2f} ms")

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..building.graph import choose_outputs, declare, prepare
 from ..building.onnx_check import check_model
+from ..building.onnx_file import read_model
 from ..building.options import BuildOptions
 from ..cuda.device import Device, gpu_count, why_no_gpu
 from ..errors import InputError, NoGpuError
@@ -150,15 +151,12 @@ class _Side:
     def marked(self, source: str | os.PathLike[str], folder: Path) -> MarkedModel:
         """The graph whose tensors this side computes, to be marked: chosen and converted as its engine was."""
         graph: bytes | None = None
+        check_model(source)
         if self.kind != "onnxruntime":  # what tf32=False does is done to each marked graph
             graph, _ = prepare(source, dataclasses.replace(self.options, tf32=True))
         elif self.options.outputs:  # the layers that these need, and the inputs
             graph = _with_outputs(source, self.options)
-        if graph is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            source = folder / "whole.onnx"
-            source.write_bytes(graph)
-        return MarkedModel(source, folder)
+        return MarkedModel(source, folder, graph)
 
 
 # What is done to the whole model before its tensors are marked is not done to a marked one again.
@@ -175,11 +173,8 @@ _CONVERTED: dict[str, Any] = {
 
 def _with_outputs(model: str | os.PathLike[str], options: BuildOptions) -> bytes:
     """With the input shapes too: in what is left there may be no such input."""
-    check_model(model)
-    import onnx
-
     name = os.fspath(model)
-    proto = onnx.load(name)
+    proto = read_model(model, external_data=True)
     declare(proto, options.input_shapes, name)
     data: bytes = choose_outputs(proto, options.outputs, name, []).SerializeToString()
     return data

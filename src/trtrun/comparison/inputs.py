@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DtypeError, InputError, InputNameError, ShapeError
-from ..tensor_spec import Shape, TensorSpec, TensorSpecs
+from ..tensor_spec import Shape, TensorSpec, TensorSpecs, shape_text
 
 Range = tuple[float, float]
 Arrays = dict[str, Any]
@@ -64,8 +64,9 @@ def make_inputs(
             one != two for one, two in zip(spec.shape, other.shape, strict=True) if -1 not in (one, two)
         ):
             raise ShapeError(
-                f"the models differ: input {name!r} is {_text(spec)} in one and {_text(other)} in the other, so one "
-                "request cannot be given to both. Compare models of the same network, exported for the same sizes."
+                f"the models differ: input {name!r} is {shape_text(spec.shape)} in one and {shape_text(other.shape)} "
+                "in the other, so one request cannot be given to both. Compare models of the same network, exported "
+                "for the same sizes."
             )
         if name in values:
             array = np.asarray(values[name])
@@ -111,10 +112,6 @@ def _random(
     if not low <= high or not np.isfinite([low, high]).all():
         raise InputError(f"the range {low:g}:{high:g} of input {spec.name!r} is empty: write LOW:HIGH.")
     return (low + (high - low) * rng.random(shape)), f"random in [{low:g}, {high:g})"
-
-
-def _text(spec: TensorSpec) -> str:
-    return "×".join("?" if size < 0 else str(size) for size in spec.shape) or "a scalar"
 
 
 def _shape(spec: TensorSpec, other: TensorSpec) -> Shape:

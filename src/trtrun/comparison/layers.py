@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..building.onnx_check import check_model
+from ..building.onnx_file import add_external_data, read_model
 from ..errors import OnnxError, TrtrunError
 
 Run = Callable[[Path], Mapping[str, Any]]  # runs a marked model and returns its outputs
@@ -38,24 +39,25 @@ class Layer:
 class MarkedModel:
     """An ONNX model of which any intermediate tensors can be made the outputs.
 
-    Its weights are written into ``folder`` once; each marked model beside them is only the graph.
+    It is marked as ``graph`` where that is given: changed, as :func:`trtrun.building.graph.prepare` returns it. The
+    weights are written into ``folder`` once; each marked model beside them is only the graph.
     Nodes inside the branches of If and the bodies of Loop and Scan are not looked into.
 
     Raises what :func:`trtrun.building.onnx_check.check_model` raises.
     """
 
-    def __init__(self, model: str | os.PathLike[str], folder: Path) -> None:
+    def __init__(self, model: str | os.PathLike[str], folder: Path, graph: bytes | None = None) -> None:
         check_model(model)  # onnx's own inference of types would follow functions that call themselves for ever
-        import onnx
         from onnx import external_data_helper
 
+        self._proto: Any = read_model(model if graph is None else graph)
+        add_external_data(self._proto, model)
         try:
-            self._proto: Any = onnx.load(os.fspath(model))
             external_data_helper.convert_model_to_external_data(self._proto, location="weights.bin")
             folder.mkdir(parents=True, exist_ok=True)
             external_data_helper.write_external_data_tensors(self._proto, os.fspath(folder))
         except Exception as error:  # protobuf's errors share no base with onnx's
-            raise OnnxError(f"{os.fspath(model)} is not a valid ONNX model: {error}") from error
+            raise OnnxError(f"the weights of {os.fspath(model)} cannot be written to {folder}: {error}") from error
         self._folder = folder
         self._types = _types(self._proto)
         self.layers = [

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..tensor_spec import shape_text
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -69,7 +71,7 @@ def tensor_error(name: str, reference: Any, other: Any, tolerance: Tolerance) ->
     """
     reference, other = np.asarray(reference), np.asarray(other)
     if reference.shape != other.shape:
-        return missing(name, f"shapes differ: {_dims(reference.shape)} and {_dims(other.shape)}")
+        return missing(name, f"shapes differ: {shape_text(reference.shape)} and {shape_text(other.shape)}")
     exact = reference.dtype.kind in "iub" and other.dtype.kind in "iub"
     a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
     finite_a, finite_b = np.isfinite(a), np.isfinite(b)
@@ -127,7 +129,3 @@ def _within(max_abs: float, max_rel: float, l2: float, cosine: float, exact: boo
         and (tolerance.max_abs is None or max_abs <= tolerance.max_abs)
         and (tolerance.max_rel is None or max_rel <= tolerance.max_rel)
     )
-
-
-def _dims(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) or "scalar"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
+from ..tensor_spec import shape_text
 from .layers import Layer
 from .metrics import TensorError, Tolerance
 
@@ -114,7 +115,7 @@ def cells(error: TensorError) -> list[str]:
     if error.problem:
         return [error.problem, "", "", "", "", "", verdict]
     a, b = error.nonfinite
-    shape = "×".join(map(str, error.shape)) or "scalar"
+    shape = shape_text(error.shape)
     numbers = [f"{error.max_abs:.3g}", f"{error.max_rel:.3g}", f"{error.l2:.3g}", f"{error.cosine:.6f}"]
     return [shape, *numbers, f"{a:,} / {b:,}" if a or b else "none", verdict]
 
@@ -127,7 +128,7 @@ def html(comparison: Comparison) -> str:
         ("compared", f"{comparison.models[1]}: {comparison.backends[1]}"),
         ("tolerance", str(comparison.tolerance)),
         *(
-            (f"input {name}", f"{dtype} {'×'.join(map(str, shape)) or 'scalar'}, {source}")
+            (f"input {name}", f"{dtype} {shape_text(shape)}, {source}")
             for name, (dtype, shape, source) in comparison.inputs.items()
         ),
         ("seed", str(comparison.seed)),

@@ -1,6 +1,6 @@
 """Several processes that serve on the same ports, and the one that starts and watches them.
 
-One interpreter answers 700 to 1,000 requests a second, whatever the number of GPUs. The kernel spreads connections
+One interpreter answers 760 to 1,410 requests a second, whatever the number of GPUs. The kernel spreads connections
 over all processes that listen on a port (SO_REUSEPORT); a worker listens when its models have run once, so none that is
 starting gets any.
 """

@@ -71,6 +71,8 @@ def read(source: Source | Iterable[Item], *, empty: Allocate | None = None, deco
         pictures=any(isinstance(entry, Path) for entry in entries),
         videos=any(isinstance(entry, _Video) and entry.is_file for entry in entries),
     )
+    if any(isinstance(entry, (Path, _Video)) for entry in entries):
+        import_cv2()  # once, here: later its error would be each picture's
     return _decoded(entries, empty, decode)
 
 

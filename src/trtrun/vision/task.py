@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError, ShapeError
 from ..pipeline import Pipeline
 from ..runner import Runner
-from ..tensor_spec import Shape, TensorSpec
+from ..tensor_spec import Shape, TensorSpec, shape_text
 from .decoding import Decode
 from .geometry import Geometry, Size
 from .heads import Head, read_metadata, recognise
@@ -363,10 +363,14 @@ def image_input(runner: Runner) -> TensorSpec:
     return images[0]
 
 
+def _is_nhwc(image: TensorSpec) -> bool:
+    return image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
+
+
 def default_preprocess(head: Head, runner: Runner, size: Size) -> Preprocess:
     """What the head's authors trained with; exports with their own normalization need a ``Preprocess`` of their own."""
     image = image_input(runner)
-    nhwc = image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
+    nhwc = _is_nhwc(image)
     told = read_metadata(runner.metadata)
     options: dict[str, Any] = {"layout": "NHWC" if nhwc else "NCHW", "dtype": image.dtype.name}
     if image.shape[3 if nhwc else 1] == 1:
@@ -402,9 +406,8 @@ def default_preprocess(head: Head, runner: Runner, size: Size) -> Preprocess:
 
 
 def _size(runner: Runner, image: TensorSpec) -> Size:
-    nhwc = image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
     shape = image.shape if not image.profiles else image.profiles[0].opt
-    height, width = shape[1:3] if nhwc else shape[2:4]
+    height, width = shape[1:3] if _is_nhwc(image) else shape[2:4]
     if -1 not in (height, width):
         return width, height
     if (told := read_metadata(runner.metadata).size) is not None:
@@ -417,9 +420,8 @@ def _size(runner: Runner, image: TensorSpec) -> Size:
 
 def _sized(image: TensorSpec, size: Size) -> Shape:
     """The smallest batch of RGB or of what the network says, in this size."""
-    nhwc = image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
     batch, width, height = _batch_limits(image)[0], *size
-    if nhwc:
+    if _is_nhwc(image):
         return batch, height, width, image.shape[3]
     channels = (image.profiles[0].opt if image.profiles else image.shape)[1]
     return batch, 3 if channels == -1 else channels, height, width
@@ -431,7 +433,7 @@ def _check_shape(image: TensorSpec, shape: Shape) -> None:
         image.check_shape(shape)
     except ShapeError as error:
         raise InputError(
-            f"pictures prepared as {'×'.join(map(str, shape))} do not fit the network's input {image}. Choose a size "
+            f"pictures prepared as {shape_text(shape)} do not fit the network's input {image}. Choose a size "
             "that it takes (size=(width, height), --size) or leave it out; for another one export or build the network "
             "for that."
         ) from error

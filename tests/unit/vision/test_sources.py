@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,15 @@ def test_globs_lists_and_generators(tmp_path: Path, scene: np.ndarray) -> None:
 def test_sources_that_are_none(source: object, said: str) -> None:
     with pytest.raises(trtrun.InputError, match=said):
         read(source)
+
+
+def test_without_opencv_a_folder_has_one_error(
+    tmp_path: Path, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), scene)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(trtrun.MissingPackageError, match="OpenCV cannot be imported"):
+        read(tmp_path)
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
