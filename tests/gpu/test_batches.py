@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from cuda.bindings import driver
 from onnx import helper
 
 from tests import models
@@ -13,6 +14,8 @@ from tests.gpu.conftest import TF32, relative_error
 from tests.gpu.test_session import poison
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
+from trtrun.cuda.check import check
+from trtrun.cuda.memory import address_of
 from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.session import Session
@@ -84,6 +87,29 @@ def test_each_way_gives_the_same(plans: dict[str, bytes], parts: tuple[int, ...]
                 assert relative_error(actual[name], wanted) <= TF32
                 assert relative_error(on_gpu[name].numpy(), wanted) <= TF32
         assert session._routes[(batch, 64),].parts == parts
+
+
+def test_indices_beyond_the_batch_are_0_whatever_other_shapes_left_there() -> None:
+    """Those of longer sequences may be too large for shorter ones."""
+    table = np.random.default_rng().standard_normal((16, 4)).astype(np.float32)
+    model = models._model(
+        [helper.make_node("Gather", ["table", "i"], ["y"])],
+        [models.value("i", ["N"], "int32")],
+        [models.value("y", ["N", 4])],
+        {"table": table},
+    )
+    plan = build_plan(model, BuildOptions(profiles=parse_shapes(["i=1:8:40"]), specialize=(8,)))
+    few, many = np.int32([3, 1, 4, 1, 5]), np.full(8, 15, np.int32)
+    with Engine(plan) as engine, Session(engine) as session:
+        engine.ways[(5,),] = (8,)
+        for turn in range(6):
+            np.testing.assert_array_equal(session(many)["y"], table[many])
+            np.testing.assert_array_equal(session(few)["y"], table[few])
+            if turn:
+                route = session._routes[(5,),]
+                there = np.full(8, -1, np.int32)
+                check(driver.cuMemcpyDtoH(address_of(there), route.input_addresses[0], there.nbytes), "read")
+                np.testing.assert_array_equal(there, [*few, 0, 0, 0])
 
 
 def test_a_way_is_chosen_by_measurement_and_shared(plans: dict[str, bytes]) -> None:

@@ -11,10 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda.bindings import driver
 
 import trtrun
 from tests.gpu.conftest import TF32, relative_error
+from trtrun.cuda.check import check
+from trtrun.cuda.device_array import DeviceArray, result_pool
+from trtrun.cuda.memory import address_of
 from trtrun.cuda.stream import create_stream
+from trtrun.engine import Engine
 from trtrun.session import Session
 
 torch = pytest.importorskip("torch")
@@ -230,6 +235,36 @@ def test_device_outputs_outlive_their_session(open_session: Open) -> None:
     out.close()
     with pytest.raises(trtrun.ClosedError):
         out.numpy()
+
+
+def test_a_result_is_freed_on_no_stream_of_a_session_that_read_it(plan: Callable[[str], bytes]) -> None:
+    """That session may be closed before: its stream would be gone."""
+
+    class Watched:
+        def __init__(self, buffer: object) -> None:
+            self.buffer, self.streams = buffer, []
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.buffer, name)
+
+        def set_deallocation_stream(self, stream: object) -> None:
+            self.streams.append(stream)
+
+    with Engine(plan("static")) as engine, Session(engine) as session, Session(engine) as reader:
+        x, first = random(3, 12), create_stream(engine.device)
+        array = DeviceArray(engine.device, result_pool(engine.device), (3, 12), np.dtype(np.float32), first)
+        check(driver.cuMemcpyHtoD(array.address, address_of(x), x.nbytes), "fill")
+        array.__dlpack__(stream=-1)  # makes the view while the buffer is one
+        array._buffer = watched = Watched(array._buffer)  # type: ignore[assignment]
+        wanted = session(x)["y"]
+        np.testing.assert_array_equal(reader.run({"x": array})["y"], wanted)
+        np.testing.assert_array_equal(reader.enqueue({"x": array}).result()["y"], wanted)
+        out = torch.empty(3, 5, device="cuda")
+        with reader.bind({"x": array}, {"y": out}) as call:
+            np.testing.assert_array_equal(call()["y"].cpu().numpy(), wanted)
+        assert watched.streams == []
+        torch.from_dlpack(array)  # a consumer that nobody keeps it for
+        assert len(watched.streams) == 1
 
 
 def test_a_request_that_fails_half_way_leaves_nothing_running(

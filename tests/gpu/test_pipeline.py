@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -309,3 +309,33 @@ def test_a_gpu_array_may_be_changed_as_soon_as_it_was_submitted(open_session: Op
             tensor.fill_(torch.nan)
         for x, future in zip(arrays, pending, strict=True):
             check(x, future.result(), reference)
+
+
+@pytest.mark.parametrize("depth", [2, None])
+def test_gpu_arrays_of_a_coroutine_follow_the_stream_of_its_thread(
+    depth: int | None, open_session: Open, reference: Callable
+) -> None:
+    """Requests with GPU arrays are launched in another thread, where another stream is current."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng()
+    arrays = [rng.standard_normal((4, 3, 64, 64)).astype(np.float32) for _ in range(12)]
+    tensor = torch.empty((4, 3, 64, 64), device="cuda")
+    torch.cuda.synchronize()
+
+    def filled() -> Iterator[dict[str, object]]:
+        for x in arrays:
+            torch.cuda._sleep(20_000_000)  # some 10 ms
+            tensor.copy_(torch.from_numpy(x).pin_memory(), non_blocking=True)
+            yield {"x": tensor}
+            tensor.fill_(torch.nan)
+
+    async def main() -> None:
+        with Pipeline(open_session("convolution"), depth=depth) as pipeline:
+            for x, request in zip(arrays, filled(), strict=True):
+                check(x, await pipeline.run_async(request), reference)
+            results = [result async for result in pipeline.map_async(filled())]
+            for x, result in zip(arrays, results, strict=True):
+                check(x, result, reference)
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        asyncio.run(main())

@@ -8,7 +8,9 @@ operands to a 10-bit mantissa: 2^-11 on average for each. Two layers in sequence
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -255,6 +257,26 @@ def test_engine_closes_its_sessions(plan: Callable[[str], bytes]) -> None:
     assert session.closed
     with pytest.raises(trtrun.ClosedError):
         Session(engine)
+
+
+def test_closing_waits_for_a_session_that_is_being_made(plan: Callable[[str], bytes]) -> None:
+    engine = Engine(plan("static"))
+    with ThreadPoolExecutor(2) as threads:
+        with engine.compile_lock:  # for which making a context waits
+            made = threads.submit(Session, engine)
+            until = time.monotonic() + 5
+            while not engine._sessions and time.monotonic() < until:
+                time.sleep(0.001)
+            closing = threads.submit(engine.close)
+            time.sleep(0.1)
+            assert not made.done()
+            assert not closing.done()
+        session = made.result(10)
+        closing.result(10)
+    assert engine.closed
+    assert session.closed
+    with pytest.raises(trtrun.ClosedError):
+        session(np.zeros((3, 12), np.float32))
 
 
 def test_load_closes_the_engine_with_its_last_session(plan: Callable[[str], bytes]) -> None:
