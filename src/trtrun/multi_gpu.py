@@ -68,6 +68,11 @@ class MultiGpuRunner(Runner):
         return ", ".join(gpu.runner.backend + (" (failed)" if gpu.failure else "") for gpu in self._gpus)
 
     @property
+    def graph_reason(self) -> str | None:
+        """Why requests are not replayed as CUDA graphs, on the first of the GPUs where they are not; None if none."""
+        return next((reason for gpu in self._gpus if (reason := gpu.runner.graph_reason) is not None), None)
+
+    @property
     def parallel(self) -> int:
         return max(1, sum(gpu.failure is None for gpu in self._gpus))
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ClosedError, ExecutionError, OutOfMemoryError
+from .errors import ClosedError, ExecutionError, InputError, OutOfMemoryError
 from .runner import Pending, Runner
 from .turns import Turns
 
@@ -60,6 +60,10 @@ class Pipeline:
     """
 
     def __init__(self, runner: Runner, *, depth: int | None = None) -> None:
+        if not isinstance(runner, Runner):
+            raise InputError(
+                f"a pipeline runs what load() returns, got {type(runner).__name__}: Pipeline(trtrun.load('m.engine'))"
+            )
         if depth is not None and depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
         runner.check_open()

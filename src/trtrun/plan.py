@@ -270,6 +270,8 @@ def _guess(head: bytes, total: int, source: str) -> str:
         return "it looks like an ONNX model. Name it *.onnx, or build it first: trtrun build model.onnx."
     if head[:7] == b"version":
         return "it is a Git LFS pointer. Run: git lfs pull."
+    if head[:3] == b"\xff\xd8\xff" or head[:8] == b"\x89PNG\r\n\x1a\n":
+        return "it is a picture. Commands for pictures take it beside a model: trtrun detect PICTURE --model MODEL."
     if head[:1] in b"{[<":
         return "it is text."
     return f"it starts with {head[:4].hex(' ')}, not with the tag 'ftrt' or 'vtrt'."

@@ -152,6 +152,11 @@ class Runner(ABC):
     def metadata(self) -> Mapping[str, Any]:
         """What the model's exporter wrote beside it: Ultralytics' names, stride, task; ONNX metadata_props."""
 
+    @property
+    def graph_reason(self) -> str | None:
+        """Why requests are not replayed as CUDA graphs; None when they are (from the second of a shape on)."""
+        return f"{self.backend} has no CUDA graphs"
+
     @abstractmethod
     def run(
         self, inputs: Mapping[str, Any], *, outputs: OutputMode = "copy", stream: Any | None = None
@@ -295,6 +300,10 @@ class RunnerAbove(Runner):
     @property
     def metadata(self) -> Mapping[str, Any]:
         return self._runner.metadata
+
+    @property
+    def graph_reason(self) -> str | None:
+        return self._runner.graph_reason
 
     def follow_producers(self, inputs: Mapping[str, Any]) -> None:
         self._runner.follow_producers(inputs)

@@ -137,7 +137,7 @@ class Session(Runner):
 
     @property
     def graph_reason(self) -> str | None:
-        """Why requests are not replayed as CUDA graphs; None when they are (from the second of a shape on).
+        """As :attr:`Runner.graph_reason <trtrun.runner.Runner.graph_reason>`.
 
         Where only some shapes could not be captured, why the first of them could not.
         """

@@ -15,11 +15,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """The shapes that one optimization profile accepts for one input."""
+    """The shapes that one optimization profile accepts for one input. Raises ShapeError for bounds out of order."""
 
     min: Shape
     opt: Shape  # the shape the builder tuned for
     max: Shape
+
+    def __post_init__(self) -> None:
+        if not len(self.min) == len(self.opt) == len(self.max) or not all(
+            low <= opt <= high for low, opt, high in zip(self.min, self.opt, self.max, strict=True)
+        ):
+            raise ShapeError(f"a range of {self}: every dimension must satisfy min <= opt <= max, with equal ranks.")
 
     def __contains__(self, shape: Sequence[int]) -> bool:
         return len(shape) == len(self.min) and all(
@@ -67,17 +73,20 @@ class TensorSpec:
         if len(shape) != len(self.shape):
             hint = ""
             if len(shape) + 1 == len(self.shape):
-                hint = " A single item needs its batch dimension: array[None]."
+                in_order = self._in_order((1, *shape))
+                hint = f" A single item needs its batch dimension: array[None]{in_order and f'.{in_order}'}."
             raise ShapeError(
                 f"input {self.name!r} has rank {len(self.shape)} ({shape_text(self.shape)}), "
                 f"got rank {len(shape)} ({shape_text(shape)}).{hint}"
             )
         for axis, (want, got) in enumerate(zip(self.shape, shape, strict=True)):
             if want not in (-1, got):
+                remedy = "Resize the array, or take a model that was exported or built for this shape."
+                if in_order := self._in_order(shape):
+                    remedy = f"Bring its axes into the model's order: array.{in_order}."
                 raise ShapeError(
                     f"input {self.name!r} has shape {shape_text(self.shape)}, got {shape_text(shape)}: "
-                    f"dimension {axis} must be {want}, not {got}. "
-                    "Reshape or resize the array, or take a model that was exported or built for this shape."
+                    f"dimension {axis} must be {want}, not {got}. {remedy}"
                 )
         if self.profiles and not any(shape in profile for profile in self.profiles):
             ranges = "; ".join(
@@ -87,6 +96,17 @@ class TensorSpec:
                 f"input {self.name!r} got shape {shape_text(shape)}, outside every optimization profile ({ranges}). "
                 "Pass a shape inside a range, or rebuild the engine with a profile that holds it."
             )
+
+    def _in_order(self, shape: Shape) -> str:
+        """How pictures with channels last, or first, come into the order that is wanted; empty where that is not it."""
+
+        def fits(shape: Shape) -> bool:
+            return all(want in (-1, got) for want, got in zip(self.shape, shape, strict=True))
+
+        if len(shape) != 4 or fits(shape):
+            return ""
+        ways = [way for way in ((0, 3, 1, 2), (0, 2, 3, 1)) if fits(tuple(shape[axis] for axis in way))]
+        return f"transpose{ways[0]}" if ways else ""
 
     def check_dtype(self, dtype: np.dtype[Any]) -> None:
         """Raise DtypeError unless ``dtype`` converts to the engine's without changing any value."""

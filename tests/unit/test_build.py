@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,29 @@ def test_an_interrupt_in_the_progress_callback_cancels_the_build() -> None:
         build_plan(models.convolution(), BuildOptions(profiles=parse_shapes(["x=1x3x8x8"])), progress=interrupt)
 
 
+def test_ctrl_c_cancels_the_build() -> None:
+    """Also where nobody watches its progress; TensorRT takes exceptions out of its callbacks and builds on."""
+    code = f"""
+import signal, sys, threading
+sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
+from tests import models
+from trtrun.building import builder
+class Built(Exception): pass
+real = builder._monitor
+def monitor(*args):
+    signal.raise_signal(signal.SIGINT)
+    return real(*args)
+builder._monitor = monitor
+try:
+    builder.build_plan(models.affine(batch=3))
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    print("cancelled")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "cancelled\n"
+
+
 def test_a_dynamic_batch_gets_a_profile_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     build_plan(models.affine())
     assert "built for batches 1 to 32, tuned for 8" in caplog.text
@@ -247,7 +272,8 @@ def test_input_shapes_replace_those_of_the_file() -> None:
         (one_node("Softmax", axis=7), "Check the model with onnx.checker"),
         (b"vtrt" + bytes(60), "is an engine, a TensorRT plan"),
         (b"hello", "cannot be parsed"),
-        (b"", "not a usable ONNX model"),
+        (b"", "is empty: 0 bytes"),
+        (b"PK\x03\x04" + bytes(60), "a ZIP archive"),
         (models.affine()[:150], "cannot be parsed"),
     ],
 )

@@ -602,6 +602,11 @@ def test_a_given_depth_takes_turns_with_large_requests() -> None:
             assert (turns and turns.width) == width
 
 
+def test_a_path_is_no_runner() -> None:
+    with pytest.raises(InputError, match=r"what load\(\) returns, got str"):
+        Pipeline("model.onnx")  # type: ignore[arg-type]
+
+
 def test_depth_must_be_positive() -> None:
     with pytest.raises(ValueError, match="depth"):
         Pipeline(FakeRunner(), depth=0)

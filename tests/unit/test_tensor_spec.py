@@ -106,3 +106,26 @@ def test_extended_dtypes_cast_to_wider_ones_only() -> None:
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
     assert can_cast_exactly(bfloat16, np.dtype(np.float32))
     assert not can_cast_exactly(np.dtype(np.float32), bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "says"),
+    [
+        ((-1, 3, 224, 224), (1, 224, 224, 3), r"array\.transpose\(0, 3, 1, 2\)\."),
+        ((-1, 224, 224, 3), (1, 3, 224, 224), r"array\.transpose\(0, 2, 3, 1\)\."),
+        ((-1, 3, 224, 224), (224, 224, 3), r"array\[None\]\.transpose\(0, 3, 1, 2\)\."),
+        ((-1, 3, 224, 224), (3, 224, 224), r"array\[None\]\.$"),
+        ((-1, 3, 224, 224), (1, 1, 224, 224), "Resize the array"),
+    ],
+)
+def test_channels_in_another_place_are_moved_and_not_reshaped(
+    wanted: tuple[int, ...], given: tuple[int, ...], says: str
+) -> None:
+    with pytest.raises(ShapeError, match=says):
+        TensorSpec("x", np.dtype(np.float32), wanted).check_shape(given)
+
+
+def test_a_range_out_of_order() -> None:
+    for bounds in [((8, 3), (4, 3), (1, 3)), ((1,), (1, 2), (1, 2))]:
+        with pytest.raises(ShapeError, match="min <= opt <= max"):
+            ShapeRange(*bounds)

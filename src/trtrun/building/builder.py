@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,7 @@ def build_plan(
         BuildError: the options do not fit the model, or the builder refuses the network; with its log.
         MissingPackageError: no builder is installed, or no onnx.
         NoGpuError: this builder needs a GPU and there is none.
+        KeyboardInterrupt: Ctrl-C cancels the build.
     """
     options = BuildOptions.of(options)
     flavor = flavors.for_building(options.flavor)
@@ -66,7 +70,7 @@ def build_plan(
         _CHANGES.info("%s: %s.", name, change)
     flavor.initialize_plugins(options.plugins)
     trt = flavor.module
-    with flavor.logger.capture() as lines:
+    with _interruptible() as interrupt, flavor.logger.capture() as lines:
         builder = trt.Builder(flavor.logger.handle)
         flags = 0
         if flavor.capabilities.has_strongly_typed_flag:
@@ -81,14 +85,12 @@ def build_plan(
         profiles = _profiles(network, options, name)
         for profile in (*_specialized(profiles, options, name), *profiles):
             _add_profile(builder, config, network, profile, name)
-        if progress is not None and flavor.capabilities.has_progress_monitor:
-            config.progress_monitor = _monitor(trt, progress)
+        if flavor.capabilities.has_progress_monitor:
+            config.progress_monitor = _monitor(trt, progress, interrupt)
         plan = builder.build_serialized_network(network, config)
     if plan is not None and timings is not None:
         _keep_timings(config, timings)
     if plan is None:
-        if progress is not None and getattr(config.progress_monitor, "interrupted", False):
-            raise KeyboardInterrupt
         if layers := sorted(set(re.findall(r"(\S+) has no runners that implement it", "\n".join(lines)))):
             raise BuildError(f"{name} cannot be built: {_without('layer', layers, flavor)}", log=lines)
         if options.input_shapes and any("reshape would change volume" in line for line in lines):
@@ -339,12 +341,31 @@ def _add_profile(builder: Any, config: Any, network: Any, profile: Profile, name
         raise BuildError(f"TensorRT refused the optimization profile {dict(profile)} for {name}.")
 
 
-def _monitor(trt: Any, progress: Progress) -> Any:
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C inside sets the event, which cancels the build, and is raised after the block.
+
+    Python would raise it where it next runs: in a callback of TensorRT's, which takes the exception and builds on.
+    """
+    interrupt = threading.Event()
+    ours = threading.current_thread() is threading.main_thread()  # the only one that signals reach
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, lambda *_: interrupt.set())
+    try:
+        yield interrupt
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if interrupt.is_set():
+        raise KeyboardInterrupt
+
+
+def _monitor(trt: Any, progress: Progress | None, interrupt: threading.Event) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base is known only at run time
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
-            self.interrupted = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.steps[phase_name] = num_steps
@@ -352,17 +373,19 @@ def _monitor(trt: Any, progress: Progress) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._report(phase_name, step + 1)
-            return not self.interrupted
+            return not interrupt.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             self._report(phase_name, self.steps.get(phase_name, 1))
 
         def _report(self, phase: str, step: int) -> None:
+            if progress is None:
+                return
             # Nothing may be raised through the builder's C++ frames; an interrupt cancels the build instead.
             try:
                 progress(phase, step, self.steps.get(phase, 1))
             except KeyboardInterrupt:
-                self.interrupted = True
+                interrupt.set()
             except Exception:
                 _LOG.exception("the progress callback failed")
 

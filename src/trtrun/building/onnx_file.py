@@ -34,6 +34,8 @@ def read_model(model: str | os.PathLike[str] | bytes, *, external_data: bool = F
         ) from error
     name = model_name(model)
     data = model if isinstance(model, bytes) else read_model_file(model)
+    if not data:
+        raise OnnxError(f"{name} is empty: 0 bytes. Copy or export it again.")
     if is_plan(data[:16]):
         raise OnnxError(
             f"{name} is an engine, a TensorRT plan, and an ONNX model is needed here. Name the ONNX file that it was "
@@ -64,6 +66,8 @@ def not_onnx(name: str, head: bytes, error: Exception) -> OnnxError:
     """What to raise for a model that begins with ``head`` and is no protobuf message; ``error`` is protobuf's own."""
     if head.startswith(_LFS_POINTER):
         return OnnxError(f"{name} is no ONNX model but the Git LFS pointer to one. Run: git lfs pull.")
+    if head.startswith(b"PK"):
+        return OnnxError(f"{name} is no ONNX model but a ZIP archive (a torch .pt or .pth?). Export the model to ONNX.")
     return OnnxError(
         f"{name} cannot be parsed: it is not an ONNX model, or not all of one ({error}). Copy or export it again."
     )

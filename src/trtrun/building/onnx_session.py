@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from ..errors import MissingPackageError, OnnxError
 from ..plan import ModelFile, pieces
+from .onnx_check import check_model
 from .onnx_file import model_name, not_onnx, read_model
 from .rewrites import scopes
 
@@ -46,6 +48,8 @@ def onnx_session(model: str | os.PathLike[str] | bytes) -> Any:
     except onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf as error:
         raise not_onnx(name, data[:64], error) from error
     except Exception as error:  # onnxruntime's exceptions share no base below Exception
+        with suppress(MissingPackageError):
+            check_model(model)  # says better what is missing or malformed
         raise OnnxError(f"ONNX Runtime cannot load {name}: {error}") from error
 
 

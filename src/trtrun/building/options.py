@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
-from ..errors import BuildError
+from ..errors import BuildError, ShapeError
 from ..flavor import FlavorName
 from ..tensor_spec import Shape, ShapeRange
 
@@ -190,15 +190,15 @@ def parse_shapes(texts: Sequence[str]) -> tuple[Profile, ...]:
                 ":32x3x224x224, or NAME=SHAPE for one fixed shape."
             )
         low, opt, high = shapes if len(shapes) == 3 else shapes * 3
-        if not len(low) == len(opt) == len(high) or not all(
-            a <= b <= c for a, b, c in zip(low, opt, high, strict=True)
-        ):
-            raise BuildError(f"--shape {text!r}: every dimension must satisfy MIN <= OPT <= MAX, with equal ranks.")
+        try:
+            found = ShapeRange(low, opt, high)
+        except ShapeError as error:
+            raise BuildError(f"--shape {text!r}: {error}") from error
         if min(low, default=0) < 0:
             raise BuildError(f"--shape {text!r}: dimensions of a profile are 0 or more.")
         if not profiles or name in profiles[-1]:
             profiles.append({})
-        profiles[-1][name] = ShapeRange(low, opt, high)
+        profiles[-1][name] = found
     return tuple(profiles)
 
 

@@ -311,6 +311,10 @@ def task(
 
     Raises InputError when the network's inputs or outputs cannot be those of the task, or are those of several.
     """
+    if not isinstance(runner, Runner):
+        raise InputError(
+            f"a task takes what load() returns, got {type(runner).__name__}: vision.detector(trtrun.load('m.engine'))"
+        )
     image = image_input(runner)
     if size is not None:
         check_size(size)
