@@ -12,6 +12,7 @@ import numpy as np
 from .errors import InputError, ShapeError
 from .pipeline import Pipeline
 from .runner import Done, OutputMode, Pending, Runner, RunnerAbove, check_output_mode
+from .tensor_spec import shape_text
 
 Host = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,7 +28,8 @@ class SplitRunner(RunnerAbove):
     Args:
         runner: what runs the parts; closed with this one.
 
-    Raises ShapeError when no input or not every output has a batch as its first dimension.
+    Raises ShapeError when no input or not every output has a batch as its first dimension; and at a request whose parts
+    give outputs that differ beyond the batch, which nothing can put together.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -95,10 +97,13 @@ class SplitRunner(RunnerAbove):
             for start, part in zip(starts, parts, strict=True):
                 rows = min(self._high, batch - start)
                 for name, array in part.items():
-                    if array.shape[:1] != (max(rows, self._low),):
+                    expected = (max(rows, self._low), *results.get(name, array).shape[1:])
+                    if array.shape != expected:
                         raise ShapeError(
-                            f"batches of this model cannot be split: output {name!r} has shape {array.shape} for a "
-                            f"batch of {max(rows, self._low)}."
+                            f"batches of this model cannot be split: output {name!r} has shape "
+                            f"{shape_text(array.shape)} for the part that begins at row {start}, where "
+                            f"{shape_text(expected)} is needed to put the parts together. Pass batches that the model "
+                            f"takes as they are: {self._low} to {self._high} rows."
                         )
                     if name not in results:
                         results[name] = np.empty((batch, *array.shape[1:]), array.dtype)

@@ -187,6 +187,11 @@ class TensorSpecs(Mapping[str, TensorSpec]):
         raise InputNameError(f"the {kind} do not match the model's ({'; '.join(problems)}), which are: {self!r}.")
 
 
+def is_whole(dtype: np.dtype[Any]) -> bool:
+    """True for integers and booleans; those of ml_dtypes have the ``kind`` of its floats, V."""
+    return dtype.kind in "iub" or dtype.name.startswith(("int", "uint"))
+
+
 def can_cast_exactly(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
     """True when every value of ``source`` is a value of ``target``.
 

@@ -17,6 +17,7 @@ from tests import models
 from trtrun.building import cache
 from trtrun.building.options import BuildOptions
 from trtrun.cli import app
+from trtrun.cli.cache import _size
 
 cli = CliRunner()
 HOUR = 3600.0
@@ -198,3 +199,11 @@ def test_prune_says_why_it_leaves_more_than_it_was_told(tmp_path: Path) -> None:
     assert "used within the last minute" in result.output
     assert names() == ["new"]
     assert "last minute" not in CliRunner().invoke(app, ["cache", "prune", "--size", "1MB"]).output
+
+
+def test_sizes_are_said_without_exponents() -> None:
+    sizes = {
+        0: "0 B", 999: "999 B", 999_499: "999 kB", 999_600: "1 MB", 999_600_000: "1 GB", 20e9: "20 GB",
+        1234e9: "1.23 TB", 998e12: "998 TB", 999.6e12: "1,000 TB", 5e18: "5,000,000 TB",
+    }  # fmt: skip
+    assert {count: _size(count) for count in sizes} == sizes

@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -307,10 +309,13 @@ def test_inspect_says_why_a_plan_shows_no_inputs_and_what_other_gpus_are(folder:
     assert "not shown" not in cli.invoke(app, ["inspect", "static.onnx"]).output
 
 
-def test_inspect_shows_a_bundle_as_bundle_show_does(folder: Path) -> None:
+def test_inspect_shows_a_bundle_as_bundle_show_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = write_bundle("b.bundle", engines=["e.engine"], onnx="static.onnx")
+    archives = Mock(wraps=zipfile.ZipFile)
+    monkeypatch.setattr(zipfile, "ZipFile", archives)
     shown = cli.invoke(app, ["inspect", "b.bundle"])
     assert shown.exit_code == 0, shown.output
+    assert archives.call_count == 1
     assert "every GPU" in shown.output
     assert shown.output == cli.invoke(app, ["bundle", "show", "b.bundle"]).output
     assert json.loads(cli.invoke(app, ["inspect", "b.bundle", "--json"]).output) == {

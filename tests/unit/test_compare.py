@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -220,6 +221,36 @@ def test_requests_that_do_not_fit(a: tuple, b: tuple, options: dict, error: type
         make_inputs(TensorSpecs([TensorSpec(*a)]), TensorSpecs([TensorSpec(*b)]), **options)
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "given", "says"),
+    [
+        ("uint8", "int8", [200], "'x' is int8 .* does not hold 200: "),
+        ("int8", "uint8", [3, -1], "'x' is uint8 .* does not hold -1: "),
+        ("int64", "int32", [2**40 + 5], f"does not hold {2**40 + 5}: "),
+        ("uint64", "int64", [2**64 - 1], f"'x' is int64 .* does not hold {2**64 - 1}: "),
+        ("int32", "bool", [5], "'x' is bool .* does not hold 5: "),
+        ("int8", "int4", [8], "'x' is int4 .* does not hold 8: "),
+        ("float32", "float16", [np.inf, 1e6], "'x' is float16 .* does not hold 1000000.0: "),
+    ],
+)
+def test_numbers_that_one_model_cannot_hold_are_not_changed(a: str, b: str, given: list, says: str) -> None:
+    specs = [TensorSpecs([TensorSpec("x", np.dtype(getattr(ml_dtypes, d, d)), (-1,))]) for d in (a, b)]
+    values = {"x": np.array(given, specs[0]["x"].dtype)}
+    with pytest.raises(trtrun.DtypeError, match=says):
+        make_inputs(*specs, values=values)
+    one, other, _ = make_inputs(*specs, values={"x": np.minimum(np.abs(values["x"]), 1)})
+    assert one["x"].tolist() == other["x"].tolist()
+
+
+@pytest.mark.parametrize(("a", "b", "most"), [("int4", "int4", 7), ("int64", "uint2", 3), ("int8", "bool", 1)])
+def test_random_integers_are_those_of_both_models(a: str, b: str, most: int) -> None:
+    specs = [TensorSpecs([TensorSpec("x", np.dtype(getattr(ml_dtypes, d, d)), (500,))]) for d in (a, b)]
+    one, other, _ = make_inputs(*specs)
+    assert set(one["x"].tolist()) == set(other["x"].tolist()) == set(range(most + 1))
+    with pytest.raises(trtrun.InputError, match=f"{b}.* numbers"):
+        make_inputs(*specs, ranges={"x": (0, most + 1)})
+
+
 def test_a_shape_tensor_is_not_made_up() -> None:
     specs = TensorSpecs([TensorSpec("k", I64, (1,), location="host")])
     with pytest.raises(trtrun.InputError, match="cannot be made up"):
@@ -270,6 +301,27 @@ def test_metrics() -> None:
 )
 def test_tolerance(a: list, b: list, tolerance: Tolerance, within: bool) -> None:
     assert tensor_error("t", np.array(a), np.array(b), tolerance).within is within
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "max_abs"),
+    [
+        (np.array([2**53]), np.array([2**53 + 1]), 1),
+        (np.array([1, 2**60]), np.array([3, 2**60 + 100]), 100),
+        (np.array([-(2**63)]), np.array([2**63 - 1]), 2**64 - 1),
+        (np.array([-1]), np.array([2**64 - 1], np.uint64), 2**64),
+        (np.array([True]), np.array([2**64 - 1], np.uint64), 2**64 - 2),
+        (np.array([-8, 7], ml_dtypes.int4), np.array([-8, 6], ml_dtypes.int4), 1),
+        (np.array([3], ml_dtypes.uint2), np.array([2], np.int8), 1),
+    ],
+)
+def test_integers_are_compared_exactly(a: np.ndarray, b: np.ndarray, max_abs: int) -> None:
+    loose = Tolerance(l2=2, atol=2.0**65)  # which are for floating point alone
+    for tolerance in (Tolerance(), loose, dataclasses.replace(loose, max_abs=0)):
+        error = tensor_error("y", a, b, tolerance)
+        assert (error.within, error.max_abs) == (False, float(max_abs))
+        assert tensor_error("y", a, a, tolerance).within
+    assert tensor_error("y", a, b, Tolerance(max_abs=float(max_abs))).within
 
 
 def test_outputs_that_only_one_has_are_out_of_tolerance(write: Write) -> None:

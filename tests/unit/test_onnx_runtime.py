@@ -17,6 +17,7 @@ from trtrun.building.onnx_check import check_model
 from trtrun.cuda.device import gpu_count
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.runner import check_pairs
+from trtrun.splitting import SplitRunner
 from trtrun.tensor_spec import TensorSpec, TensorSpecs
 
 
@@ -129,6 +130,24 @@ def test_refuses_what_only_a_gpu_has() -> None:
     session = OnnxRuntimeSession(models.affine())
     with pytest.raises(trtrun.NoGpuError, match="device outputs"):
         session.run({"x": np.ones((1, 12), np.float32)}, outputs="device")
+
+
+def test_parts_that_differ_beyond_the_batch_are_not_stretched_to_fit() -> None:
+    model = models._model(
+        [
+            helper.make_node("ReduceMax", ["x"], ["most"], axes=[0], keepdims=0),
+            helper.make_node("Greater", ["most", "zero"], ["chosen"]),
+            helper.make_node("Compress", ["x", "chosen"], ["y"], axis=1),
+        ],
+        [models.value("x", [2, 4])], [models.value("y", [2, "n"])], {"zero": np.float32(0)},
+    )  # fmt: skip
+    x = np.float32([[1, 2, 3, 4], [5, 6, 7, 8], [9, -1, -1, -1], [10, -1, -1, -1]])
+    with SplitRunner(OnnxRuntimeSession(model)) as split:
+        with pytest.raises(
+            trtrun.ShapeError, match=r"'y' has shape 2×1 for the part .* row 2, where 2×4 .*: 2 to 2 rows"
+        ):
+            split(x)
+        np.testing.assert_array_equal(split(x[[0, 1, 1, 0, 0]])["y"], x[[0, 1, 1, 0, 0]])
 
 
 def test_failing_run_keeps_the_reason() -> None:

@@ -23,7 +23,7 @@ from ..cuda.stream import create_stream
 from ..engine import Engine
 from ..errors import InputNameError, ShapeError
 from ..route import Route, Steps, bind_inputs
-from ..tensor_spec import Shape, TensorSpec
+from ..tensor_spec import Shape, TensorSpec, is_whole
 from .metrics import Metrics, Trace, evaluate, warnings
 
 _DEPTH = 2
@@ -128,7 +128,7 @@ def example_inputs(
 
 def _random(rng: np.random.Generator, spec: TensorSpec, shape: Shape) -> np.ndarray[Any, np.dtype[Any]]:
     spec.check_shape(shape)
-    if spec.dtype.kind in "iub":
+    if is_whole(spec.dtype):
         return rng.integers(0, 2, shape).astype(spec.dtype)
     return rng.uniform(-1, 1, shape).astype(spec.dtype)
 

@@ -106,11 +106,11 @@ def _print(found: list[CacheEntry]) -> None:
 
 
 def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5:  # beyond which three digits are an exponent
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} GB"
+    return f"{count * 1000:,.0f} TB"
 
 
 def _age(seconds: float) -> str:

@@ -18,13 +18,15 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Show what is in a plan, an ONNX file or a bundle. What the file itself says needs neither a GPU nor TensorRT."""
+    from ..bundle import is_bundle
     from ..inspection import inspect
 
+    if not as_json and is_bundle(model):
+        bundle.show(model)
+        return
     facts = inspect(model)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
-    elif facts["kind"] == "bundle":
-        bundle.show(model)
     else:
         _print(facts)
 

@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ..errors import DtypeError, InputError, InputNameError, ShapeError
-from ..tensor_spec import Shape, TensorSpec, TensorSpecs, shape_text
+from ..tensor_spec import Shape, TensorSpec, TensorSpecs, is_whole, shape_text
 
 Range = tuple[float, float]
 Arrays = dict[str, Any]
@@ -33,12 +34,12 @@ def make_inputs(
         values: arrays by name; every other input is random.
         shapes: shapes of random inputs; needed where a dynamic dimension is not the batch and no profile tells.
         ranges: ``(low, high)`` of random inputs. Unless given, floating-point inputs are uniform in [0, 1), uint8 in
-            0 to 255, other integers in 0 to 9; integer bounds are inclusive.
+            0 to 255, other integers in 0 to 9, or to what both dtypes hold; integer bounds are inclusive.
         seed: of the random numbers; an input's numbers depend on the seed, its position and its shape only.
 
     Raises:
         InputNameError: the models' input names differ, or a name given is not among them.
-        ShapeError: a shape does not fit, or is needed and not given. DtypeError: values do not fit the dtype.
+        ShapeError: a shape does not fit, or is needed and not given. DtypeError: values do not fit one of the dtypes.
         InputError: a range is empty, or an input cannot be made up.
     """
     values, shapes, ranges = values or {}, shapes or {}, ranges or {}
@@ -55,7 +56,7 @@ def make_inputs(
     sources: dict[str, str] = {}
     for index, (name, spec) in enumerate(a.items()):
         other = b[name]
-        if (spec.dtype.kind in "iub") != (other.dtype.kind in "iub"):
+        if is_whole(spec.dtype) != is_whole(other.dtype):
             raise DtypeError(
                 f"input {name!r} is {spec.dtype.name} in one model and {other.dtype.name} in the other; "
                 "no numbers mean the same in both. Export both with one dtype."
@@ -77,9 +78,32 @@ def make_inputs(
             array, sources[name] = _random(spec, other, shapes.get(name), ranges.get(name), rng)
         spec.check_shape(array.shape)
         other.check_shape(array.shape)
+        for dtype in (spec.dtype, other.dtype):
+            _check_held(name, array, dtype)
         for_b[name] = array.astype(spec.dtype).astype(other.dtype)
         for_a[name] = for_b[name].astype(spec.dtype)
     return for_a, for_b, sources
+
+
+def _check_held(name: str, array: Any, dtype: np.dtype[Any]) -> None:
+    """Raise DtypeError for integers that ``dtype`` wraps around, and finite numbers that it makes infinite or NaN."""
+    lost: Any = []
+    if not is_whole(dtype):
+        with np.errstate(over="ignore"):
+            lost = array[np.isfinite(array.astype(np.float64)) & ~np.isfinite(array.astype(dtype))]
+    elif array.size:
+        low, high = _limits(dtype)
+        lost = [value for value in (int(array.min()), int(array.max())) if not low <= value <= high]
+    if len(lost):
+        raise DtypeError(
+            f"input {name!r} is {dtype.name} in one of the models, which does not hold {lost[0]}: that model would get "
+            "another number. Give numbers that both hold, or export both models with one dtype."
+        )
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[int, int]:
+    """The smallest and the largest integer of a dtype; 0 and 1 for booleans."""
+    return (0, 1) if dtype == np.bool_ else (int(ml_dtypes.iinfo(dtype).min), int(ml_dtypes.iinfo(dtype).max))
 
 
 def _random(
@@ -101,11 +125,13 @@ def _random(
         )
     if spec.dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(bool), "random booleans"
-    if spec.dtype.kind in "iu":
-        low, high = bounds or ((0, 255) if spec.dtype == np.uint8 else (0, 9))
-        limits = np.iinfo(spec.dtype)
-        if not limits.min <= low <= high <= limits.max or int(low) != low or int(high) != high:
-            raise InputError(f"the range {low:g}:{high:g} of input {spec.name!r} holds no {spec.dtype.name} numbers.")
+    if is_whole(spec.dtype):
+        limits = _limits(spec.dtype), _limits(other.dtype)
+        least, most = max(low for low, _ in limits), min(high for _, high in limits)
+        low, high = bounds or (0, min(255 if spec.dtype == np.uint8 else 9, most))
+        if not least <= low <= high <= most or int(low) != low or int(high) != high:
+            dtypes = " and ".join(sorted({spec.dtype.name, other.dtype.name}))
+            raise InputError(f"the range {low:g}:{high:g} of input {spec.name!r} holds no {dtypes} numbers.")
         array: Any = rng.integers(int(low), int(high), shape, dtype=np.int64, endpoint=True)
         return array, f"random integers {low:g} to {high:g}"
     low, high = bounds or (0.0, 1.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tensor_spec import shape_text
+from ..tensor_spec import is_whole, shape_text
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Tolerance:
 class TensorError:
     """The difference of one tensor between a reference and another model.
 
-    Numbers are computed in float64 over the elements that are finite in both.
+    Numbers are computed in float64 over the elements that are finite in both; differences of integers are exact before.
     """
 
     name: str
@@ -72,7 +72,7 @@ def tensor_error(name: str, reference: Any, other: Any, tolerance: Tolerance) ->
     reference, other = np.asarray(reference), np.asarray(other)
     if reference.shape != other.shape:
         return missing(name, f"shapes differ: {shape_text(reference.shape)} and {shape_text(other.shape)}")
-    exact = reference.dtype.kind in "iub" and other.dtype.kind in "iub"
+    exact = is_whole(reference.dtype) and is_whole(other.dtype)
     a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
     finite_a, finite_b = np.isfinite(a), np.isfinite(b)
     both = finite_a & finite_b
@@ -88,6 +88,10 @@ def tensor_error(name: str, reference: Any, other: Any, tolerance: Tolerance) ->
     if a.size:
         size_a, size_b = np.abs(a), np.abs(b)
         difference = np.abs(a - b)
+        if exact and (large := np.maximum(size_a, size_b) >= 2**53).any():  # beyond which float64 skips integers
+            # As Python's integers, which do not overflow where int64 meets uint64.
+            whole_a, whole_b = (array.ravel()[large].astype(object) for array in (reference, other))
+            difference[large] = np.abs(whole_a - whole_b)
         max_abs = float(difference.max())
         counted = size_a > 1e-6 * size_a.max()
         if counted.any():

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
-from ..errors import InputError, MissingPackageError, RequestTooLargeError, ServerBusyError
+from ..errors import InputError, RequestTooLargeError, ServerBusyError
 from ..vision.draw import draw
-from ..vision.preprocess import Picture, import_cv2
+from ..vision.preprocess import Picture, import_cv2, import_pillow
 from ..vision.results import Result
 from ..vision.sources import decode_picture
 from ..vision.task import VisionTask
@@ -20,7 +20,7 @@ from .repository import Model
 
 # The kinds that both Pillow, which reads the size, and OpenCV, which decodes, tell by the same first bytes.
 _KINDS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-_THREADS = 4  # a picture of the largest size takes 0.2 GB in each
+_THREADS = 4  # a picture of the largest size takes 0.2 GB in each, 0.8 GB as a TIFF file with alpha
 _MASKS = 1 << 32  # bytes: instance masks take one per pixel and object
 _HELD = 64  # pictures that are decoded or drawn, or wait for it
 
@@ -91,18 +91,13 @@ def check_size(data: bytes | bytearray, most: int) -> None:
 
     Raises InputError for what is no picture, RequestTooLargeError for one of more than ``most`` pixels.
     """
+    module = import_pillow()
     try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise MissingPackageError(
-            f"pictures need more packages ({error}). Run: pip install 'trtrun[vision]'"
-        ) from error
-    try:
-        with Image.open(io.BytesIO(data), formats=_KINDS) as image:
+        with module.open(io.BytesIO(data), formats=_KINDS) as image:
             width, height = image.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (module.DecompressionBombError, module.DecompressionBombWarning) as error:
         raise RequestTooLargeError(f"the picture is larger than {most:,} pixels. Send a smaller one.") from error
-    except UnidentifiedImageError as error:  # whose text names the object that it read from
+    except module.UnidentifiedImageError as error:  # whose text names the object that it read from
         raise InputError(f"the body is no picture of a kind that is read ({', '.join(_KINDS)}).") from error
     except Exception as error:  # Pillow raises what comes to hand for damaged files
         raise InputError(f"the body is no picture of a kind that is read ({', '.join(_KINDS)}): {error}") from error

@@ -257,3 +257,11 @@ def import_cv2() -> Any:
     except ImportError as error:
         raise MissingPackageError(f"OpenCV cannot be imported ({error}). Run: pip install 'trtrun[vision]'") from error
     return cv2
+
+
+def import_pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingPackageError(f"Pillow cannot be imported ({error}). Run: pip install 'trtrun[vision]'") from error
+    return Image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import re
 import threading
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..errors import InputError, TrtrunError
 from .decoding import Decode, decode_jpeg, frames, is_jpeg, require
-from .preprocess import NV12, Picture, import_cv2
+from .preprocess import NV12, Picture, import_cv2, import_pillow
 
 Source = Any  # see read()
 
@@ -30,6 +31,9 @@ VIDEO_SUFFIXES = frozenset(
     [".avi", ".flv", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv", ".y4m"]
 )
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://")
+_TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two beyond 4 GB
+# Kind, width, height and the largest value of a PGM or PPM file, between which comments may stand.
+_PNM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,6})" * 3 + rb"\s")
 _AHEAD = 8  # pictures that wait decoded: 50 MB of 1080p ones
 
 
@@ -200,21 +204,77 @@ def read_picture(path: str | os.PathLike[str], *, decode: Decode = "CPU") -> Pic
 
 
 def decode_picture(data: bytes | bytearray, name: str, *, decode: Decode = "CPU") -> Picture:
-    """The picture in the bytes of a file; ``name`` is what messages call it. Raises as :func:`read_picture`."""
+    """The picture in the bytes of a file; ``name`` is what messages call it. Raises as :func:`read_picture`.
+
+    OpenCV decodes, but for what it decodes to other colours or another way up: TIFF files of 8 bits with alpha, which
+    it multiplies with the colours, and AVIF files, which it does not turn, are Pillow's; and it takes the values of PGM
+    and PPM files as they are, whatever their header says is the largest.
+    """
     cv2 = import_cv2()
     if not data:
         raise InputError(f"{name} is empty: 0 bytes.")
     _check_whole(data, name)
     if decode == "GPU" and is_jpeg(data):
         return decode_jpeg(data, name)
+    if (image := _left_to_pillow(data, name)) is not None:
+        return _decode_with_pillow(image, name)
+    largest = _unusual_maximum(data)
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(
+            np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if largest else 0)
+        )
     except cv2.error as error:  # larger than OpenCV takes
         raise InputError(f"{name} cannot be decoded: {error.err}.") from error
     if picture is None:
         raise InputError(f"{name} ({len(data):,} bytes) is no picture that OpenCV can read, or a damaged one.")
     result: Picture = picture
+    if largest:
+        values = np.arange(np.iinfo(picture.dtype).max + 1)
+        result = np.rint(np.minimum(values, largest) * (255 / largest)).astype(np.uint8)[picture]
     return result
+
+
+def _left_to_pillow(data: bytes | bytearray, name: str) -> Any | None:
+    """A TIFF file of 8 bits with alpha or an AVIF file, opened with Pillow but not decoded; None for any other.
+
+    TIFF files of 16 bits stay with OpenCV, which leaves their colours alone.
+    """
+    tiff = data[:4] in _TIFFS
+    if not tiff and data[4:8] != b"ftyp":
+        return None
+    module = import_pillow()
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    try:
+        if tiff:
+            header = TiffImageFile(io.BytesIO(data))  # unlike open(), of any size: OpenCV takes larger ones
+            if header.mode != "RGBA" or set(header.tag_v2.get(258, ())) != {8}:
+                return None
+        return module.open(io.BytesIO(data), formats=("TIFF", "AVIF"))
+    except (module.DecompressionBombError, module.DecompressionBombWarning) as error:
+        raise InputError(f"{name} cannot be decoded: {error}") from error
+    except Exception:  # Pillow raises what comes to hand for damaged files, and may lack AVIF: OpenCV decides
+        return None
+
+
+def _decode_with_pillow(image: Any, name: str) -> Picture:
+    from PIL import ImageOps
+
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = np.asarray(image)
+    except Exception as error:  # Pillow raises what comes to hand for damaged files
+        raise InputError(f"{name} cannot be decoded, or is damaged: {str(error).rstrip('.')}.") from error
+    return np.ascontiguousarray(pixels[..., 2::-1])
+
+
+def _unusual_maximum(data: bytes | bytearray) -> int | None:
+    """The value that a PGM or PPM file calls white, where OpenCV takes another for it."""
+    if (header := _PNM.match(data)) is None:
+        return None
+    largest = int(header[4])
+    plain = header[1] in b"23"  # whose values OpenCV scales up to 255 by itself
+    return largest if 255 < largest < 65535 or (0 < largest < 255 and not plain) else None
 
 
 def _check_whole(data: bytes | bytearray, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -18,7 +19,7 @@ from tests import models
 from trtrun import vision
 from trtrun.onnx_runtime import OnnxRuntimeSession
 from trtrun.vision.preprocess import Preprocess
-from trtrun.vision.sources import Item, as_picture, natural_key, read, read_picture
+from trtrun.vision.sources import Item, as_picture, decode_picture, natural_key, read, read_picture
 from trtrun.vision.sources import _from_planes as from_planes
 
 
@@ -67,6 +68,72 @@ def test_grey_alpha_deep_and_print_colours(tmp_path: Path, scene: np.ndarray) ->
     assert close(read_picture(tmp_path / "print.jpg"), scene, 12)
     Image.fromarray(scene[..., ::-1]).quantize(8).save(tmp_path / "palette.png")
     assert close(read_picture(tmp_path / "palette.png"), scene, 12)
+
+
+def encoded(picture: np.ndarray, kind: str, **options: Any) -> bytes:
+    """A file as Pillow writes it, of RGB(A)."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_deflate"}])
+def test_alpha_of_tiff_files_is_dropped_and_not_multiplied(scene: np.ndarray, options: dict) -> None:
+    rgba = np.dstack([scene[..., ::-1], np.tile(np.arange(80, dtype=np.uint8), (60, 1))])
+    file = encoded(rgba, "TIFF", **options)
+    decoded = decode_picture(file, "t")
+    np.testing.assert_array_equal(decoded, scene)
+    assert decoded.flags.c_contiguous
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    np.testing.assert_array_equal(decode_picture(encoded(rgba, "TIFF", exif=exif, **options), "t"), np.rot90(scene, -1))
+    deep = cv2.imencode(".tiff", np.dstack([scene, rgba[..., 3]]).astype(np.uint16) * 257)[1].tobytes()
+    np.testing.assert_array_equal(decode_picture(deep, "t"), scene)
+    with pytest.raises(trtrun.InputError, match=r"^t .*damaged"):
+        decode_picture(file[: len(file) // 3], "t")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_avif_files_are_turned_as_the_camera_was(scene: np.ndarray, orientation: int) -> None:
+    files = {}
+    for kind in ("AVIF", "PNG"):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        files[kind] = encoded(scene[..., ::-1], kind, exif=exif, quality=95)
+    assert close(decode_picture(files["AVIF"], "t"), decode_picture(files["PNG"], "t"), 4)
+
+
+def test_avif_without_support_in_pillow_and_damaged(scene: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = encoded(scene[..., ::-1], "AVIF", quality=95)
+    for damaged in (file[:200], file[:-100], b"\0\0\0 ftypheic" + bytes(50)):
+        with pytest.raises(trtrun.InputError, match=r"^t .*(damaged|cannot be decoded)"):
+            decode_picture(damaged, "t")
+    monkeypatch.setattr("PIL.AvifImagePlugin.SUPPORTED", False)
+    with pytest.warns(UserWarning, match="AVIF"):
+        assert close(decode_picture(file, "t"), scene, 4)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
+def test_files_larger_than_pillow_takes(scene: np.ndarray, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(trtrun.InputError, match=r"t cannot be decoded: Image size \(4800 pixels\) exceeds limit"):
+        decode_picture(encoded(np.dstack([scene, scene[..., 0]]), kind), "t")
+    np.testing.assert_array_equal(decode_picture(encoded(scene[..., ::-1], "TIFF"), "t"), scene)  # OpenCV's
+
+
+@pytest.mark.parametrize("largest", [1, 15, 100, 255, 300, 1023, 65535])
+@pytest.mark.parametrize("kind", [2, 3, 5, 6])
+def test_white_is_what_pgm_and_ppm_files_call_white(kind: int, largest: int) -> None:
+    colours = 3 if kind in (3, 6) else 1
+    values = np.random.default_rng(kind).integers(0, largest, (5, 7, colours), endpoint=True)
+    values[0, 0] = largest
+    if kind < 4:
+        body = " ".join(map(str, values.flat)).encode() + b"\n"
+    else:
+        body = values.astype("u1" if largest < 256 else ">u2").tobytes()
+    decoded = decode_picture(f"P{kind}\n# from a camera\n7 5\n#\n{largest}\n".encode() + body, "t")
+    assert decoded.dtype == np.uint8
+    np.testing.assert_allclose(decoded[..., ::-1], np.broadcast_to(values * 255 / largest, (5, 7, 3)), atol=1)
 
 
 def test_arrays_and_images(scene: np.ndarray) -> None:
