@@ -16,7 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from .console import plain_console
-from .options import AsJson, Batch, Device, HeadName, InputSize, Labels, Model, Plugins, parse_size, read_labels
+from .options import (
+    AsJson,
+    Batch,
+    Device,
+    HeadName,
+    InputShapes,
+    InputSize,
+    Labels,
+    Model,
+    Plugins,
+    load_model,
+    parse_size,
+    read_labels,
+)
 
 if TYPE_CHECKING:
     from ..runner import Runner
@@ -25,6 +38,7 @@ if TYPE_CHECKING:
 
 _SEGMENT = ("segment", "semantic", "matting")
 _ITEM_ROWS = 5  # lines of the table per picture
+_FAR_SMALLER = 8  # times: an input in which hardly anything is left of such a picture
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,7 @@ class Wishes:
     track: Annotated[bool, typer.Option("--track", help="Number the objects of a video through its frames.")] = False
     head: HeadName = None
     size: InputSize = None
+    input_shape: InputShapes = None
     score: Annotated[float | None, typer.Option("--score", min=0, max=1, help="Lowest score of an object.")] = None
     iou: Annotated[
         float | None, typer.Option("--iou", min=0, max=1, help="Overlap from which the worse is dropped.")
@@ -126,7 +141,7 @@ def classify(
     _run("classify", model, wishes, top=top)
 
 
-@_takes_wishes("track", "head", "size", "score", "iou", "batch", "decode_on_gpu", "labels")
+@_takes_wishes("track", "head", "size", "input_shape", "score", "iou", "batch", "decode_on_gpu", "labels")
 def ocr(
     wishes: Wishes,
     detector: Annotated[Path, typer.Option("--detector", help="PP-OCR's text detector.")],
@@ -151,12 +166,11 @@ def ocr(
 
 def _run(task: str | tuple[str, ...], model: Path, wishes: Wishes, **options: Any) -> None:
     from .. import vision
-    from ..predictor import load
 
     _check(wishes)
-    with load(model, device=wishes.device, plugins=wishes.plugin or ()) as runner:
+    size = None if wishes.size is None else parse_size(wishes.size)
+    with load_model(model, wishes.device, wishes.plugin, wishes.input_shape, size) as runner:
         names = None if wishes.labels is None else dict(enumerate(read_labels(wishes.labels)))
-        size = None if wishes.size is None else parse_size(wishes.size)
         asked = {"score_threshold": wishes.score, "iou_threshold": wishes.iou}
         selection = {name: value for name, value in asked.items() if value is not None}
         work = vision.task(runner, task, head=wishes.head, size=size, names=names, selection=selection, **options)
@@ -191,6 +205,7 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
     from rich.text import Text
 
     from ..vision.draw import draw
+    from ..vision.task import image_input
 
     console = plain_console(stderr=wishes.as_json)  # so that --json leaves stdout to the data
     table = (
@@ -200,6 +215,7 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
     )
     rows: list[dict[str, Any]] = []
     failed = done = 0
+    found_any, largest = False, (0, 0)
     start = time.perf_counter()
     with _Writer(wishes.out, wishes.save_video, wishes.source) as writer:
         for item in _with_progress(found, wishes.source, console):
@@ -212,6 +228,7 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
                 done += 1
                 height, width = item.picture.shape[:2]
                 row |= {"width": width, "height": height, "results": item.result.to_json()}
+                found_any, largest = found_any or bool(row["results"]), max(largest, (width, height), key=max)
                 if wishes.out is not None:
                     row["file"] = str(writer.write(item, draw(item.picture, item.result)))
                 if table is not None:
@@ -230,6 +247,13 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
         f"{done} picture{'s' * (done != 1)} in {seconds:.2f} s{rate}, {failed} failed{where}",
         soft_wrap=True,
     )
+    if done and not found_any and max(largest) >= _FAR_SMALLER * max(size):
+        name = image_input(runner).name
+        console.print(
+            f"nothing was found, and pictures of {largest[0]}×{largest[1]} were shrunk to {size[0]}×{size[1]}. Choose "
+            f"a larger size: --size 640x640; where an ONNX file fixes it, --input-shape {name}=1x3x640x640",
+            soft_wrap=True,
+        )
     if failed:
         raise typer.Exit(1)
 

