@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, fields
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _SEGMENT = ("segment", "semantic", "matting")
 _ITEM_ROWS = 5  # lines of the table per picture
+_SUMMARY_ROWS = 20  # of a video
 _FAR_SMALLER = 8  # times: an input in which hardly anything is left of such a picture
 
 
@@ -46,11 +48,18 @@ class Wishes:
     """The options that the commands share, as they are on the command line."""
 
     source: Annotated[
-        str,
-        typer.Argument(help="A picture, video, folder, glob, camera number or rtsp address.", show_default=False),
+        list[str],
+        typer.Argument(help="Pictures, videos, folders, globs, camera numbers or rtsp addresses.", show_default=False),
     ]
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the annotated pictures.")] = None
-    show_table: Annotated[bool, typer.Option("--show-table", help="Print what was found, picture by picture.")] = False
+    show_table: Annotated[
+        bool,
+        typer.Option(
+            "--show-table",
+            help="Print what was found, picture by picture. Without --out and --json that is printed anyway, for "
+            "videos a summary.",
+        ),
+    ] = False
     as_json: AsJson = False
     save_video: Annotated[bool, typer.Option("--save-video", help="Write videos as one file, not frame by frame.")] = (
         False
@@ -193,7 +202,8 @@ def _check(wishes: Wishes) -> None:
     if wishes.save_video and wishes.out is None:
         raise InputError("--save-video says how --out is written. Give --out, a folder.")
     if wishes.track and length(wishes.source) is not None:
-        raise InputError(f"--track follows objects through the frames of a video, and {wishes.source!r} has none.")
+        sources = ", ".join(map(repr, wishes.source))
+        raise InputError(f"--track follows objects through the frames of a video, and {sources} has none.")
 
 
 def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, int], wishes: Wishes) -> None:
@@ -205,14 +215,16 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
     from rich.text import Text
 
     from ..vision.draw import draw
+    from ..vision.results import Classification
+    from ..vision.sources import length
     from ..vision.task import image_input
 
     console = plain_console(stderr=wishes.as_json)  # so that --json leaves stdout to the data
-    table = (
-        Table("picture", "size", "found", box=None, pad_edge=False)
-        if wishes.show_table and not wishes.as_json
-        else None
-    )
+    shown = not wishes.as_json and (wishes.show_table or wishes.out is None)
+    each = wishes.show_table or length(wishes.source) is not None  # a video has thousands of frames
+    table = Table(*(("picture", "size", "found") if each else ("found", "frames", "at most")), box=None, pad_edge=False)
+    frames: Counter[str] = Counter()  # on which something was found, by what it is
+    most: Counter[str] = Counter()  # of it on one frame
     rows: list[dict[str, Any]] = []
     failed = done = 0
     found_any, largest = False, (0, 0)
@@ -231,15 +243,28 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
                 found_any, largest = found_any or bool(row["results"]), max(largest, (width, height), key=max)
                 if wishes.out is not None:
                     row["file"] = str(writer.write(item, draw(item.picture, item.result)))
-                if table is not None:
+                if each:
                     table.add_row(item.name, f"{width}×{height}", "\n".join(_lines(row["results"])))
+                else:
+                    # Of classes that are ranked only the first is what the picture shows.
+                    first = 1 if isinstance(item.result, Classification) else None
+                    counts = Counter(_label(one) for one in row["results"][:first])
+                    frames.update(counts.keys())
+                    most |= counts
             if wishes.as_json:
                 rows.append(row)
         seconds = time.perf_counter() - start
     if wishes.as_json:
         typer.echo(json.dumps({"backend": runner.backend, "head": what, "size": size, "items": rows}, indent=2))
-    if table is not None:
-        console.print(table)
+    if shown:
+        for label, count in frames.most_common(_SUMMARY_ROWS):
+            table.add_row(label, str(count), str(most[label]))
+        if len(frames) > _SUMMARY_ROWS:
+            table.add_row(f"… and {len(frames) - _SUMMARY_ROWS} more")
+        if done and not table.row_count:
+            table.add_row("nothing")
+        if table.row_count:
+            console.print(table)
     rate = f", {done / seconds:.1f} pictures/s" if done else ""
     where = f"; written to {wishes.out}" if wishes.out is not None and done else ""
     console.print(
@@ -258,7 +283,7 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
         raise typer.Exit(1)
 
 
-def _with_progress(found: Iterable[Found], source: str, console: Any) -> Iterator[Found]:
+def _with_progress(found: Iterable[Found], source: list[str], console: Any) -> Iterator[Found]:
     """The items as they come, under a bar that says how fast and how long still; gone when it is done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -283,7 +308,7 @@ class _Writer:
     beside it.
     """
 
-    def __init__(self, folder: Path | None, save_video: bool, source: str) -> None:
+    def __init__(self, folder: Path | None, save_video: bool, source: list[str]) -> None:
         self.folder, self.save_video, self._source = folder, save_video, source
         self._video: Any = None
         self._path: Path | None = None
@@ -371,11 +396,14 @@ def _lines(results: list[dict[str, Any]]) -> list[str]:
     """A few lines about one picture's results."""
     lines = []
     for row in results[:_ITEM_ROWS]:
-        label = row.get("text", row.get("class", row.get("class_id", "foreground")))
         amount = f"{row['score']:.2f}" if "score" in row else f"{100 * row['share']:.1f} %"
         box = " ".join(f"{v:.0f}" for v in row["box"]) if "box" in row else ""
         number = f"#{row['track_id']} " if "track_id" in row else ""  # as on the picture
-        lines.append(f"{number}{label} {amount}  {box}".rstrip())
+        lines.append(f"{number}{_label(row)} {amount}  {box}".rstrip())
     if len(results) > _ITEM_ROWS:
         lines.append(f"… and {len(results) - _ITEM_ROWS} more")
     return lines or ["nothing"]
+
+
+def _label(row: dict[str, Any]) -> str:
+    return str(row.get("text", row.get("class", row.get("class_id", "foreground"))))

@@ -69,12 +69,37 @@ def test_classify_writes_prints_and_reports(brightness: Path, pictures: Path, tm
 
 
 def test_the_table_and_the_exit_code(brightness: Path, pictures: Path) -> None:
-    done = RUN.invoke(app, ["classify", str(pictures / "*" / "*.png"), "-m", str(brightness), "--show-table"])
+    done = RUN.invoke(app, ["classify", str(pictures / "*" / "*.png"), "-m", str(brightness)])
     assert done.exit_code == 0
     assert "6 pictures" in done.stdout
     assert "at 32×32" in done.stdout
     assert "0 failed" in done.stdout
     assert "green" in done.stdout
+    # What else is asked for is enough.
+    for asked, table in (
+        ([], True),
+        (["--json"], False),
+        (["--out", str(pictures / "out")], False),
+        (["--out", str(pictures / "out"), "--show-table"], True),
+    ):
+        done = RUN.invoke(app, ["classify", str(pictures / "red"), "-m", str(brightness), *asked])
+        assert ("50×40" in done.output) == table
+
+
+def test_several_sources_as_a_shell_gives_them(brightness: Path, pictures: Path) -> None:
+    sources = [str(pictures / "red" / "red1.png"), str(pictures / "blue"), str(pictures / "green" / "*0.png")]
+    done = RUN.invoke(app, ["classify", *sources, "-m", str(brightness), "--json"])
+    names = [Path(item["name"]).name for item in json.loads(done.stdout)["items"]]
+    assert names == ["red1.png", "blue0.png", "blue1.png", "green0.png"]
+    done = RUN.invoke(app, ["classify", *sources, "nowhere.png", "-m", str(brightness)])
+    assert "there is no file 'nowhere.png'" in str(done.exception)
+
+
+def test_a_video_is_summed_up(brightness: Path, tmp_path: Path) -> None:
+    shown = RUN.invoke(app, ["classify", str(clip(tmp_path / "clip.avi")), "-m", str(brightness)]).output
+    assert [line.split() for line in shown.split("\n")[1:3]] == [["found", "frames", "at", "most"], ["green", "6", "1"]]
+    each = RUN.invoke(app, ["classify", str(tmp_path / "clip.avi"), "-m", str(brightness), "--show-table"]).output
+    assert each.count("64×48") == 6
 
 
 def test_video_in_and_out(brightness: Path, tmp_path: Path) -> None:
@@ -146,7 +171,7 @@ def test_videos_of_one_name_and_of_odd_sizes(brightness: Path, tmp_path: Path) -
     assert found == {"clip.mp4": (4, 64, 48), "clip_2.mp4": (7, 64, 48)}
     refused = RUN.invoke(app, [*arguments, "--save-video"])
     assert "Give --out" in str(refused.exception)
-    with _Writer(tmp_path / "odd", True, "") as writer:  # OpenCV writes even sizes only, other decoders read odd ones
+    with _Writer(tmp_path / "odd", True, []) as writer:  # OpenCV writes even sizes only, other decoders read odd ones
         for index, size in enumerate([(47, 63), (47, 63), (96, 64)]):  # a stream may change its size
             path = writer.write(vision.Found(f"odd.y4m#{index:06d}", None, None), np.full((*size, 3), 90, np.uint8))
     assert path.name == "odd_2.mp4"
