@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import glob
 import inspect
 import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -195,12 +196,14 @@ def _run(task: str | tuple[str, ...], model: Path, wishes: Wishes, **options: An
 
 
 def _check(wishes: Wishes) -> None:
-    """Refuse what would be ignored."""
+    """Refuse what would be ignored, and what would write over a file, before anything is computed."""
     from ..errors import InputError
     from ..vision.sources import length
 
     if wishes.save_video and wishes.out is None:
         raise InputError("--save-video says how --out is written. Give --out, a folder.")
+    if wishes.out is not None:
+        _Writer(wishes.out, wishes.save_video, wishes.source).check()
     if wishes.track and length(wishes.source) is not None:
         sources = ", ".join(map(repr, wishes.source))
         raise InputError(f"--track follows objects through the frames of a video, and {sources} has none.")
@@ -229,7 +232,7 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
     failed = done = 0
     found_any, largest = False, (0, 0)
     start = time.perf_counter()
-    with _Writer(wishes.out, wishes.save_video, wishes.source) as writer:
+    with _Writer(wishes.out or Path(), wishes.save_video, wishes.source) as writer:
         for item in _with_progress(found, wishes.source, console):
             row: dict[str, Any] = {"name": item.name}
             if item.error is not None or item.picture is None or item.result is None:
@@ -304,14 +307,14 @@ def _with_progress(found: Iterable[Found], source: list[str], console: Any) -> I
 class _Writer:
     """Annotated pictures as files; the frames of a video as one video where that is wanted.
 
-    Names that several items would get are numbered. Raises InputError before it writes over a file of the source or one
-    beside it.
+    Names that several items would get are numbered. Raises InputError before it writes over a file of the source, or
+    one that is no drawing.
     """
 
-    def __init__(self, folder: Path | None, save_video: bool, source: list[str]) -> None:
+    def __init__(self, folder: Path, save_video: bool, source: list[str]) -> None:
         self.folder, self.save_video, self._source = folder, save_video, source
         self._video: Any = None
-        self._path: Path | None = None
+        self._path = folder  # of the video
         self._writing: object = None  # which video, and the size of its frames
         self._taken: set[Path] = set()
 
@@ -320,7 +323,7 @@ class _Writer:
 
         name, _, frame = item.name.rpartition("#")
         is_frame = bool(name) and frame.isdecimal()
-        stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in Path(name if is_frame else item.name).stem)
+        stem = _stem(name if is_frame else item.name)
         if self.save_video and is_frame:
             return self._write_frame(name, stem or "video", item.frames_per_second or 25.0, drawn)
         # Encoded first and then written, because imwrite only returns False when the disk is full.
@@ -343,47 +346,84 @@ class _Writer:
             path = self._free(stem, ".mp4")
             if not encodable(str(path)):
                 raise InputError(f"{str(path)!r} is no name in UTF-8, and OpenCV writes no such video. Choose another.")
-            self._video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, even.shape[1::-1])
-            if not self._video.isOpened():
+            video_writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, even.shape[1::-1])
+            if not video_writer.isOpened():
                 raise InputError(f"OpenCV cannot write {str(path)!r}. Leave out --save-video for pictures.")
-            self._writing, self._path = (video, even.shape), path
+            self._video, self._writing, self._path = video_writer, (video, even.shape), path
         self._video.write(even)
-        assert self._path is not None
         return self._path
 
-    def _free(self, stem: str, suffix: str) -> Path:
-        """A path in the folder that nothing was written to, and that is no file of the source."""
-        from ..errors import InputError
+    def check(self) -> None:
+        """Raise InputError where a file would be written over, as far as the source tells the names beforehand."""
+        from ..vision.sources import VIDEO_SUFFIXES, files
 
-        assert self.folder is not None
+        paths: set[Path] = set()
+        for file in files(self._source):
+            stem = _stem(str(file))
+            if file.suffix.lower() not in VIDEO_SUFFIXES:
+                paths.add(self._numbered(stem, ".jpg", paths))
+            elif self.save_video:
+                paths.add(self._numbered(stem, ".mp4", paths))
+            else:
+                paths.update(self.folder.glob(f"{glob.escape(stem)}_{'[0-9]' * 6}.jpg"))
+        self._refuse(sorted(paths))
+
+    def _free(self, stem: str, suffix: str) -> Path:
+        """A path in the folder that nothing was written to, and that is no file to be kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = itertools.chain([f"{stem}{suffix}"], (f"{stem}_{number}{suffix}" for number in itertools.count(2)))
-        path = next(path for name in names if (path := self.folder / name) not in self._taken)
+        path = self._numbered(stem, suffix, self._taken)
         self._taken.add(path)
-        # Beside the pictures that are read lie others, of another suffix too: a.jpg may be somebody's, and a.png read.
-        if path.exists() and (_identity(path) in self._sources or _identity(self.folder) in self._sources):
-            raise InputError(
-                f"{str(path)!r} is a file of the source or beside it, and would be written over. Choose another --out."
-            )
+        self._refuse([path])
         return path
+
+    def _numbered(self, stem: str, suffix: str, taken: Container[Path]) -> Path:
+        names = itertools.chain([f"{stem}{suffix}"], (f"{stem}_{number}{suffix}" for number in itertools.count(2)))
+        return next(path for name in names if (path := self.folder / name) not in taken)
+
+    def _refuse(self, paths: Iterable[Path]) -> None:
+        from ..errors import InputError
+        from ..vision.draw import is_drawing
+
+        existing = [path for path in paths if path.exists()]
+        if read := [path for path in existing if _identity(path) in self._sources]:
+            raise InputError(
+                f"{_first_of(read)} a file of the source, and would be written over. Choose another --out."
+            )
+        if foreign := [path for path in existing if not is_drawing(path)]:
+            raise InputError(
+                f"{_first_of(foreign)} no drawing of an earlier run, and would be written over. Choose another --out, "
+                "or move away what shall be kept."
+            )
 
     @functools.cached_property
     def _sources(self) -> set[tuple[int, int]]:
-        """The files that are read and the folders they lie in, where they are links those of the links."""
+        """The files that are read, where they are links what those lead to."""
         from ..vision.sources import files
 
-        return {_identity(one) for path in files(self._source) if path.exists() for one in (path, path.parent)}
+        return {_identity(path) for path in files(self._source) if path.exists()}
 
     def close(self) -> None:
+        from ..vision.draw import mark_video
+
         if self._video is not None:
             self._video.release()
             self._video = None
+            mark_video(self._path)
 
     def __enter__(self) -> _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _stem(name: str) -> str:
+    """What the drawing of an item is called, without its suffix."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in Path(name).stem)
+
+
+def _first_of(paths: list[Path]) -> str:
+    return f"{str(paths[0])!r} is" if len(paths) == 1 else f"{str(paths[0])!r} and {len(paths) - 1} more are each"
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -149,12 +149,45 @@ def test_sources_are_not_written_over(brightness: Path, tmp_path: Path) -> None:
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     # What lies beside the source is somebody's too: a.jpg of another picture, where a.png is read.
     done = RUN.invoke(app, ["classify", str(folder / "*.png"), "-m", str(brightness), "--out", str(link)])
-    assert "beside it" in str(done.exception)
+    assert "no drawing of an earlier run" in str(done.exception)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    for _ in range(2):  # elsewhere the drawings of the last time are replaced
-        done = RUN.invoke(app, ["classify", str(folder / "a.png"), "-m", str(brightness), "--out", str(tmp_path / "o")])
-        assert done.exit_code == 0
-        assert ": 1 picture in" in done.output
+
+
+def test_drawings_are_replaced_and_nothing_else(brightness: Path, tmp_path: Path) -> None:
+    sources = [tmp_path / "a.png", tmp_path / "long.png", clip(tmp_path / "clip.avi")]
+    for path, size in zip(sources, [(40, 50, 3), (12, 70_000, 3)], strict=False):
+        cv2.imwrite(str(path), np.full(size, 255, np.uint8))
+    out = tmp_path / "out"
+    common = [*map(str, sources), "-m", str(brightness), "--out", str(out)]
+    for more in ([], ["--save-video"]) * 2:
+        assert RUN.invoke(app, ["classify", *common, *more]).exit_code == 0
+    names = ["a.jpg", "clip.mp4", *(f"clip_{number:06d}.jpg" for number in range(6)), "long.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert cv2.imread(str(out / "a.jpg")).shape == (40, 50, 3)
+    assert cv2.imread(str(out / "long.png")).shape == (12, 70_000, 3)
+    assert cv2.VideoCapture(str(out / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 6
+
+    # Photographs, and one film, of the same names; an empty file is none of ours either.
+    drawn = {name: (out / name).read_bytes() for name in names}
+    foreign = {
+        "a.jpg": cv2.imencode(".jpg", np.zeros((40, 50, 3), np.uint8))[1].tobytes(),
+        "clip_000003.jpg": b"",
+        "clip.mp4": sources[2].read_bytes(),
+    }
+    for name, data in foreign.items():
+        (out / name).write_bytes(data)
+        more = ["--save-video"] if name.endswith("mp4") else []
+        done = RUN.invoke(app, ["classify", *map(str, sources), "-m", "nowhere.onnx", "--out", str(out), *more])
+        assert f"{name}' is no drawing of an earlier run" in str(done.exception)  # before the model is looked for
+        (out / name).write_bytes(drawn[name])
+    # Where names are known only when the picture has been read, nothing is written over either.
+    cv2.imwrite(str(out / "long.png"), np.zeros((4, 4, 3), np.uint8))
+    before = (out / "long.png").read_bytes()
+    assert "long.png' is no drawing" in str(RUN.invoke(app, ["classify", *common]).exception)
+    assert (out / "long.png").read_bytes() == before
+    for name in ("a.jpg", "clip_000000.jpg"):
+        (out / name).write_bytes(b"mine")
+    assert "a.jpg' and 1 more are each no drawing" in str(RUN.invoke(app, ["classify", *common]).exception)
 
 
 def test_videos_of_one_name_and_of_odd_sizes(brightness: Path, tmp_path: Path) -> None:
