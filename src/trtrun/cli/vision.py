@@ -246,9 +246,9 @@ def _report(found: Iterable[Found], runner: Runner, what: str, size: tuple[int, 
                 found_any, largest = found_any or bool(row["results"]), max(largest, (width, height), key=max)
                 if wishes.out is not None:
                     row["file"] = str(writer.write(item, draw(item.picture, item.result)))
-                if each:
+                if shown and each:
                     table.add_row(item.name, f"{width}×{height}", "\n".join(_lines(row["results"])))
-                else:
+                elif shown:
                     # Of classes that are ranked only the first is what the picture shows.
                     first = 1 if isinstance(item.result, Classification) else None
                     counts = Counter(_label(one) for one in row["results"][:first])
