@@ -23,11 +23,12 @@ def match(faces: Detections, expected: Detections) -> tuple[np.ndarray, np.ndarr
 
 
 def test_the_engine_finds_the_same_faces(tmp_path: Path) -> None:
-    with OnnxRuntimeSession(demo.model_path(), input_shapes=demo.OPTIONS.input_shapes) as session:
+    demo.prepare(tmp_path)
+    with OnnxRuntimeSession(tmp_path / "centerface.onnx") as session:
         reference = demo.detect_all(session)
     with trtrun.load(demo.build_engine(tmp_path)) as session:
         assert "TensorRT" in session.backend
-        assert detector(session, size=demo.SIZE).postprocess_on == "GPU"
+        assert detector(session).postprocess_on == "GPU"
         found = demo.detect_all(session)
     assert sum(len(result.faces) for result in reference) == 6
     for ours, theirs in zip(found, reference, strict=True):

@@ -298,6 +298,7 @@ def test_an_array_of_another_shape_is_no_reason_to_rebuild_what_was_not_built(fo
     np.save("x.npy", np.ones((1, 12), np.float32))
     done = cli.invoke(app, ["run", "static.onnx", "-i", "x.npy"])
     assert "take a model that was exported or built for this shape" in str(done.exception)
+    assert cli.invoke(app, ["run", "static.onnx", "-i", "x.npy", "--input-shape", "x=1x12"]).exit_code == 0
 
 
 @pytest.mark.skipif(gpu_count() > 0, reason="a GPU would load the engine")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -380,6 +381,36 @@ def test_the_page_is_whole_and_needs_nothing_else(write: Write) -> None:
     agrees = html(trtrun.compare(write("a.onnx", models.chain()), write("a.onnx", models.chain())))
     assert "within the tolerance" in agrees
     assert "<svg" not in agrees
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_the_verdict_of_each_layer_is_seen_without_scrolling(write: Write, browser: Any, width: int) -> None:
+    tensor = trtrun.compare(write("a.onnx", models.chain()), write("b.onnx", models.chain(perturbed=18)))
+    long = [
+        dataclasses.replace(
+            found,
+            layer=dataclasses.replace(found.layer, node="/backbone/features.0/depthwise_conv/BatchNormalization"),
+            error=dataclasses.replace(
+                found.error, name="/backbone/features.0/depthwise_conv/BatchNormalization_output_0"
+            ),
+        )
+        for found in tensor.layers
+    ]
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_content(html(dataclasses.replace(tensor, layers=tuple(long))))
+    table = page.locator(".wide", has=page.locator("th", has_text="node"))
+    for column, title in ((2, ""), (3, "rel L2")):
+        head = table.locator(f"thead th:nth-child({column})")
+        assert head.inner_text() == title
+        box, frame = head.bounding_box(), table.bounding_box()
+        assert box["x"] + box["width"] <= frame["x"] + frame["width"]
+    assert table.locator("tbody tr:nth-child(1) td").first.inner_text() == "ok"
+    if width == 1280:
+        assert table.evaluate("wide => wide.scrollWidth <= wide.clientWidth")
+    # A swatch stays beside its word.
+    for swatch in page.locator(".legend span", has=page.locator("i")).all():
+        assert swatch.bounding_box()["height"] < 30
+    page.close()
 
 
 def test_command(write: Write, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from .console import plain_console
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the engine and the annotated pictures.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the networks and the pictures.")] = Path(
         "trtrun-demo"
     ),
     repetitions: Annotated[int, typer.Option(min=1, help="Repetitions per picture; the table shows medians.")] = 10,
@@ -35,6 +35,7 @@ def command(
     def say(title: str, text: str) -> None:
         console.print(Text.assemble((title, "bold"), text), soft_wrap=True)  # paths stay whole, to be copied
 
+    demo.prepare(out)
     with build_progress(console) as progress:
         start = time.perf_counter()
         engine = demo.build_engine(out, progress=progress)
@@ -50,7 +51,7 @@ def command(
             style="yellow",
             soft_wrap=True,
         )
-        runner = OnnxRuntimeSession(demo.model_path(), input_shapes=demo.OPTIONS.input_shapes)
+        runner = OnnxRuntimeSession(out / "centerface.onnx")
     with runner:
         say("runs on", f"  {runner.backend}")
         with console.status("looking for faces"):

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from .console import plain_console
-from .options import AsJson, Batch, Device, HeadName, InputSize, Labels, Model, Plugins, parse_size, read_labels
+from .options import (
+    AsJson,
+    Batch,
+    Device,
+    HeadName,
+    InputShapes,
+    InputSize,
+    Labels,
+    Model,
+    Plugins,
+    load_model,
+    parse_size,
+    read_labels,
+)
 
 
 def command(
@@ -24,6 +37,7 @@ def command(
     ] = None,
     head: HeadName = None,
     size: InputSize = None,
+    input_shape: InputShapes = None,
     batch: Batch = 1,
     labels: Labels = None,
     as_json: AsJson = False,
@@ -33,7 +47,6 @@ def command(
     """Measure mAP on COCO annotations, or top-1 and top-5 on a folder per class."""
     from .. import vision
     from ..errors import InputError
-    from ..predictor import load
     from ..vision.evaluation import mean_average_precision, top_k
 
     if not data.exists():
@@ -48,7 +61,7 @@ def command(
     console = plain_console(stderr=True)
     names = None if labels is None else dict(enumerate(read_labels(labels)))
     wanted = None if size is None else parse_size(size)
-    with load(model, device=device, plugins=plugin or ()) as runner:
+    with load_model(model, device, plugin, input_shape, wanted) as runner:
         depth = 1 if runner.backend.startswith("ONNX Runtime") else None
         if data.is_dir():
             work = vision.classifier(runner, size=wanted, names=names, top=5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +11,17 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..runner import Runner
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[int, typer.Option("--device", help="Ordinal of the GPU.")]
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="Plugin library to load first.")]
 Model = Annotated[Path, typer.Option("--model", "-m", help="A plan, an ONNX file or a bundle.")]
 HeadName = Annotated[str | None, typer.Option("--head", help="The decoder, where outputs and metadata do not say.")]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option("--input-shape", help="NAME=SHAPE: replace what an ONNX file declares, like images=1x3x640x640."),
+]
 InputSize = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT of an input that takes several.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Pictures per request.")]
 Labels = Annotated[Path | None, typer.Option("--labels", help="Text file with one class name per line.")]
@@ -48,6 +54,64 @@ def parse_named_shapes(texts: Sequence[str], option: str) -> dict[str, tuple[int
         if not name or not equals:
             raise ShapeError(f"cannot read {option} {text!r}: write NAME=SHAPE, like images=8x3x224x224.")
         shapes[name] = parse_shape(dims, text)
+    return shapes
+
+
+def load_model(
+    model: Path,
+    device: int,
+    plugins: Sequence[Path] | None,
+    input_shape: Sequence[str] | None,
+    size: tuple[int, int] | None = None,
+    *,
+    pictures: bool = True,
+) -> Runner:
+    """What runs the model, an ONNX file with other input shapes where they are given.
+
+    Where it takes ``pictures`` of any size, an engine is built for one: ``size``, else what the metadata say. Raises
+    InputError for input shapes of what is built already, and what :func:`trtrun.load` raises.
+    """
+    from ..building.options import BuildOptions
+    from ..errors import InputError
+    from ..plan import is_onnx_file
+    from ..predictor import load
+
+    shapes = parse_named_shapes(input_shape or (), "--input-shape")
+    if shapes and not is_onnx_file(model):
+        raise InputError(
+            f"--input-shape replaces what an ONNX file declares, and {str(model)!r} is none. Build it for that shape, "
+            "or give the ONNX file."
+        )
+    if pictures and is_onnx_file(model):
+        shapes |= picture_shapes(model, shapes, size)
+    return load(model, device=device, plugins=plugins or (), build_options=BuildOptions(input_shapes=shapes))
+
+
+def picture_shapes(
+    model: Path, declared: Mapping[str, tuple[int, ...]], size: tuple[int, int] | None
+) -> dict[str, tuple[int, ...]]:
+    """The shape of an ONNX file's pictures in this size (width, height), else in its metadata's, where it takes any.
+
+    ``declared`` shapes stand in place of the file's.
+    """
+    from ..building.onnx_file import read_model
+    from ..building.rewrites import graph_inputs
+    from ..plan import onnx_metadata
+    from ..vision.heads import read_metadata
+
+    proto = read_model(model)
+    size = size or read_metadata(onnx_metadata({entry.key: entry.value for entry in proto.metadata_props})).size
+    shapes: dict[str, tuple[int, ...]] = {}
+    if size is None:
+        return shapes
+    for value in graph_inputs(proto.graph):
+        dims = value.type.tensor_type.shape.dim
+        shape = [*declared.get(value.name, (dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims))]
+        if len(shape) == 4:
+            height = 1 if shape[3] in (1, 3) and shape[1] not in (1, 3) else 2
+            if -1 in shape[height : height + 2]:
+                shape[height : height + 2] = size[::-1]
+                shapes[value.name] = tuple(shape)
     return shapes
 
 

