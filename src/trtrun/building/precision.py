@@ -9,7 +9,18 @@ from typing import Any
 
 from ..errors import BuildError, MissingPackageError
 from .options import BuildOptions
-from .rewrites import INTEGERS, Values, attribute_of, copied, graph_inputs, quantized_types, scopes
+from .rewrites import (
+    INTEGERS,
+    Values,
+    attribute_of,
+    copied,
+    graph_inputs,
+    graphs,
+    inner_graphs,
+    quantized_types,
+    read_by,
+    scopes,
+)
 
 # Kept in fp32: sums and powers leave fp16's range, exponentials and logarithms its precision. onnxconverter-common's
 # own list comes on top: operators that fp16 does not exist for.
@@ -94,7 +105,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     _separate(proto.graph, {*blocked, *kept_nodes})
     limit = float(np.finfo(np.float16).max)
     beyond = {}
-    for key, tensor in (found for graph in _graphs(proto.graph) for found in _tensors(graph)):
+    for key, tensor in (found for graph in graphs(proto.graph) for found in _tensors(graph)):
         if tensor.data_type == TensorProto.FLOAT:
             array = numpy_helper.to_array(tensor)
             largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))  # infinities stay what they are
@@ -119,7 +130,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     _join(converted.graph, {*positions, *casts})
     half = {
         key
-        for graph in _graphs(converted.graph)
+        for graph in graphs(converted.graph)
         for key, tensor in _tensors(graph)
         if tensor.data_type == TensorProto.FLOAT16
     }
@@ -156,8 +167,8 @@ def _name_apart(graph: Any) -> dict[str, list[str]]:
     without a name is called node_ and its position, in inner graphs inner_, the number of its graph and its position.
     """
     names: dict[str, list[str]] = {}
-    taken = {node.name for each in _graphs(graph) for node in each.node}
-    for index, each in enumerate(_graphs(graph)):
+    taken = {node.name for each in graphs(graph) for node in each.node}
+    for index, each in enumerate(graphs(graph)):
         for at, node in enumerate(each.node):
             called = node.name or (f"inner_{index}_{at}" if index else f"node_{at}")
             same = names.setdefault(called, [])
@@ -173,7 +184,7 @@ def _casts(graph: Any) -> Iterator[str]:
     """The casts to fp32, of masks and counts: the converter leaves them as they are, and has to be told that."""
     from onnx import TensorProto, helper
 
-    for each in _graphs(graph):
+    for each in graphs(graph):
         for node in each.node:
             if node.op_type == "Cast" and helper.get_node_attr_value(node, "to") == TensorProto.FLOAT:
                 yield node.name
@@ -242,7 +253,7 @@ def _join(graph: Any, kept: set[str]) -> None:
                 node.CopyFrom(copied(node, [source.input[0]], [*node.output]))
                 node.op_type = "Identity"
                 del node.attribute[:]
-    reads = Counter([*(value.name for value in graph.output), *(name for node in graph.node for name in _reads(node))])
+    reads = Counter([*(value.name for value in graph.output), *(name for node in graph.node for name in read_by(node))])
     for node in reversed([*graph.node]):
         if node.op_type in ("Cast", "Identity") and not any(reads[name] for name in node.output):
             reads.subtract(node.input)
@@ -267,7 +278,7 @@ def _end_outputs(graph: Any) -> None:
 
 def _rename_reads(node: Any, names: Mapping[str, str]) -> None:
     node.input[:] = [names.get(name, name) for name in node.input]
-    for graph in _graphs_of(node):
+    for graph in inner_graphs(node):
         for each in graph.node:
             _rename_reads(each, names)
         for value in graph.output:
@@ -283,7 +294,7 @@ def _unfold_constants(graph: Any) -> None:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
-    for each in _graphs(graph):
+    for each in graphs(graph):
         kept = []
         for node in each.node:
             given = {a.name: a for a in node.attribute} if node.op_type == "Constant" else {}
@@ -311,7 +322,7 @@ def _separate(graph: Any, kept: set[str]) -> None:
 
     weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     stays = [node for node in graph.node if kept & {node.op_type, node.name}]
-    others = {name for node in graph.node if not kept & {node.op_type, node.name} for name in _reads(node)}
+    others = {name for node in graph.node if not kept & {node.op_type, node.name} for name in read_by(node)}
     shared = {name for node in stays for name in node.input} & others & weights.keys()
     for name in sorted(shared):
         tensor = TensorProto.FromString(weights[name].SerializeToString())
@@ -379,12 +390,12 @@ class _Tail:
             nodes = [
                 node
                 for node in nodes
-                if not (node.name in heavy or node.op_type.endswith("Normalization") or _graphs_of(node))
+                if not (node.name in heavy or node.op_type.endswith("Normalization") or inner_graphs(node))
             ]
             found.update((node.name, node) for node in nodes)
             front = {name for node in nodes for name in node.input}
         while True:  # what others read too has to be among them
-            read = {name for node in graph.node if node.name not in found for name in _reads(node)}
+            read = {name for node in graph.node if node.name not in found for name in read_by(node)}
             shared = [name for name, node in found.items() if read & {*node.output}]
             if not shared:
                 return set(found)
@@ -397,16 +408,7 @@ class _Tail:
             proto.graph.initializer.extend(self._tensors)
             del proto.graph.output[:]
             proto.graph.output.extend(self._outputs)
-            _drop_unused(proto)
-
-
-def _reads(node: Any) -> Iterator[str]:
-    """What a node reads, and what the graphs inside it do."""
-    yield from node.input
-    for inner in _graphs_of(node):
-        for each in inner.node:
-            yield from _reads(each)
-        yield from (value.name for value in inner.output)
+            drop_unused(proto)
 
 
 def _drowned(proto: Any) -> list[str]:
@@ -449,7 +451,7 @@ def _round_kernels(proto: Any, kept: set[str], label: str) -> int:
     for node in proto.graph.node:
         if node.op_type in _CONVOLUTIONS and not kept & {node.op_type, node.name} and len(node.input) > 1:
             fitting[node.input[1]] += 1
-    readers = Counter(name for node in proto.graph.node for name in _reads(node))
+    readers = Counter(name for node in proto.graph.node for name in read_by(node))
     readers.update(value.name for value in proto.graph.output)
     done = 0
     for name, count in fitting.items():
@@ -478,22 +480,6 @@ def _round_kernels(proto: Any, kept: set[str], label: str) -> int:
     return done
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    """A graph and those inside its nodes."""
-    yield graph
-    for node in graph.node:
-        for inner in _graphs_of(node):
-            yield from _graphs(inner)
-
-
-def _graphs_of(node: Any) -> list[Any]:
-    return [
-        inner
-        for attribute in node.attribute
-        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
-    ]
-
-
 def _tensors(graph: Any) -> Iterator[tuple[str, Any]]:
     """The constants of a graph by the names of their values."""
     for tensor in graph.initializer:
@@ -508,14 +494,14 @@ def _full_precision(proto: Any, name: str) -> dict[str, Any]:
     """The fp32 constants before the conversion, which goes by way of fp16 and would cut them to its range."""
     from onnx import TensorProto, numpy_helper
 
-    types = {tensor.data_type for graph in _graphs(proto.graph) for _, tensor in _tensors(graph)}
-    types |= {a.i for graph in _graphs(proto.graph) for node in graph.node for a in node.attribute if a.name == "to"}
+    types = {tensor.data_type for graph in graphs(proto.graph) for _, tensor in _tensors(graph)}
+    types |= {a.i for graph in graphs(proto.graph) for node in graph.node for a in node.attribute if a.name == "to"}
     types |= {value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)}
     if TensorProto.FLOAT16 in types:
         raise BuildError(f"{name} holds fp16 tensors already, so it cannot be converted to bf16. Build it as it is.")
     return {
         key: numpy_helper.to_array(tensor)
-        for graph in _graphs(proto.graph)
+        for graph in graphs(proto.graph)
         for key, tensor in _tensors(graph)
         if tensor.data_type == TensorProto.FLOAT
     }
@@ -528,7 +514,7 @@ def _fp16_to_bf16(proto: Any, full: dict[str, Any]) -> None:
     from onnx import TensorProto, numpy_helper
 
     half, bfloat = TensorProto.FLOAT16, TensorProto.BFLOAT16
-    for graph in _graphs(proto.graph):
+    for graph in graphs(proto.graph):
         for key, tensor in _tensors(graph):
             if tensor.data_type == half:
                 array = full.get(key, numpy_helper.to_array(tensor)).astype(ml_dtypes.bfloat16)
@@ -603,7 +589,7 @@ def without_tf32(proto: Any, name: str, changes: list[str]) -> Any:
         graph.node.extend(halves.nodes)
         graph.initializer.extend(halves.tensors)
     if counts:
-        _drop_unused(proto)
+        drop_unused(proto)
         changes.append(f"without TF32: {_listed(counts)}, each computed as a sum of three")
     if left:
         changes.append(f"still with TF32, which multiply inside: {_listed(left)}")
@@ -693,11 +679,11 @@ class _Halves:
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
 
 
-def _drop_unused(proto: Any) -> None:
+def drop_unused(proto: Any) -> None:
     """Take away the weights that no node reads any more."""
-    read = {value.name for graph in _graphs(proto.graph) for value in graph.output}
-    read |= {name for graph in _graphs(proto.graph) for node in graph.node for name in node.input}
-    for graph in _graphs(proto.graph):
+    read = {value.name for graph in graphs(proto.graph) for value in graph.output}
+    read |= {name for graph in graphs(proto.graph) for node in graph.node for name in node.input}
+    for graph in graphs(proto.graph):
         kept = [tensor for tensor in graph.initializer if tensor.name in read]
         if len(kept) < len(graph.initializer):
             del graph.initializer[:]

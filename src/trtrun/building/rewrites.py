@@ -128,9 +128,56 @@ def scopes(graph: Any, outer: dict[str, Any]) -> Iterator[tuple[Any, dict[str, A
                     constants[node.output[0]] = attribute.t
     yield graph, constants
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from scopes(inner, constants)
+        for inner in inner_graphs(node):
+            yield from scopes(inner, constants)
+
+
+def inner_graphs(node: Any) -> list[Any]:
+    return [
+        inner
+        for attribute in node.attribute
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
+    ]
+
+
+def graphs(graph: Any) -> Iterator[Any]:
+    """A graph and those inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            yield from graphs(inner)
+
+
+def read_by(node: Any) -> Iterator[str]:
+    """What a node reads, and what the graphs inside it do."""
+    yield from node.input
+    for inner in inner_graphs(node):
+        for each in inner.node:
+            yield from read_by(each)
+        yield from (value.name for value in inner.output)
+
+
+def value_names(graph: Any) -> set[str]:
+    """The names of all values of a graph and of those inside it."""
+    return {
+        name
+        for each in graphs(graph)
+        for name in (
+            *(value.name for value in (*each.input, *each.output, *each.initializer)),
+            *(sparse.values.name for sparse in each.sparse_initializer),
+            *(name for node in each.node for name in (*node.input, *node.output)),
+        )
+    }
+
+
+def free_name(wanted: str, taken: set[str]) -> str:
+    """A name that is not taken, ``wanted`` or like it; takes it."""
+    name, count = wanted, 0
+    while name in taken:
+        count += 1
+        name = f"{wanted}/{count}"
+    taken.add(name)
+    return name
 
 
 def attribute_of(node: Any, name: str, default: Any) -> Any:
