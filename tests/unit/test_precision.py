@@ -658,3 +658,30 @@ def test_an_operator_set_that_cannot_be_brought_up_is_said() -> None:
     proto.opset_import[0].version = 1
     with pytest.raises(trtrun.BuildError, match="operator set 1, tf32=False needs 13"):
         precision.without_tf32(proto, "this model", [])
+
+
+@pytest.mark.parametrize("constants", [False, True])
+def test_branches_with_weights_of_the_same_name_keep_their_own_in_bf16(constants: bool) -> None:
+    def branch(name: str, weights: list[float]) -> onnx.GraphProto:
+        tensor = numpy_helper.from_array(np.array(weights, np.float32), "w")
+        nodes = [helper.make_node("Mul", ["z", "w"], ["o"])]
+        if constants:
+            nodes.insert(0, helper.make_node("Constant", [], ["w"], value=tensor))
+        return helper.make_graph(nodes, name, [], [models.value("o", [2])], [] if constants else [tensor])
+
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["z"]),
+        helper.make_node("If", ["c"], ["v"], then_branch=branch("a", [1, 2]), else_branch=branch("b", [3, 4])),
+        helper.make_node("Sigmoid", ["v"], ["y"]),
+    ]
+    inputs = [models.value("x", [2]), helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
+    model = models._model(nodes, inputs, [models.value("y", [2])], {})
+    data, _ = prepare(model, BuildOptions(bf16=True))
+    assert data is not None
+    (both,) = (node for node in onnx.load_from_string(data).graph.node if node.op_type == "If")
+    for attribute in both.attribute:
+        ((_, tensor),) = precision._tensors(attribute.g)
+        assert tensor.data_type == onnx.TensorProto.BFLOAT16
+        wanted = [1, 2] if attribute.name == "then_branch" else [3, 4]
+        assert numpy_helper.to_array(tensor).astype(np.float32).tolist() == wanted
+    assert build_plan(data, BuildOptions())

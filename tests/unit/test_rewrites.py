@@ -408,3 +408,67 @@ def test_what_simplifying_makes_is_rewritten_too() -> None:
     assert ["simplified" in changes[0], "ceil_mode" in changes[1]] == [True, True]
     assert operators(prepared) == {"Reshape", "MaxPool"}
     same(data, prepared, {"x": RNG.standard_normal((1, 8)).astype(np.float32)})
+
+
+def branch(
+    nodes: list, output: str, kind: int, weights: dict[str, np.ndarray], known: dict[str, list] | None = None
+) -> onnx.GraphProto:
+    return helper.make_graph(
+        nodes,
+        "branch",
+        [],
+        [helper.make_tensor_value_info(output, kind, None)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+        value_info=[helper.make_tensor_value_info(name, kind, shape) for name, shape in (known or {}).items()],
+    )
+
+
+def test_shapes_inside_branches_are_those_of_each() -> None:
+    """Both call theirs by the same name; the shape of one was written into the other."""
+    nodes = [helper.make_node("Slice", ["x", "s", "e"], ["t"]), helper.make_node("Trilu", ["t"], ["o"])]
+    branches = {
+        name: branch(nodes, "o", INT64, {"s": np.array([0, 0]), "e": np.array([size, size])})
+        for name, size in (("then_branch", 4), ("else_branch", 1))
+    }
+    data = model(
+        [helper.make_node("If", ["c"], ["y"], **branches)],
+        {"c": (BOOL, []), "x": (INT64, [6, 6])},
+        {"y": (INT64, ["N", "M"])},
+    )
+    prepared, _ = changed(data)
+    for condition in (True, False):
+        same(data, prepared, {"c": np.array(condition), "x": RNG.integers(1, 9, (6, 6))})
+
+
+def test_values_inside_get_names_of_their_own() -> None:
+    """Inner graphs read outer names; a name that is made inside hides the outer one from there on."""
+
+    def choice(depth: int) -> onnx.NodeProto:
+        branches = {}
+        for at, name in enumerate(("then_branch", "else_branch")):
+            nodes = [
+                helper.make_node("Mul", ["a", "w"], ["t"]),  # the outer a
+                helper.make_node("Add", ["t", "x"], ["a"]),
+                helper.make_node("Mul", ["a", "w"], ["b"]),
+            ]
+            if depth:
+                nodes += [choice(depth - 1), helper.make_node("Add", ["y", "b"], ["e"])]
+            weights = {"w": np.array([depth * 2 + at + 2], np.float32)}
+            branches[name] = branch(nodes, "e" if depth else "b", FLOAT, weights, {"a": [2]})
+        return helper.make_node("If", ["c"], ["y"], **branches)
+
+    nodes = [helper.make_node("Neg", ["x"], ["a"]), choice(1), helper.make_node("Add", ["a", "y"], ["z"])]
+    data = model(nodes, {"c": (BOOL, []), "x": (FLOAT, [2])}, {"z": (FLOAT, [2])}, opset=17)
+    proto = onnx.load_from_string(data)
+    rewrites.separate_values(proto.graph)
+    names = [name for graph in rewrites.graphs(proto.graph) for name in rewrites._made(graph)]
+    assert len(names) == len(set(names)) == 5 + 2 * 6 + 4 * 4
+    separate = proto.SerializeToString()
+    onnx.checker.check_model(separate, full_check=True)  # which takes no name twice
+    x = np.array([1, 2], np.float32)
+    for condition, outer, inner in ((True, 4, 2), (False, 5, 3)):  # the weights
+        b = outer * (a := outer * -x + x)
+        y = inner * (inner * a + x)
+        assert np.array_equal(OnnxRuntimeSession(separate).run({"x": x, "c": np.array(condition)})["z"], -x + y + b)
+    rewrites.separate_values(proto.graph)
+    assert proto.SerializeToString() == separate

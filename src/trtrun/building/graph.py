@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Of what ``prepare`` makes of the same model and options: one more with each change, so that no cache serves the old.
 # A test holds it to the sources of this module, precision.py and rewrites.py.
-REVISION = 7
+REVISION = 8
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes of one ONNX message
 # Names that exporters give to a dimension they know nothing of. The builder would tie all of one name together.
@@ -33,9 +33,9 @@ def prepare(
     Its external data stays beside the file where only dimensions were given other sizes or names, and is inside where
     more was changed.
 
-    Dimensions without a real name are given one each in any case, and what TensorRT computes wrongly is written
-    another way, last, whatever made it. With the ``capabilities`` of a flavour, what it is known to compute wrongly or
-    to die of all the same is refused.
+    Values of inner graphs are given names of their own first, which nobody sees outside. Dimensions without a real name
+    are given one each in any case, and what TensorRT computes wrongly is written another way, last, whatever made it.
+    With the ``capabilities`` of a flavour, what it is known to compute wrongly or to die of all the same is refused.
 
     Raises:
         BuildError: options that exclude each other, an output that does not exist, a graph that cannot be changed as
@@ -46,6 +46,7 @@ def prepare(
     options.check()
     name = model_name(model)
     proto = read_model(model)
+    rewrites.separate_values(proto.graph)
     changes = declare(proto, options.input_shapes, name) + _untie(proto)
     # TensorRT-RTX computes fp32 products with TF32 operands whatever it is told, where the GPU has TF32
     turing = {text.replace("_", "").lower() for text in options.compute_capabilities} == {"sm75"}

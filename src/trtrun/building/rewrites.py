@@ -8,7 +8,7 @@ TensorRT-RTX up to 1.6. Functions inside a model are not looked into.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError
@@ -178,6 +178,51 @@ def free_name(wanted: str, taken: set[str]) -> str:
         name = f"{wanted}/{count}"
     taken.add(name)
     return name
+
+
+def separate_values(graph: Any) -> None:
+    """Give the values inside inner graphs names that no other value has, in place; the graph's own keep theirs.
+
+    Branches may use the same names, and what is known of values is kept by name. Nothing outside sees the new ones:
+    an inner graph's inputs and outputs are told apart by position.
+    """
+    taken = value_names(graph)
+    seen = {name for name in _made(graph) if name}
+
+    def separate(inner: Any, outer: Mapping[str, str]) -> None:
+        """``outer``: what the names that can be read here are now."""
+        own: dict[str, str] = {}
+        for name in filter(None, _made(inner)):
+            if name not in own:
+                own[name] = free_name(name, taken) if name in seen else name
+        seen.update(own.values())
+        names = {**own, **outer}  # a node's output hides an outer value only from the node on
+        for value in (*inner.input, *inner.initializer, *(sparse.values for sparse in inner.sparse_initializer)):
+            if value.name:
+                names[value.name] = value.name = own[value.name]
+        for node in inner.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            for each in inner_graphs(node):
+                separate(each, names)
+            for name in filter(None, node.output):
+                names[name] = own[name]
+            node.output[:] = [own.get(name, name) for name in node.output]
+        for value in inner.output:
+            value.name = names.get(value.name, value.name)
+        for value in inner.value_info:
+            value.name = own.get(value.name, value.name)
+
+    outermost = {name: name for name in seen}
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            separate(inner, outermost)
+
+
+def _made(graph: Any) -> Iterator[str]:
+    """The names of the values that a graph is given, holds and computes, inner graphs left out."""
+    yield from (value.name for value in (*graph.input, *graph.initializer))
+    yield from (sparse.values.name for sparse in graph.sparse_initializer)
+    yield from (name for node in graph.node for name in node.output)
 
 
 def attribute_of(node: Any, name: str, default: Any) -> Any:
