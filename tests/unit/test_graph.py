@@ -151,6 +151,30 @@ def test_another_input_shape_leaves_the_types_of_what_plugins_compute() -> None:
     assert not output.type.tensor_type.HasField("shape")  # [1, 4] was of the old shape
 
 
+def test_another_input_shape_is_not_held_against_what_branches_declare() -> None:
+    """Their sizes were of the old one, and were written into what stands for a Trilu of integers."""
+    kind = onnx.TensorProto.INT32
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node("Identity", ["x"], ["t"]), helper.make_node("Trilu", ["t"], ["o"])],
+            name,
+            [],
+            [helper.make_tensor_value_info("o", kind, [3, 3])],
+            value_info=[helper.make_tensor_value_info("t", kind, [3, 3])],
+        )
+        for name in ("then_branch", "else_branch")
+    }
+    inputs = [
+        helper.make_tensor_value_info("x", kind, [3, 3]),
+        helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []),
+    ]
+    nodes = [helper.make_node("If", ["c"], ["y"], **branches)]
+    model = models._model(nodes, inputs, [helper.make_tensor_value_info("y", kind, [3, 3])], {})
+    session, _, _ = changed(model, input_shapes={"x": (2, 2)})
+    given = {"x": np.array([[1, 2], [3, 4]], np.int32), "c": np.array(True)}
+    assert session.run(given)["y"].tolist() == [[1, 2], [0, 4]]
+
+
 def test_simplified() -> None:
     nodes = [
         helper.make_node("Identity", ["x"], ["a"]),

@@ -57,6 +57,10 @@ def prepare(
             rewrites.refuse(proto, name, capabilities)
         return (proto.SerializeToString() if changes else None), changes
     add_external_data(proto, model)
+    written: set[str] = set()
+    if options.outputs or options.simplify:  # which infer shapes, and would infer wrong ones of some pools
+        pools, written = rewrites.rewrite_pools(proto)
+        changes += pools
     if options.outputs:
         proto = choose_outputs(proto, options.outputs, name, changes)
     if options.simplify:
@@ -65,7 +69,7 @@ def prepare(
         proto = precision.to_half(proto, options, name, changes)
     if in_parts:
         proto = precision.without_tf32(proto, name, changes)
-    changes += rewrites.rewrite(proto)
+    changes += rewrites.rewrite(proto, written)
     if capabilities is not None:
         rewrites.refuse(proto, name, capabilities)
     if proto.ByteSize() > _PROTOBUF_LIMIT:
@@ -105,9 +109,7 @@ def declare(proto: Any, shapes: Mapping[str, Shape], name: str) -> list[str]:
             dims.add(**({"dim_param": f"{input_name}_{axis}"} if size < 0 else {"dim_value": size}))
         changes.append(f"input {input_name} is declared {shape_text(shape)}, not {old}")
     if shapes:  # the sizes that were declared for the old ones no longer hold; types do
-        for value in (*proto.graph.value_info, *proto.graph.output):
-            if value.type.HasField("tensor_type"):  # clearing a field of one without a type would give it an empty one
-                value.type.tensor_type.ClearField("shape")
+        rewrites.forget_shapes(proto.graph, ranks=True)
     return changes
 
 

@@ -8,7 +8,7 @@ TensorRT-RTX up to 1.6. Functions inside a model are not looked into.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError
@@ -22,35 +22,81 @@ _GRU_STEPS = 64  # the longest sequence that is written out step by step
 _SMALL = 1024  # elements; constants up to this size may be shapes or axes, which types follow from
 
 
-def rewrite(proto: Any) -> list[str]:
-    """Rewrite a model in place whose external data is loaded; returns one line for each kind of change."""
-    changes = _fp8_scales(proto)
+def rewrite(proto: Any, written: Container[str] = ()) -> list[str]:
+    """Rewrite a model in place whose external data is loaded; returns one line for each kind of change.
+
+    ``written`` holds what :func:`rewrite_pools` returned, where it was called before.
+    """
+    changes = [*_fp8_scales(proto), *rewrite_pools(proto, written)[0]]
     values = Values(proto)
     counts: Counter[str] = Counter()
 
-    def written(node: Any) -> list[Any]:
-        result = _another_way(node, values)
+    def rewritten(node: Any) -> list[Any]:
+        result = _another_way(node, values, _WAYS)
         if result is None:
             return [node]
         text, nodes = result
         counts[text] += 1
         # a GRU of layout 0 may need more; whatever else is written is right
-        return [last for made in nodes for last in (written(made) if made.op_type == "GRU" else [made])]
+        return [last for made in nodes for last in (rewritten(made) if made.op_type == "GRU" else [made])]
 
     for graph, _ in scopes(proto.graph, {}):
-        if not any(_another_way(node, values) for node in graph.node):
+        if not any(_another_way(node, values, _WAYS) for node in graph.node):
             continue
-        nodes = [last for node in graph.node for last in written(node)]
+        nodes = [last for node in graph.node for last in rewritten(node)]
         del graph.node[:]
         graph.node.extend(nodes)
-    return [*changes, *(f"{count} {text}" for text, count in sorted(counts.items()))]
+    return [*changes, *_counted(counts)]
+
+
+def rewrite_pools(proto: Any, written: Container[str] = ()) -> tuple[list[str], set[str]]:
+    """What :func:`rewrite` does to pools; returns also names of what is ``written`` and not to be written again.
+
+    One after the other, in the order in which they are computed: up to operator set 21 onnx too infers the window that
+    TensorRT keeps, and wrong shapes from there on, until it is dropped by nodes. Files may hold such shapes already.
+    """
+    counts: Counter[str] = Counter()
+    whole: set[str] = set()
+    values = Values(proto)
+    sliced = {node.input[0] for each in graphs(proto.graph) for node in each.node if node.op_type == "Slice"}
+    done = {name for name in sliced if name in written}
+
+    def pools(graph: Any) -> None:
+        nonlocal values
+        at = 0
+        while at < len(graph.node):
+            node = graph.node[at]
+            for inner in inner_graphs(node):
+                pools(inner)
+            found = None if node.output[0] in done else _another_way(node, values, _POOLS)
+            if found is None:
+                at += 1
+                continue
+            text, made = found
+            counts[text] += 1
+            whole.add(made[0].output[0])
+            nodes = [*graph.node[:at], *made, *graph.node[at + 1 :]]
+            del graph.node[:]
+            graph.node.extend(nodes)
+            at += len(made)
+            forget_shapes(proto.graph, ranks=False)
+            values = Values(proto)
+
+    pools(proto.graph)
+    return _counted(counts), whole
+
+
+def _counted(counts: Counter[str]) -> list[str]:
+    return [f"{count} {text}" for text, count in sorted(counts.items())]
 
 
 def needed(proto: Any) -> bool:
     """True when :func:`rewrite` would change something; external data need not be loaded."""
     values = Values(proto)
     return next(_one_scale(proto), None) is not None or any(
-        _another_way(node, values) for graph, _ in scopes(proto.graph, {}) for node in graph.node
+        _another_way(node, values, _POOLS) or _another_way(node, values, _WAYS)
+        for graph, _ in scopes(proto.graph, {})
+        for node in graph.node
     )
 
 
@@ -130,6 +176,16 @@ def scopes(graph: Any, outer: dict[str, Any]) -> Iterator[tuple[Any, dict[str, A
     for node in graph.node:
         for inner in inner_graphs(node):
             yield from scopes(inner, constants)
+
+
+def forget_shapes(graph: Any, *, ranks: bool) -> None:
+    """Take away the sizes that a graph, and those inside it, declare of what is computed, ``ranks`` too; types stay."""
+    for each in graphs(graph):
+        for value in (*each.value_info, *each.output, *(() if each is graph else each.input)):
+            if ranks and value.type.HasField("tensor_type"):  # one without a type would be given an empty one
+                value.type.tensor_type.ClearField("shape")
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()
 
 
 def inner_graphs(node: Any) -> list[Any]:
@@ -360,10 +416,10 @@ def copied(node: Any, inputs: list[str], outputs: list[str], **attributes: Any) 
 # Writing nodes another way: each function returns what stands for a node, or None where TensorRT computes it right
 
 
-def _another_way(node: Any, values: Values) -> tuple[str, list[Any]] | None:
+def _another_way(node: Any, values: Values, ways: _Ways) -> tuple[str, list[Any]] | None:
     if node.domain not in _STANDARD or not any(node.output):
         return None
-    for function, text in _WAYS.get(node.op_type, ()):
+    for function, text in ways.get(node.op_type, ()):
         nodes = function(node, values)
         if nodes is not None:
             return text, nodes
@@ -565,10 +621,13 @@ def _activations(node: Any) -> bool:
 _Way = Callable[[Any, Values], "list[Any] | None"]
 _LAYOUT = "{} with layout 1: transposed, since TensorRT takes the batch for the sequence"
 _WINDOW = "{} with ceil_mode: the window that starts in the padding is dropped, which TensorRT keeps"
-_WAYS: dict[str, tuple[tuple[_Way, str], ...]] = {
-    "Trilu": ((_trilu, "Trilu of integers: the upper triangle, which TensorRT gets wrong, is chosen with Where"),),
+_Ways = dict[str, tuple[tuple[_Way, str], ...]]
+_POOLS: _Ways = {
     "MaxPool": ((_pool, _WINDOW.format("MaxPool")),),
     "AveragePool": ((_pool, _WINDOW.format("AveragePool")),),
+}
+_WAYS: _Ways = {
+    "Trilu": ((_trilu, "Trilu of integers: the upper triangle, which TensorRT gets wrong, is chosen with Where"),),
     "SpaceToDepth": ((_space_to_depth, "SpaceToDepth with mode CRD: DCR, which TensorRT takes it for, reordered"),),
     "LSTM": ((_batchwise, _LAYOUT.format("LSTM")),),
     "RNN": ((_batchwise, _LAYOUT.format("RNN")),),
