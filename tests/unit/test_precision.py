@@ -685,3 +685,28 @@ def test_branches_with_weights_of_the_same_name_keep_their_own_in_bf16(constants
         wanted = [1, 2] if attribute.name == "then_branch" else [3, 4]
         assert numpy_helper.to_array(tensor).astype(np.float32).tolist() == wanted
     assert build_plan(data, BuildOptions())
+
+
+@pytest.mark.parametrize("keep", [(), ("GRU", "LSTM")])
+@pytest.mark.parametrize("label", ["fp16", "bf16"])
+@pytest.mark.parametrize(("operator", "gates"), [("GRU", 3), ("LSTM", 4)])
+def test_outputs_that_are_left_out_before_others(operator: str, gates: int, label: str, keep: tuple[str, ...]) -> None:
+    """The converter took them for what optional inputs, also without a name, are made of."""
+    node = helper.make_node(operator, ["x", "w", "r", "", "", "h"], ["", "y"], hidden_size=5)
+    weights = {
+        "w": RNG.standard_normal((1, 5 * gates, 3)).astype(np.float32),
+        "r": RNG.standard_normal((1, 5 * gates, 5)).astype(np.float32),
+        "h": RNG.standard_normal((1, 2, 5)).astype(np.float32),
+    }
+    for steps in (2, 4):
+        model = models._model([node], [models.value("x", [steps, 2, 3])], [models.value("y", [1, 2, 5])], weights)
+        options = BuildOptions(**{label: True}, keep_fp32=tuple(name for name in keep if name == operator))
+        data, _ = prepare(model, options)
+        assert data is not None
+        proto = onnx.load_from_string(data)
+        assert not any("left_out" in name for each in proto.graph.node for name in (*each.input, *each.output))
+        assert build_plan(model, options)
+        if label == "fp16":
+            x = RNG.standard_normal((steps, 2, 3)).astype(np.float32)
+            wanted, found = (OnnxRuntimeSession(each)(x)["y"] for each in (model, data))
+            np.testing.assert_allclose(found, wanted, atol=1e-2)

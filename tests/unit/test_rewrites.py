@@ -309,6 +309,23 @@ def test_gru_without_bias_and_state_and_what_is_not_written_out() -> None:
         assert prepare(recurrent("GRU", "forward", steps, 2, **extra), BuildOptions()) == (None, [])
 
 
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("steps", [3, 65])
+def test_gru_in_bf16(steps: int, state: bool) -> None:
+    """TensorRT's parser takes none in bf16: what is not written step by step stays in fp32."""
+    data = recurrent("GRU", "bidirectional", steps, 2)
+    if not state:
+        proto = onnx.load_from_string(data)
+        proto.graph.node[0].input.pop()
+        proto.graph.input.pop()
+        data = proto.SerializeToString()
+    prepared, changes = prepare(data, BuildOptions(bf16=True))
+    assert prepared is not None
+    assert any("kept in fp32: none" in change for change in changes) == (steps == 3)
+    assert ("GRU" in operators(prepared)) == (steps == 65)
+    assert build_plan(data, BuildOptions(bf16=True))
+
+
 def test_space_to_depth() -> None:
     node = helper.make_node("SpaceToDepth", ["x"], ["y"], blocksize=2, mode="CRD")
     data = model([node], {"x": (FLOAT, ["N", 3, "H", "W"])}, {"y": (FLOAT, ["N", 12, "h", "w"])}, opset=28)

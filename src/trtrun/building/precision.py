@@ -14,12 +14,15 @@ from .rewrites import (
     Values,
     attribute_of,
     copied,
+    free_name,
     graph_inputs,
     graphs,
     inner_graphs,
+    is_unrolled,
     quantized_types,
     read_by,
     scopes,
+    value_names,
 )
 
 # Kept in fp32: sums and powers leave fp16's range, exponentials and logarithms its precision. onnxconverter-common's
@@ -97,6 +100,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     quantized = _quantized(proto)
     drowned = _drowned(proto)
     in_fp32 = [*(name for kept in options.keep_fp32 for name in names.get(kept, ())), *drowned]
+    in_fp32 += _loops_of_gru(proto) if options.bf16 else []
     casts = [*_casts(proto.graph)]
     positions = _positions(proto)
     in_fp32 += positions
@@ -113,6 +117,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
                 beyond[key] = largest
     rounded = _round_kernels(proto, {*blocked, *kept_nodes}, label)
     full = _full_precision(proto, name) if options.bf16 else {}
+    left_out = _name_outputs(proto.graph)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights beyond fp16, which are reported below, and bf16 holds them
@@ -140,6 +145,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     if tail is not None:
         kept += Counter(node.op_type for node in tail.nodes if node.op_type != "Identity")
         tail.put_back(converted)
+    _leave_out(converted.graph, left_out)
     if quantized:
         changes.append(f"{len(quantized)} nodes of quantized convolutions and products keep their fp32 side")
     if drowned:
@@ -178,6 +184,13 @@ def _name_apart(graph: Any) -> dict[str, list[str]]:
             taken.add(node.name)
             same.append(node.name)
     return names
+
+
+def _loops_of_gru(proto: Any) -> list[str]:
+    """The GRUs that TensorRT's parser is given as such, by name: it takes none in bf16."""
+    values = Values(proto)
+    nodes = (node for graph in graphs(proto.graph) for node in graph.node if node.op_type == "GRU")
+    return [node.name for node in nodes if not is_unrolled(node, values)]
 
 
 def _casts(graph: Any) -> Iterator[str]:
@@ -274,6 +287,29 @@ def _end_outputs(graph: Any) -> None:
         node.output[:] = [inner.get(name, name) for name in node.output]
         _rename_reads(node, {name: inner[name] for name in made})
     graph.node.extend(helper.make_node("Identity", [inner[name]], [name], name=inner[name]) for name in made)
+
+
+def _name_outputs(graph: Any) -> set[str]:
+    """Name the outputs that are left out before others, for the converter looks for a node at every name."""
+    taken = value_names(graph)
+    names = set()
+    for each in graphs(graph):
+        for node in each.node:
+            for index, output in enumerate(node.output):
+                if not output:
+                    node.output[index] = free_name(f"{node.op_type}/left_out", taken)
+                    names.add(node.output[index])
+    return names
+
+
+def _leave_out(graph: Any, names: set[str]) -> None:
+    """Leave those outputs out again, and the casts that the converter put behind them."""
+    for each in graphs(graph):
+        for node in [node for node in each.node if node.op_type == "Cast" and node.output[0] in names]:
+            names = names | {*node.input}
+            each.node.remove(node)
+        for node in each.node:
+            node.output[:] = ["" if name in names else name for name in node.output]
 
 
 def _rename_reads(node: Any, names: Mapping[str, str]) -> None:

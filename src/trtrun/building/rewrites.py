@@ -547,7 +547,7 @@ def _gru(node: Any, values: Values) -> list[Any] | None:
 
     Seen to hang: three steps with the whole sequence as output. Seen to run: one and two steps with Y_h alone.
     """
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     x, w, r = node.input[:3]
     shape, kind = values.shape(x), values.type(x)
@@ -557,7 +557,7 @@ def _gru(node: Any, values: Values) -> list[Any] | None:
         return None
     if not hidden or not _activations(node) or _given(node, 4) or attribute_of(node, "clip", None) is not None:
         return None
-    if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+    if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16):
         return None
     direction = attribute_of(node, "direction", "forward")
     add = Nodes(node, values.opset)
@@ -586,8 +586,9 @@ def _gru(node: Any, values: Values) -> list[Any] | None:
             ]
         if _given(node, 5):
             state = of(node.input[5])
-        else:  # of one row, which every row of the batch shares
-            state = add.constant([[0] * hidden], helper.tensor_dtype_to_np_dtype(kind))
+        else:  # of one row, which every row of the batch shares; its bytes are 0 in every type
+            zeros = bytes(hidden * (4 if kind == TensorProto.FLOAT else 2))
+            state = add("Constant", value=TensorProto(data_type=kind, dims=[1, hidden], raw_data=zeros))
         states: list[str] = [""] * steps
         for step in reversed(range(steps)) if backwards else range(steps):
             now = [add("Gather", product, add.constant(step), axis=0) for product in products]
@@ -610,6 +611,11 @@ def _gru(node: Any, values: Values) -> list[Any] | None:
     if _output(node, 1):
         add("Concat", *(add.unsqueeze(state, [0]) for state in last), to=node.output[1], axis=0)
     return add.nodes
+
+
+def is_unrolled(node: Any, values: Values) -> bool:
+    """True for a GRU that :func:`rewrite` writes step by step, as it is."""
+    return not attribute_of(node, "layout", 0) and _gru(node, values) is not None
 
 
 def _activations(node: Any) -> bool:
