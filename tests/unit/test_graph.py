@@ -133,6 +133,37 @@ def test_other_outputs() -> None:
         prepare(models.affine(), BuildOptions(outputs=("nothing",)))
 
 
+def test_other_outputs_behind_what_branches_read() -> None:
+    """Nodes, weights and inputs that only an inner graph reads are needed too, and others are not."""
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node(operator, ["z", "w"], ["o"]), helper.make_node("Mul", ["o", "second"], ["p"])],
+            name,
+            [],
+            [models.value("p", None)],
+        )
+        for name, operator in (("then_branch", "Add"), ("else_branch", "Sub"))
+    }
+    nodes = [
+        helper.make_node("Neg", ["x"], ["z"]),
+        helper.make_node("If", ["c"], ["v"], **branches),
+        helper.make_node("Exp", ["v"], ["e"]),
+        helper.make_node("Add", ["e", "third"], ["y"]),
+    ]
+    inputs = [models.value(name, [2]) for name in ("x", "second", "third")]
+    inputs.append(helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []))
+    weights = {name: np.array(value, np.float32) for name, value in (("w", [1, 2]), ("unread", [3]))}
+    model = models._model(nodes, inputs, [models.value("y", [2])], weights)
+    session, changes, data = changed(model, outputs=("e",))
+    assert changes == ["outputs e: 3 of 4 nodes are needed for them"]
+    assert [tensor.name for tensor in onnx.load_from_string(data).graph.initializer] == ["w"]
+    given = {name: RNG.standard_normal(2).astype(np.float32) for name in ("x", "second")}
+    for condition in (True, False):
+        found = session.run({**given, "c": np.array(condition)})["e"]
+        wanted = np.exp((-given["x"] + (1 if condition else -1) * weights["w"]) * given["second"])
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_another_input_shape_leaves_the_types_of_what_plugins_compute() -> None:
     """Nothing but the file tells them."""
     nodes = [

@@ -130,31 +130,41 @@ def _untie(proto: Any) -> list[str]:
 
 def choose_outputs(proto: Any, outputs: tuple[str, ...], name: str, changes: list[str]) -> Any:
     """The model with these tensors as its outputs, and only what is needed for them. Raises BuildError."""
-    import onnx
-    from onnx.utils import Extractor
+    from onnx import helper
 
-    known = {output for node in proto.graph.node for output in node.output if output}
-    unknown = [output for output in outputs if output not in known]
+    graph = proto.graph
+    makers = {output: node for node in graph.node for output in node.output if output}
+    unknown = [output for output in outputs if output not in makers]
     if unknown:
-        raise BuildError(f"{name} computes no {unknown}, so it cannot be an output. It has {sorted(known)[:50]}.")
-    before = len(proto.graph.node)
-    inputs = [value.name for value in rewrites.graph_inputs(proto.graph)]
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        typed = {value.name for value in (*inferred.graph.value_info, *inferred.graph.output)}
-        missing = [output for output in outputs if output not in typed]
-        if missing:
-            raise BuildError(f"the type of {missing} in {name} cannot be inferred, so it cannot be an output.")
-        chosen = Extractor(inferred).extract_model(inputs, list(outputs))
-    except BuildError:
-        raise
-    except Exception as error:  # onnx's errors share no base
-        raise BuildError(f"the outputs {list(outputs)} cannot be taken from {name}: {error}") from error
-    used = {name for node in chosen.graph.node for name in node.input}
-    for value in [value for value in chosen.graph.input if value.name not in used]:
-        chosen.graph.input.remove(value)
-    changes.append(f"outputs {', '.join(outputs)}: {len(chosen.graph.node)} of {before} nodes are needed for them")
-    return chosen
+        raise BuildError(f"{name} computes no {unknown}, so it cannot be an output. It has {sorted(makers)[:50]}.")
+    values = rewrites.Values(proto)
+    missing = [output for output in outputs if not values.type(output)]
+    if missing:
+        raise BuildError(f"the type of {missing} in {name} cannot be inferred, so it cannot be an output.")
+    needed: set[str] = set()
+    todo = [*outputs]
+    while todo:
+        value = todo.pop()
+        if value not in needed:
+            needed.add(value)
+            todo += rewrites.read_by(makers[value]) if value in makers else ()
+    before = len(graph.node)
+    for held, kept in (
+        (graph.node, [node for node in graph.node if needed & {*node.output}]),
+        (graph.input, [value for value in graph.input if value.name in needed]),
+        (graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed]),
+        (graph.value_info, [value for value in graph.value_info if value.name in needed]),
+    ):
+        if len(kept) < len(held):
+            del held[:]
+            held.extend(kept)
+    declared = {value.name: value for value in (*graph.value_info, *graph.output) if value.type.tensor_type.elem_type}
+    # a shape need not be declared: what runs the graph infers it
+    chosen = [declared.get(x) or helper.make_tensor_value_info(x, values.type(x), None) for x in outputs]
+    del graph.output[:]
+    graph.output.extend(chosen)
+    changes.append(f"outputs {', '.join(outputs)}: {len(graph.node)} of {before} nodes are needed for them")
+    return proto
 
 
 def _simplify(proto: Any, name: str, changes: list[str]) -> Any:
