@@ -164,6 +164,21 @@ def test_other_outputs_behind_what_branches_read() -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+def test_what_other_outputs_leave_out_is_not_what_others_leave_out() -> None:
+    weights = {
+        "w": RNG.standard_normal((1, 15, 3)).astype(np.float32),
+        "r": RNG.standard_normal((1, 15, 5)).astype(np.float32),
+        "h": RNG.standard_normal((1, 2, 5)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("GRU", ["x", "w", "r"], ["", "unused"], hidden_size=5),
+        helper.make_node("GRU", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=5),
+    ]
+    outputs = [models.value("y", [4, 1, 2, 5]), models.value("unused", [1, 2, 5])]
+    _, changes, _ = changed(models._model(nodes, [models.value("x", [4, 2, 3])], outputs, weights), outputs=("y",))
+    assert changes[0] == "outputs y: 1 of 2 nodes are needed for them"
+
+
 def test_another_input_shape_leaves_the_types_of_what_plugins_compute() -> None:
     """Nothing but the file tells them."""
     nodes = [

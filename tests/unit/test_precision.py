@@ -710,3 +710,71 @@ def test_outputs_that_are_left_out_before_others(operator: str, gates: int, labe
             x = RNG.standard_normal((steps, 2, 3)).astype(np.float32)
             wanted, found = (OnnxRuntimeSession(each)(x)["y"] for each in (model, data))
             np.testing.assert_allclose(found, wanted, atol=1e-2)
+
+
+def _choice(then: list[onnx.NodeProto], otherwise: list[onnx.NodeProto]) -> onnx.NodeProto:
+    branches = {
+        name: helper.make_graph(nodes, name, [], [models.value(nodes[-1].output[0], None)])
+        for name, nodes in (("then_branch", then), ("else_branch", otherwise))
+    }
+    return helper.make_node("If", ["c"], ["v"], **branches)
+
+
+@pytest.mark.parametrize("keep_io", [True, False])
+@pytest.mark.parametrize("label", ["fp16", "bf16"])
+def test_inner_graphs_are_converted_with_what_they_read_outside(label: str, keep_io: bool) -> None:
+    """The model's input, a value, weights, and what stays in fp32 inside, also in graphs inside those."""
+    inside = _choice(
+        [helper.make_node("Pow", ["r", "two"], ["p"]), helper.make_node("Add", ["p", "x"], ["q"])],
+        [helper.make_node("Mul", ["r", "z"], ["q"])],
+    )
+    choice = _choice(
+        [helper.make_node("Conv", ["x", "w"], ["r"], pads=[1] * 4), inside, helper.make_node("Exp", ["v"], ["e"])],
+        [helper.make_node("Conv", ["z", "w"], ["r"], pads=[1] * 4), helper.make_node("Mul", ["r", "two"], ["o"])],
+    )
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["s"], pads=[1] * 4),
+        helper.make_node("Tanh", ["s"], ["z"]),
+        choice,
+        helper.make_node("Conv", ["v", "w"], ["y"]),
+    ]
+    inputs = [models.value("x", [1, 3, 8, 8]), helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
+    weights = {"w": (RNG.standard_normal((3, 3, 3, 3)) / 9).astype(np.float32), "two": np.array(2, np.float32)}
+    model = models._model(nodes, inputs, [models.value("y", [1, 3, 6, 6])], weights)
+    options = BuildOptions(**{label: True}, keep_io=keep_io)
+    data, _ = prepare(model, options)
+    assert data is not None
+    assert build_plan(model, options)
+    if label == "fp16":
+        x = RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)
+        for condition in (True, False):
+            wanted = OnnxRuntimeSession(model).run({"x": x, "c": np.array(condition)})["y"]
+            given = x if keep_io else x.astype(np.float16)
+            found = OnnxRuntimeSession(data).run({"x": given, "c": np.array(condition)})["y"]
+            assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+def test_positions_inside_branches_are_computed_in_fp32_too() -> None:
+    positions = [
+        helper.make_node("Range", ["zero", "length", "one"], ["r"]),
+        helper.make_node("Cast", ["r"], ["f"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "frequency"], ["t"]),
+        helper.make_node("Sin", ["t"], ["s"]),
+        helper.make_node("Add", ["z", "s"], ["o"]),
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["z"]),
+        _choice(positions, [helper.make_node("Neg", ["z"], ["n"])]),
+        helper.make_node("MatMul", ["v", "w"], ["y"]),
+    ]
+    inputs = [models.value("x", [4, 3000]), helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
+    weights = {"w": np.eye(3000, dtype=np.float32), "frequency": np.array(0.7, np.float32)}
+    weights |= {name: np.array(value) for name, value in (("zero", 0), ("length", 3000), ("one", 1))}
+    model = models._model(nodes, inputs, [models.value("y", [4, 3000])], weights)
+    data, changes = prepare(model, BuildOptions(fp16=True))
+    assert data is not None
+    assert "2 nodes that make positions or sizes of integers stay in fp32" in changes
+    given = {"x": RNG.standard_normal((4, 3000)).astype(np.float32), "c": np.array(True)}
+    wanted, found = (OnnxRuntimeSession(each).run(given)["y"] for each in (model, data))
+    np.testing.assert_allclose(found, wanted, atol=0.01)
+    assert build_plan(data, BuildOptions())

@@ -145,7 +145,7 @@ def choose_outputs(proto: Any, outputs: tuple[str, ...], name: str, changes: lis
     todo = [*outputs]
     while todo:
         value = todo.pop()
-        if value not in needed:
+        if value and value not in needed:  # what is left out has no name
             needed.add(value)
             todo += rewrites.read_by(makers[value]) if value in makers else ()
     before = len(graph.node)

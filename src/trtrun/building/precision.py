@@ -88,6 +88,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     _end_outputs(proto.graph)
     names = _name_apart(proto.graph)
     _unfold_constants(proto.graph)
+    _bring_in(proto)
     operators = {node.op_type for node in proto.graph.node}
     unknown = [kept for kept in options.keep_fp32 if kept not in names.keys() | operators]
     if unknown:
@@ -106,7 +107,8 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     in_fp32 += positions
     tail = _Tail(proto, {*options.keep_fp32, *in_fp32}, {*quantized}) if options.keep_io else None
     kept_nodes = [*in_fp32, *quantized, *casts]
-    _separate(proto.graph, {*blocked, *kept_nodes})
+    for graph in graphs(proto.graph):
+        _separate(graph, {*blocked, *kept_nodes})
     limit = float(np.finfo(np.float16).max)
     beyond = {}
     for key, tensor in (found for graph in graphs(proto.graph) for found in _tensors(graph)):
@@ -132,7 +134,8 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     except Exception as error:  # it raises ValueError, and whatever its shape inference does
         raise BuildError(f"{name} cannot be converted to {label}: {error}. Build it without {label}.") from error
     del converted.graph.value_info[:]  # it leaves types of before
-    _join(converted.graph, {*positions, *casts})
+    for graph in graphs(converted.graph):
+        _join(graph, {*positions, *casts})
     half = {
         key
         for graph in graphs(converted.graph)
@@ -146,6 +149,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
         kept += Counter(node.op_type for node in tail.nodes if node.op_type != "Identity")
         tail.put_back(converted)
     _leave_out(converted.graph, left_out)
+    _sort(converted.graph)
     if quantized:
         changes.append(f"{len(quantized)} nodes of quantized convolutions and products keep their fp32 side")
     if drowned:
@@ -208,7 +212,7 @@ def _positions(proto: Any) -> list[str]:
 
     fp16 has no odd integers beyond 2048 and none beyond 65504: the sines of rotary positions are wrong by .1 from 1000
     on, and TensorRT takes no sizes in it. What vectors of constants give to that (frequencies) is on the way too. A
-    product is where it multiplies nothing else: no matrix of weights, no features. Inner graphs are left alone.
+    product is where it multiplies nothing else: no matrix of weights, no features.
     """
     from onnx import TensorProto
 
@@ -217,11 +221,12 @@ def _positions(proto: Any) -> list[str]:
     counts: set[str] = set()  # values that come from integers, and those that constants alone give
     fixed = {
         tensor.name
-        for tensor in proto.graph.initializer
+        for graph in graphs(proto.graph)
+        for tensor in graph.initializer
         if tensor.data_type == TensorProto.FLOAT and sum(size > 1 for size in tensor.dims) < 2
     }
     found = []
-    for node in proto.graph.node:
+    for node in (node for graph in graphs(proto.graph) for node in graph.node):
         if node.domain not in ("", "ai.onnx"):
             continue
         to = attribute_of(node, "to", 0) if node.op_type == "Cast" else TensorProto.FLOAT
@@ -350,6 +355,73 @@ def _unfold_constants(graph: Any) -> None:
         if len(kept) < len(each.node):
             del each.node[:]
             each.node.extend(kept)
+
+
+def _bring_in(proto: Any) -> None:
+    """Give inner graphs what they read of fp32 values outside: constants of their own, and an Identity of the rest.
+
+    The converter knows the types of a graph's own values alone, and does not tell inner graphs of the casts that it
+    puts or takes away outside: there an Identity stands for them too.
+    """
+    from onnx import TensorProto, helper
+
+    values = Values(proto)
+    taken = value_names(proto.graph) | {node.name for graph in graphs(proto.graph) for node in graph.node}
+    given = {value.name: "" for value in proto.graph.input}
+    given |= {name: "" for node in proto.graph.node for name in node.output}
+    (_, *inside) = scopes(proto.graph, {})
+    for graph, constants in reversed(inside):  # innermost first: putting nodes in front copies what is inside them
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        own |= {name for node in graph.node for name in node.output}
+        read = [*(name for node in graph.node for name in node.input), *(value.name for value in graph.output)]
+        names = {}
+        nodes = []
+        for name in dict.fromkeys(read):
+            if name in own or values.type(name) != TensorProto.FLOAT:
+                continue
+            names[name] = free_name(f"{name}/inside", taken)
+            if name in constants:
+                tensor = TensorProto.FromString(constants[name].SerializeToString())
+                tensor.name = names[name]
+                graph.initializer.append(tensor)
+                continue
+            if name in given:
+                given[name] = given[name] or free_name(f"{name}/given", taken)
+            nodes.append(helper.make_node("Identity", [given.get(name, name)], [names[name]], name=names[name]))
+        for node in graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+        for value in graph.output:
+            value.name = names.get(value.name, value.name)
+        nodes += graph.node
+        del graph.node[:]
+        graph.node.extend(nodes)
+    if inside:
+        identities = (helper.make_node("Identity", [name], [new], name=new) for name, new in given.items() if new)
+        proto.graph.node.extend(identities)
+        _sort(proto.graph)
+        drop_unused(proto)
+
+
+def _sort(graph: Any) -> None:
+    """Put nodes behind what the graphs inside them read; the converter puts them behind what they read themselves."""
+    if not any(inner_graphs(node) for node in graph.node):
+        return
+    missing = {name for node in graph.node for name in node.output if name}
+    nodes: list[Any] = []
+    left = [*graph.node]
+    while left:
+        later = []
+        for node in left:
+            if missing.isdisjoint(read_by(node)):
+                nodes.append(node)
+                missing.difference_update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(left):
+            return  # a circle, of which TensorRT says more
+        left = later
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _separate(graph: Any, kept: set[str]) -> None:
