@@ -725,11 +725,12 @@ def _choice(then: list[onnx.NodeProto], otherwise: list[onnx.NodeProto]) -> onnx
 def test_inner_graphs_are_converted_with_what_they_read_outside(label: str, keep_io: bool) -> None:
     """The model's input, a value, weights, and what stays in fp32 inside, also in graphs inside those."""
     inside = _choice(
-        [helper.make_node("Pow", ["r", "two"], ["p"]), helper.make_node("Add", ["p", "x"], ["q"])],
-        [helper.make_node("Mul", ["r", "z"], ["q"])],
+        [helper.make_node("Pow", ["e", "two"], ["p"]), helper.make_node("Add", ["p", "x"], ["q"])],
+        [helper.make_node("Mul", ["e", "z"], ["q"])],
     )
+    convolution = helper.make_node("Conv", ["x", "w"], ["r"], pads=[1] * 4)
     choice = _choice(
-        [helper.make_node("Conv", ["x", "w"], ["r"], pads=[1] * 4), inside, helper.make_node("Exp", ["v"], ["e"])],
+        [convolution, helper.make_node("Exp", ["r"], ["e"]), inside, helper.make_node("Exp", ["v"], ["o"])],
         [helper.make_node("Conv", ["z", "w"], ["r"], pads=[1] * 4), helper.make_node("Mul", ["r", "two"], ["o"])],
     )
     nodes = [
@@ -739,7 +740,7 @@ def test_inner_graphs_are_converted_with_what_they_read_outside(label: str, keep
         helper.make_node("Conv", ["v", "w"], ["y"]),
     ]
     inputs = [models.value("x", [1, 3, 8, 8]), helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
-    weights = {"w": (RNG.standard_normal((3, 3, 3, 3)) / 9).astype(np.float32), "two": np.array(2, np.float32)}
+    weights = {"w": (RNG.standard_normal((3, 3, 3, 3)) / 20).astype(np.float32), "two": np.array(2, np.float32)}
     model = models._model(nodes, inputs, [models.value("y", [1, 3, 6, 6])], weights)
     options = BuildOptions(**{label: True}, keep_io=keep_io)
     data, _ = prepare(model, options)

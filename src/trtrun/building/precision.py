@@ -149,7 +149,8 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
         kept += Counter(node.op_type for node in tail.nodes if node.op_type != "Identity")
         tail.put_back(converted)
     _leave_out(converted.graph, left_out)
-    _sort(converted.graph)
+    for graph in reversed([*graphs(converted.graph)]):  # innermost first: sorting copies what is inside nodes
+        _sort(graph)
     if quantized:
         changes.append(f"{len(quantized)} nodes of quantized convolutions and products keep their fp32 side")
     if drowned:
@@ -370,7 +371,7 @@ def _bring_in(proto: Any) -> None:
     given = {value.name: "" for value in proto.graph.input}
     given |= {name: "" for node in proto.graph.node for name in node.output}
     (_, *inside) = scopes(proto.graph, {})
-    for graph, constants in reversed(inside):  # innermost first: putting nodes in front copies what is inside them
+    for graph, constants in reversed(inside):  # innermost first: putting nodes in front copies what is inside
         own = {value.name for value in (*graph.input, *graph.initializer)}
         own |= {name for node in graph.node for name in node.output}
         read = [*(name for node in graph.node for name in node.input), *(value.name for value in graph.output)]
