@@ -755,6 +755,33 @@ def test_inner_graphs_are_converted_with_what_they_read_outside(label: str, keep
             assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)
 
 
+def test_outputs_of_branches_that_are_read_inside_too() -> None:
+    """The converter does not know their types where it looks for what a node in fp32 reads."""
+    outer = [helper.make_node("Conv", ["x", "w"], ["z"]), helper.make_node("Conv", ["v", "w"], ["y"])]
+    then = [
+        helper.make_node("Relu", ["z"], ["r"]),
+        helper.make_node("Exp", ["r"], ["e"]),
+        helper.make_node("Neg", ["z"], ["n"]),
+    ]
+    resized = helper.make_node("Resize", ["r", "", "scales"], ["e"], mode="linear")
+    choice = _choice(then, [then[0], resized, then[2]])
+    for attribute in choice.attribute:
+        attribute.g.output[0].name = "r"
+    inputs = [models.value("x", [1, 3, 8, 8]), helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
+    weights = {"w": (RNG.standard_normal((3, 3, 3, 3)) / 9).astype(np.float32)}
+    weights["scales"] = np.array([1, 1, 2, 2], np.float32)
+    outputs = [models.value("y", [1, 3, 4, 4])]
+    model = models._model([outer[0], choice, outer[1]], inputs, outputs, weights)
+    data, _ = prepare(model, BuildOptions(fp16=True))
+    assert data is not None
+    x = RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    for condition in (True, False):
+        wanted, found = (
+            OnnxRuntimeSession(each).run({"x": x, "c": np.array(condition)})["y"] for each in (model, data)
+        )
+        assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
 def test_positions_inside_branches_are_computed_in_fp32_too() -> None:
     positions = [
         helper.make_node("Range", ["zero", "length", "one"], ["r"]),

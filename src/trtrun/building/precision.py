@@ -85,7 +85,8 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
 
     drop_defaults(proto, changes)
     label = "bf16" if options.bf16 else "fp16"
-    _end_outputs(proto.graph)
+    for graph in graphs(proto.graph):
+        _end_outputs(graph, {value.name for value in graph.output} if graph is proto.graph else _read_too(graph))
     names = _name_apart(proto.graph)
     _unfold_constants(proto.graph)
     _bring_in(proto)
@@ -279,15 +280,20 @@ def _join(graph: Any, kept: set[str]) -> None:
             graph.node.remove(node)
 
 
-def _end_outputs(graph: Any) -> None:
-    """Give every output an Identity of its own.
+def _read_too(graph: Any) -> set[str]:
+    """The outputs of a graph that its nodes read too."""
+    return {value.name for value in graph.output} & {name for node in graph.node for name in read_by(node)}
+
+
+def _end_outputs(graph: Any, outputs: set[str]) -> None:
+    """Give these outputs an Identity of their own each: all of a model, and of inner graphs those that are read there.
 
     The converter puts a cast on an output, and whoever reads it too would be given what comes out of the cast; and it
     takes an output for half that a node in fp32 makes.
     """
     from onnx import helper
 
-    inner = {value.name: f"{value.name}/inside" for value in graph.output}
+    inner = {name: f"{name}/inside" for name in outputs}
     made = [name for node in graph.node for name in node.output if name in inner]
     for node in graph.node:
         node.output[:] = [inner.get(name, name) for name in node.output]
