@@ -133,6 +133,52 @@ def test_other_outputs() -> None:
         prepare(models.affine(), BuildOptions(outputs=("nothing",)))
 
 
+def test_other_outputs_behind_what_branches_read() -> None:
+    """Nodes, weights and inputs that only an inner graph reads are needed too, and others are not."""
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node(operator, ["z", "w"], ["o"]), helper.make_node("Mul", ["o", "second"], ["p"])],
+            name,
+            [],
+            [models.value("p", None)],
+        )
+        for name, operator in (("then_branch", "Add"), ("else_branch", "Sub"))
+    }
+    nodes = [
+        helper.make_node("Neg", ["x"], ["z"]),
+        helper.make_node("If", ["c"], ["v"], **branches),
+        helper.make_node("Exp", ["v"], ["e"]),
+        helper.make_node("Add", ["e", "third"], ["y"]),
+    ]
+    inputs = [models.value(name, [2]) for name in ("x", "second", "third")]
+    inputs.append(helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []))
+    weights = {name: np.array(value, np.float32) for name, value in (("w", [1, 2]), ("unread", [3]))}
+    model = models._model(nodes, inputs, [models.value("y", [2])], weights)
+    session, changes, data = changed(model, outputs=("e",))
+    assert changes == ["outputs e: 3 of 4 nodes are needed for them"]
+    assert [tensor.name for tensor in onnx.load_from_string(data).graph.initializer] == ["w"]
+    given = {name: RNG.standard_normal(2).astype(np.float32) for name in ("x", "second")}
+    for condition in (True, False):
+        found = session.run({**given, "c": np.array(condition)})["e"]
+        wanted = np.exp((-given["x"] + (1 if condition else -1) * weights["w"]) * given["second"])
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_what_other_outputs_leave_out_is_not_what_others_leave_out() -> None:
+    weights = {
+        "w": RNG.standard_normal((1, 15, 3)).astype(np.float32),
+        "r": RNG.standard_normal((1, 15, 5)).astype(np.float32),
+        "h": RNG.standard_normal((1, 2, 5)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("GRU", ["x", "w", "r"], ["", "unused"], hidden_size=5),
+        helper.make_node("GRU", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=5),
+    ]
+    outputs = [models.value("y", [4, 1, 2, 5]), models.value("unused", [1, 2, 5])]
+    _, changes, _ = changed(models._model(nodes, [models.value("x", [4, 2, 3])], outputs, weights), outputs=("y",))
+    assert changes[0] == "outputs y: 1 of 2 nodes are needed for them"
+
+
 def test_another_input_shape_leaves_the_types_of_what_plugins_compute() -> None:
     """Nothing but the file tells them."""
     nodes = [
@@ -149,6 +195,30 @@ def test_another_input_shape_leaves_the_types_of_what_plugins_compute() -> None:
     (output,) = onnx.load_from_string(data or b"").graph.output
     assert output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert not output.type.tensor_type.HasField("shape")  # [1, 4] was of the old shape
+
+
+def test_another_input_shape_is_not_held_against_what_branches_declare() -> None:
+    """Their sizes were of the old one, and were written into what stands for a Trilu of integers."""
+    kind = onnx.TensorProto.INT32
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node("Identity", ["x"], ["t"]), helper.make_node("Trilu", ["t"], ["o"])],
+            name,
+            [],
+            [helper.make_tensor_value_info("o", kind, [3, 3])],
+            value_info=[helper.make_tensor_value_info("t", kind, [3, 3])],
+        )
+        for name in ("then_branch", "else_branch")
+    }
+    inputs = [
+        helper.make_tensor_value_info("x", kind, [3, 3]),
+        helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []),
+    ]
+    nodes = [helper.make_node("If", ["c"], ["y"], **branches)]
+    model = models._model(nodes, inputs, [helper.make_tensor_value_info("y", kind, [3, 3])], {})
+    session, _, _ = changed(model, input_shapes={"x": (2, 2)})
+    given = {"x": np.array([[1, 2], [3, 4]], np.int32), "c": np.array(True)}
+    assert session.run(given)["y"].tolist() == [[1, 2], [0, 4]]
 
 
 def test_simplified() -> None:

@@ -658,3 +658,151 @@ def test_an_operator_set_that_cannot_be_brought_up_is_said() -> None:
     proto.opset_import[0].version = 1
     with pytest.raises(trtrun.BuildError, match="operator set 1, tf32=False needs 13"):
         precision.without_tf32(proto, "this model", [])
+
+
+@pytest.mark.parametrize("constants", [False, True])
+def test_branches_with_weights_of_the_same_name_keep_their_own_in_bf16(constants: bool) -> None:
+    def branch(name: str, weights: list[float]) -> onnx.GraphProto:
+        tensor = numpy_helper.from_array(np.array(weights, np.float32), "w")
+        nodes = [helper.make_node("Mul", ["z", "w"], ["o"])]
+        if constants:
+            nodes.insert(0, helper.make_node("Constant", [], ["w"], value=tensor))
+        return helper.make_graph(nodes, name, [], [models.value("o", [2])], [] if constants else [tensor])
+
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["z"]),
+        helper.make_node("If", ["c"], ["v"], then_branch=branch("a", [1, 2]), else_branch=branch("b", [3, 4])),
+        helper.make_node("Sigmoid", ["v"], ["y"]),
+    ]
+    inputs = [models.value("x", [2]), helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
+    model = models._model(nodes, inputs, [models.value("y", [2])], {})
+    data, _ = prepare(model, BuildOptions(bf16=True))
+    assert data is not None
+    (both,) = (node for node in onnx.load_from_string(data).graph.node if node.op_type == "If")
+    for attribute in both.attribute:
+        ((_, tensor),) = precision._tensors(attribute.g)
+        assert tensor.data_type == onnx.TensorProto.BFLOAT16
+        wanted = [1, 2] if attribute.name == "then_branch" else [3, 4]
+        assert numpy_helper.to_array(tensor).astype(np.float32).tolist() == wanted
+    assert build_plan(data, BuildOptions())
+
+
+@pytest.mark.parametrize("keep", [(), ("GRU", "LSTM")])
+@pytest.mark.parametrize("label", ["fp16", "bf16"])
+@pytest.mark.parametrize(("operator", "gates"), [("GRU", 3), ("LSTM", 4)])
+def test_outputs_that_are_left_out_before_others(operator: str, gates: int, label: str, keep: tuple[str, ...]) -> None:
+    """The converter took them for what optional inputs, also without a name, are made of."""
+    node = helper.make_node(operator, ["x", "w", "r", "", "", "h"], ["", "y"], hidden_size=5)
+    weights = {
+        "w": RNG.standard_normal((1, 5 * gates, 3)).astype(np.float32),
+        "r": RNG.standard_normal((1, 5 * gates, 5)).astype(np.float32),
+        "h": RNG.standard_normal((1, 2, 5)).astype(np.float32),
+    }
+    for steps in (2, 4):
+        model = models._model([node], [models.value("x", [steps, 2, 3])], [models.value("y", [1, 2, 5])], weights)
+        options = BuildOptions(**{label: True}, keep_fp32=tuple(name for name in keep if name == operator))
+        data, _ = prepare(model, options)
+        assert data is not None
+        proto = onnx.load_from_string(data)
+        assert not any("left_out" in name for each in proto.graph.node for name in (*each.input, *each.output))
+        assert build_plan(model, options)
+        if label == "fp16":
+            x = RNG.standard_normal((steps, 2, 3)).astype(np.float32)
+            wanted, found = (OnnxRuntimeSession(each)(x)["y"] for each in (model, data))
+            np.testing.assert_allclose(found, wanted, atol=1e-2)
+
+
+def _choice(then: list[onnx.NodeProto], otherwise: list[onnx.NodeProto]) -> onnx.NodeProto:
+    branches = {
+        name: helper.make_graph(nodes, name, [], [models.value(nodes[-1].output[0], None)])
+        for name, nodes in (("then_branch", then), ("else_branch", otherwise))
+    }
+    return helper.make_node("If", ["c"], ["v"], **branches)
+
+
+@pytest.mark.parametrize("keep_io", [True, False])
+@pytest.mark.parametrize("label", ["fp16", "bf16"])
+def test_inner_graphs_are_converted_with_what_they_read_outside(label: str, keep_io: bool) -> None:
+    """The model's input, a value, weights, and what stays in fp32 inside, also in graphs inside those."""
+    inside = _choice(
+        [helper.make_node("Pow", ["e", "two"], ["p"]), helper.make_node("Add", ["p", "x"], ["q"])],
+        [helper.make_node("Mul", ["e", "z"], ["q"])],
+    )
+    convolution = helper.make_node("Conv", ["x", "w"], ["r"], pads=[1] * 4)
+    choice = _choice(
+        [convolution, helper.make_node("Exp", ["r"], ["e"]), inside, helper.make_node("Exp", ["v"], ["o"])],
+        [helper.make_node("Conv", ["z", "w"], ["r"], pads=[1] * 4), helper.make_node("Mul", ["r", "two"], ["o"])],
+    )
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["s"], pads=[1] * 4),
+        helper.make_node("Tanh", ["s"], ["z"]),
+        choice,
+        helper.make_node("Conv", ["v", "w"], ["y"]),
+    ]
+    inputs = [models.value("x", [1, 3, 8, 8]), helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
+    weights = {"w": (RNG.standard_normal((3, 3, 3, 3)) / 20).astype(np.float32), "two": np.array(2, np.float32)}
+    model = models._model(nodes, inputs, [models.value("y", [1, 3, 6, 6])], weights)
+    options = BuildOptions(**{label: True}, keep_io=keep_io)
+    data, _ = prepare(model, options)
+    assert data is not None
+    assert build_plan(model, options)
+    if label == "fp16":
+        x = RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)
+        for condition in (True, False):
+            wanted = OnnxRuntimeSession(model).run({"x": x, "c": np.array(condition)})["y"]
+            given = x if keep_io else x.astype(np.float16)
+            found = OnnxRuntimeSession(data).run({"x": given, "c": np.array(condition)})["y"]
+            assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+def test_outputs_of_branches_that_are_read_inside_too() -> None:
+    """The converter does not know their types where it looks for what a node in fp32 reads."""
+    outer = [helper.make_node("Conv", ["x", "w"], ["z"]), helper.make_node("Conv", ["v", "w"], ["y"])]
+    then = [
+        helper.make_node("Relu", ["z"], ["r"]),
+        helper.make_node("Exp", ["r"], ["e"]),
+        helper.make_node("Neg", ["z"], ["n"]),
+    ]
+    resized = helper.make_node("Resize", ["r", "", "scales"], ["e"], mode="linear")
+    choice = _choice(then, [then[0], resized, then[2]])
+    for attribute in choice.attribute:
+        attribute.g.output[0].name = "r"
+    inputs = [models.value("x", [1, 3, 8, 8]), helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
+    weights = {"w": (RNG.standard_normal((3, 3, 3, 3)) / 9).astype(np.float32)}
+    weights["scales"] = np.array([1, 1, 2, 2], np.float32)
+    outputs = [models.value("y", [1, 3, 4, 4])]
+    model = models._model([outer[0], choice, outer[1]], inputs, outputs, weights)
+    data, _ = prepare(model, BuildOptions(fp16=True))
+    assert data is not None
+    x = RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    for condition in (True, False):
+        wanted, found = (
+            OnnxRuntimeSession(each).run({"x": x, "c": np.array(condition)})["y"] for each in (model, data)
+        )
+        assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+def test_positions_inside_branches_are_computed_in_fp32_too() -> None:
+    positions = [
+        helper.make_node("Range", ["zero", "length", "one"], ["r"]),
+        helper.make_node("Cast", ["r"], ["f"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "frequency"], ["t"]),
+        helper.make_node("Sin", ["t"], ["s"]),
+        helper.make_node("Add", ["z", "s"], ["o"]),
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["z"]),
+        _choice(positions, [helper.make_node("Neg", ["z"], ["n"])]),
+        helper.make_node("MatMul", ["v", "w"], ["y"]),
+    ]
+    inputs = [models.value("x", [4, 3000]), helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
+    weights = {"w": np.eye(3000, dtype=np.float32), "frequency": np.array(0.7, np.float32)}
+    weights |= {name: np.array(value) for name, value in (("zero", 0), ("length", 3000), ("one", 1))}
+    model = models._model(nodes, inputs, [models.value("y", [4, 3000])], weights)
+    data, changes = prepare(model, BuildOptions(fp16=True))
+    assert data is not None
+    assert "2 nodes that make positions or sizes of integers stay in fp32" in changes
+    given = {"x": RNG.standard_normal((4, 3000)).astype(np.float32), "c": np.array(True)}
+    wanted, found = (OnnxRuntimeSession(each).run(given)["y"] for each in (model, data))
+    np.testing.assert_allclose(found, wanted, atol=0.01)
+    assert build_plan(data, BuildOptions())

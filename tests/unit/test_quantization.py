@@ -98,6 +98,39 @@ def test_fp8_of_weights_that_a_constant_node_has() -> None:
         assert np.linalg.norm(close - exact) < 0.1 * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_the_beta_of_a_gemm_is_in_its_bias(precision: str) -> None:
+    """ONNX Runtime's quantizer sets it to 1."""
+    bias = np.array([10, 20], np.float32)
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(bias)),
+        helper.make_node("Gemm", ["x", "w", "b"], ["p"], beta=2.0),
+        helper.make_node("Gemm", ["p", "w", "b"], ["q"]),  # the same bias, as it is
+        helper.make_node("Gemm", ["q", "w", "c"], ["y"], beta=-0.5),
+    ]
+    weights = {"w": np.eye(2, dtype=np.float32), "b": bias, "p/bias": np.zeros(1, np.float32)}
+    model = models._model(nodes, [models.value("x", ["N", 2])], [models.value("y", ["N", 2])], weights)
+    data = [{"x": RNG.uniform(0, 10, (4, 2)).astype(np.float32)} for _ in range(8)]
+    quantized = quantize(model, data, precision=precision)
+    for request in data:
+        exact, close = (OnnxRuntimeSession(of).run(request)["y"] for of in (model, quantized))
+        assert np.linalg.norm(close - exact) < 0.2 * np.linalg.norm(exact)
+
+
+def test_nodes_without_a_name_get_one_of_their_own() -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["p"]),
+        helper.make_node("Gemm", ["p", "v"], ["y"], name="node_0"),
+    ]
+    weights = {"w": RNG.standard_normal((12, 12)).astype(np.float32)}
+    weights["v"] = weights["w"] / 2
+    model = models._model(nodes, [models.value("x", ["N", 12])], [models.value("y", ["N", 12])], weights)
+    quantized = onnx.load_from_string(quantize(model, requests("affine"), keep=["node_0"]))
+    inputs = {node.output[0]: node.input for node in quantized.graph.node if node.op_type == "Gemm"}
+    assert [*inputs["y"]] == ["p", "v"]
+    assert [*inputs["p"]] != ["x", "w"]
+
+
 def test_fp8_of_nothing_but_zeros() -> None:
     """A scale of 0 made NaN of them, and no weights at all."""
     zeros = [{"x": np.zeros((4, 12), np.float32)}]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import trtrun
 from trtrun import flavor
@@ -308,6 +309,23 @@ def test_gru_without_bias_and_state_and_what_is_not_written_out() -> None:
         assert prepare(recurrent("GRU", "forward", steps, 2, **extra), BuildOptions()) == (None, [])
 
 
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("steps", [3, 65])
+def test_gru_in_bf16(steps: int, state: bool) -> None:
+    """TensorRT's parser takes none in bf16: what is not written step by step stays in fp32."""
+    data = recurrent("GRU", "bidirectional", steps, 2)
+    if not state:
+        proto = onnx.load_from_string(data)
+        proto.graph.node[0].input.pop()
+        proto.graph.input.pop()
+        data = proto.SerializeToString()
+    prepared, changes = prepare(data, BuildOptions(bf16=True))
+    assert prepared is not None
+    assert any("kept in fp32: none" in change for change in changes) == (steps == 3)
+    assert ("GRU" in operators(prepared)) == (steps == 65)
+    assert build_plan(data, BuildOptions(bf16=True))
+
+
 def test_space_to_depth() -> None:
     node = helper.make_node("SpaceToDepth", ["x"], ["y"], blocksize=2, mode="CRD")
     data = model([node], {"x": (FLOAT, ["N", 3, "H", "W"])}, {"y": (FLOAT, ["N", 12, "h", "w"])}, opset=28)
@@ -395,16 +413,142 @@ def test_fp8_scales(operator: str, constants: bool, pair: bool, branch: bool) ->
 
 
 def test_what_simplifying_makes_is_rewritten_too() -> None:
-    """The mode of the pool is seen after the fold that makes its size static."""
+    """The number of channels is known after the fold."""
     nodes = [
-        helper.make_node("Mul", ["a", "b"], ["size"]),
+        helper.make_node("ReduceProd", ["a"], ["size"], axes=[0], keepdims=0),
         helper.make_node("Reshape", ["x", "size"], ["r"]),
-        helper.make_node("MaxPool", ["r"], ["y"], ceil_mode=1, kernel_shape=[1], strides=[2]),
+        helper.make_node("SpaceToDepth", ["r"], ["y"], blocksize=2, mode="CRD"),
     ]
-    weights = {"a": np.array([1, 2, 2]), "b": np.array([1, 1, 2])}
-    data = model(nodes, {"x": (FLOAT, [1, 8])}, {"y": (FLOAT, [1, 2, 2])}, weights)
+    weights = {"a": np.array([[1, 2, 2, 1], [1, 1, 1, 4]])}
+    data = model(nodes, {"x": (FLOAT, [1, 16])}, {"y": (FLOAT, [1, 8, 1, 2])}, weights, opset=17)
     prepared, changes = prepare(data, BuildOptions(simplify=True))
     assert prepared is not None
-    assert ["simplified" in changes[0], "ceil_mode" in changes[1]] == [True, True]
-    assert operators(prepared) == {"Reshape", "MaxPool"}
-    same(data, prepared, {"x": RNG.standard_normal((1, 8)).astype(np.float32)})
+    assert ["simplified" in changes[0], "mode CRD" in changes[1]] == [True, True]
+    # ONNX Runtime knows no mode CRD
+    feeds = {"x": RNG.standard_normal((1, 16)).astype(np.float32)}
+    assert np.array_equal(*(ReferenceEvaluator(each).run(None, feeds)[0] for each in (data, prepared)))
+
+
+def parsed_shape(data: bytes) -> tuple[int, ...]:
+    """The shape of the first output, as TensorRT's parser computes it."""
+    loaded = flavor.for_building(None)
+    network = loaded.module.Builder(loaded.logger.handle).create_network(0)
+    assert loaded.module.OnnxParser(network, loaded.logger.handle).parse(data)
+    return tuple(network.get_output(0).shape)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("opset", [17, 22])
+def test_pools_behind_pools_that_lose_a_window(opset: int, declared: bool, inside: bool) -> None:
+    """Up to set 21 onnx infers the lost window too, and the next pool was written for it; files declare such sizes."""
+    for size, stride, pads, second in (
+        (7, 2, [1, 1, 1, 1], {"pads": [0, 0, 1, 1], "strides": [2, 2]}),
+        (8, 3, [1, 1, 1, 0], {"pads": [0, 0, 0, 0], "strides": [3, 3]}),
+        (9, 3, [0, 0, 1, 1], {"pads": [1, 0, 1, 1], "strides": [2, 3]}),
+    ):
+        first = helper.make_node(
+            "MaxPool", ["x"], ["a"], kernel_shape=[2, 2], strides=[stride] * 2, pads=pads, ceil_mode=1
+        )
+        if inside:
+            graph = branch([first], "a", FLOAT, {})
+            first = helper.make_node("If", ["c"], ["a"], then_branch=graph, else_branch=graph)
+        nodes = [first, helper.make_node("MaxPool", ["a"], ["y"], kernel_shape=[2, 2], ceil_mode=1, **second)]
+        inputs = {"x": (FLOAT, [1, 2, size, size]), **({"c": (BOOL, [])} if inside else {})}
+        data, judge = (model(nodes, inputs, {"y": (FLOAT, [1, 2, "h", "w"])}, opset=each) for each in (opset, 22))
+        if declared:
+            data = onnx.shape_inference.infer_shapes(onnx.load_from_string(data)).SerializeToString()
+        feeds = {"x": RNG.standard_normal((1, 2, size, size)).astype(np.float32)}
+        feeds |= {"c": np.array(True)} if inside else {}
+        prepared, _ = changed(data)
+        same(judge, prepared, feeds)  # before 22, ONNX Runtime fails at such a pool inside an If
+        if not inside:
+            assert parsed_shape(prepared) == OnnxRuntimeSession(judge).run(feeds)["y"].shape
+
+
+def test_simplifying_behind_pools_that_lose_a_window() -> None:
+    """onnxslim infers the lost window too, and took the Reshape for one that changes nothing."""
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["a"], kernel_shape=[2, 2], strides=[3, 1], pads=[1, 1, 1, 0], ceil_mode=1),
+        helper.make_node("Reshape", ["a", "s"], ["y"]),
+    ]
+    weights = {"s": np.array([1, 4, 4, -1])}
+    data = model(nodes, {"x": (FLOAT, [1, 4, 8, 8])}, {"y": (FLOAT, [1, 4, 4, 6])}, weights, opset=17)
+    for options in (BuildOptions(simplify=True), BuildOptions(simplify=True, outputs=("y",))):
+        prepared, changes = prepare(data, options)
+        assert prepared is not None
+        assert sum("ceil_mode" in change for change in changes) == 1
+        same(data, prepared, {"x": RNG.standard_normal((1, 4, 8, 8)).astype(np.float32)})
+
+
+@pytest.mark.parametrize("opset", [17, 22])
+def test_a_pool_is_rewritten_once(opset: int) -> None:
+    """Before simplifying, and not again behind it."""
+    nodes = [helper.make_node("MaxPool", ["x"], ["y"], ceil_mode=1, kernel_shape=[3, 1], strides=[2, 4])]
+    data = model(nodes, {"x": (FLOAT, [1, 2, 8, 6])}, {"y": (FLOAT, [1, 2, 4, 2])}, opset=opset)
+    prepared, _ = prepare(data, BuildOptions(simplify=True))
+    assert sum(node.op_type == "Slice" for node in onnx.load_from_string(prepared or b"").graph.node) == 1
+
+
+def branch(
+    nodes: list, output: str, kind: int, weights: dict[str, np.ndarray], known: dict[str, list] | None = None
+) -> onnx.GraphProto:
+    return helper.make_graph(
+        nodes,
+        "branch",
+        [],
+        [helper.make_tensor_value_info(output, kind, None)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+        value_info=[helper.make_tensor_value_info(name, kind, shape) for name, shape in (known or {}).items()],
+    )
+
+
+def test_shapes_inside_branches_are_those_of_each() -> None:
+    """Both call theirs by the same name; the shape of one was written into the other."""
+    nodes = [helper.make_node("Slice", ["x", "s", "e"], ["t"]), helper.make_node("Trilu", ["t"], ["o"])]
+    branches = {
+        name: branch(nodes, "o", INT64, {"s": np.array([0, 0]), "e": np.array([size, size])})
+        for name, size in (("then_branch", 4), ("else_branch", 1))
+    }
+    data = model(
+        [helper.make_node("If", ["c"], ["y"], **branches)],
+        {"c": (BOOL, []), "x": (INT64, [6, 6])},
+        {"y": (INT64, ["N", "M"])},
+    )
+    prepared, _ = changed(data)
+    for condition in (True, False):
+        same(data, prepared, {"c": np.array(condition), "x": RNG.integers(1, 9, (6, 6))})
+
+
+def test_values_inside_get_names_of_their_own() -> None:
+    """Inner graphs read outer names; a name that is made inside hides the outer one from there on."""
+
+    def choice(depth: int) -> onnx.NodeProto:
+        branches = {}
+        for at, name in enumerate(("then_branch", "else_branch")):
+            nodes = [
+                helper.make_node("Mul", ["a", "w"], ["t"]),  # the outer a
+                helper.make_node("Add", ["t", "x"], ["a"]),
+                helper.make_node("Mul", ["a", "w"], ["b"]),
+            ]
+            if depth:
+                nodes += [choice(depth - 1), helper.make_node("Add", ["y", "b"], ["e"])]
+            weights = {"w": np.array([depth * 2 + at + 2], np.float32)}
+            branches[name] = branch(nodes, "e" if depth else "b", FLOAT, weights, {"a": [2]})
+        return helper.make_node("If", ["c"], ["y"], **branches)
+
+    nodes = [helper.make_node("Neg", ["x"], ["a"]), choice(1), helper.make_node("Add", ["a", "y"], ["z"])]
+    data = model(nodes, {"c": (BOOL, []), "x": (FLOAT, [2])}, {"z": (FLOAT, [2])}, opset=17)
+    proto = onnx.load_from_string(data)
+    rewrites.separate_values(proto.graph)
+    names = [name for graph in rewrites.graphs(proto.graph) for name in rewrites._made(graph)]
+    assert len(names) == len(set(names)) == 5 + 2 * 6 + 4 * 4
+    separate = proto.SerializeToString()
+    onnx.checker.check_model(separate, full_check=True)  # which takes no name twice
+    x = np.array([1, 2], np.float32)
+    for condition, outer, inner in ((True, 4, 2), (False, 5, 3)):  # the weights
+        b = outer * (a := outer * -x + x)
+        y = inner * (inner * a + x)
+        assert np.array_equal(OnnxRuntimeSession(separate).run({"x": x, "c": np.array(condition)})["z"], -x + y + b)
+    rewrites.separate_values(proto.graph)
+    assert proto.SerializeToString() == separate

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Of what ``prepare`` makes of the same model and options: one more with each change, so that no cache serves the old.
 # A test holds it to the sources of this module, precision.py and rewrites.py.
-REVISION = 7
+REVISION = 8
 
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes of one ONNX message
 # Names that exporters give to a dimension they know nothing of. The builder would tie all of one name together.
@@ -33,9 +33,9 @@ def prepare(
     Its external data stays beside the file where only dimensions were given other sizes or names, and is inside where
     more was changed.
 
-    Dimensions without a real name are given one each in any case, and what TensorRT computes wrongly is written
-    another way, last, whatever made it. With the ``capabilities`` of a flavour, what it is known to compute wrongly or
-    to die of all the same is refused.
+    Values of inner graphs are given names of their own first, which nobody sees outside. Dimensions without a real name
+    are given one each in any case, and what TensorRT computes wrongly is written another way, last, whatever made it.
+    With the ``capabilities`` of a flavour, what it is known to compute wrongly or to die of all the same is refused.
 
     Raises:
         BuildError: options that exclude each other, an output that does not exist, a graph that cannot be changed as
@@ -46,6 +46,7 @@ def prepare(
     options.check()
     name = model_name(model)
     proto = read_model(model)
+    rewrites.separate_values(proto.graph)
     changes = declare(proto, options.input_shapes, name) + _untie(proto)
     # TensorRT-RTX computes fp32 products with TF32 operands whatever it is told, where the GPU has TF32
     turing = {text.replace("_", "").lower() for text in options.compute_capabilities} == {"sm75"}
@@ -56,6 +57,10 @@ def prepare(
             rewrites.refuse(proto, name, capabilities)
         return (proto.SerializeToString() if changes else None), changes
     add_external_data(proto, model)
+    written: set[str] = set()
+    if options.outputs or options.simplify:  # which infer shapes, and would infer wrong ones of some pools
+        pools, written = rewrites.rewrite_pools(proto)
+        changes += pools
     if options.outputs:
         proto = choose_outputs(proto, options.outputs, name, changes)
     if options.simplify:
@@ -64,7 +69,7 @@ def prepare(
         proto = precision.to_half(proto, options, name, changes)
     if in_parts:
         proto = precision.without_tf32(proto, name, changes)
-    changes += rewrites.rewrite(proto)
+    changes += rewrites.rewrite(proto, written)
     if capabilities is not None:
         rewrites.refuse(proto, name, capabilities)
     if proto.ByteSize() > _PROTOBUF_LIMIT:
@@ -104,9 +109,7 @@ def declare(proto: Any, shapes: Mapping[str, Shape], name: str) -> list[str]:
             dims.add(**({"dim_param": f"{input_name}_{axis}"} if size < 0 else {"dim_value": size}))
         changes.append(f"input {input_name} is declared {shape_text(shape)}, not {old}")
     if shapes:  # the sizes that were declared for the old ones no longer hold; types do
-        for value in (*proto.graph.value_info, *proto.graph.output):
-            if value.type.HasField("tensor_type"):  # clearing a field of one without a type would give it an empty one
-                value.type.tensor_type.ClearField("shape")
+        rewrites.forget_shapes(proto.graph, ranks=True)
     return changes
 
 
@@ -127,31 +130,41 @@ def _untie(proto: Any) -> list[str]:
 
 def choose_outputs(proto: Any, outputs: tuple[str, ...], name: str, changes: list[str]) -> Any:
     """The model with these tensors as its outputs, and only what is needed for them. Raises BuildError."""
-    import onnx
-    from onnx.utils import Extractor
+    from onnx import helper
 
-    known = {output for node in proto.graph.node for output in node.output if output}
-    unknown = [output for output in outputs if output not in known]
+    graph = proto.graph
+    makers = {output: node for node in graph.node for output in node.output if output}
+    unknown = [output for output in outputs if output not in makers]
     if unknown:
-        raise BuildError(f"{name} computes no {unknown}, so it cannot be an output. It has {sorted(known)[:50]}.")
-    before = len(proto.graph.node)
-    inputs = [value.name for value in rewrites.graph_inputs(proto.graph)]
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        typed = {value.name for value in (*inferred.graph.value_info, *inferred.graph.output)}
-        missing = [output for output in outputs if output not in typed]
-        if missing:
-            raise BuildError(f"the type of {missing} in {name} cannot be inferred, so it cannot be an output.")
-        chosen = Extractor(inferred).extract_model(inputs, list(outputs))
-    except BuildError:
-        raise
-    except Exception as error:  # onnx's errors share no base
-        raise BuildError(f"the outputs {list(outputs)} cannot be taken from {name}: {error}") from error
-    used = {name for node in chosen.graph.node for name in node.input}
-    for value in [value for value in chosen.graph.input if value.name not in used]:
-        chosen.graph.input.remove(value)
-    changes.append(f"outputs {', '.join(outputs)}: {len(chosen.graph.node)} of {before} nodes are needed for them")
-    return chosen
+        raise BuildError(f"{name} computes no {unknown}, so it cannot be an output. It has {sorted(makers)[:50]}.")
+    values = rewrites.Values(proto)
+    missing = [output for output in outputs if not values.type(output)]
+    if missing:
+        raise BuildError(f"the type of {missing} in {name} cannot be inferred, so it cannot be an output.")
+    needed: set[str] = set()
+    todo = [*outputs]
+    while todo:
+        value = todo.pop()
+        if value and value not in needed:  # what is left out has no name
+            needed.add(value)
+            todo += rewrites.read_by(makers[value]) if value in makers else ()
+    before = len(graph.node)
+    for held, kept in (
+        (graph.node, [node for node in graph.node if needed & {*node.output}]),
+        (graph.input, [value for value in graph.input if value.name in needed]),
+        (graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed]),
+        (graph.value_info, [value for value in graph.value_info if value.name in needed]),
+    ):
+        if len(kept) < len(held):
+            del held[:]
+            held.extend(kept)
+    declared = {value.name: value for value in (*graph.value_info, *graph.output) if value.type.tensor_type.elem_type}
+    # a shape need not be declared: what runs the graph infers it
+    chosen = [declared.get(x) or helper.make_tensor_value_info(x, values.type(x), None) for x in outputs]
+    del graph.output[:]
+    graph.output.extend(chosen)
+    changes.append(f"outputs {', '.join(outputs)}: {len(graph.node)} of {before} nodes are needed for them")
+    return proto
 
 
 def _simplify(proto: Any, name: str, changes: list[str]) -> Any:

@@ -9,7 +9,21 @@ from typing import Any
 
 from ..errors import BuildError, MissingPackageError
 from .options import BuildOptions
-from .rewrites import INTEGERS, Values, attribute_of, copied, graph_inputs, quantized_types, scopes
+from .rewrites import (
+    INTEGERS,
+    Values,
+    attribute_of,
+    copied,
+    free_name,
+    graph_inputs,
+    graphs,
+    inner_graphs,
+    is_unrolled,
+    quantized_types,
+    read_by,
+    scopes,
+    value_names,
+)
 
 # Kept in fp32: sums and powers leave fp16's range, exponentials and logarithms its precision. onnxconverter-common's
 # own list comes on top: operators that fp16 does not exist for.
@@ -71,9 +85,11 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
 
     drop_defaults(proto, changes)
     label = "bf16" if options.bf16 else "fp16"
-    _end_outputs(proto.graph)
+    for graph in graphs(proto.graph):
+        _end_outputs(graph, {value.name for value in graph.output} if graph is proto.graph else _read_too(graph))
     names = _name_apart(proto.graph)
     _unfold_constants(proto.graph)
+    _bring_in(proto)
     operators = {node.op_type for node in proto.graph.node}
     unknown = [kept for kept in options.keep_fp32 if kept not in names.keys() | operators]
     if unknown:
@@ -86,15 +102,17 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     quantized = _quantized(proto)
     drowned = _drowned(proto)
     in_fp32 = [*(name for kept in options.keep_fp32 for name in names.get(kept, ())), *drowned]
+    in_fp32 += _loops_of_gru(proto) if options.bf16 else []
     casts = [*_casts(proto.graph)]
     positions = _positions(proto)
     in_fp32 += positions
     tail = _Tail(proto, {*options.keep_fp32, *in_fp32}, {*quantized}) if options.keep_io else None
     kept_nodes = [*in_fp32, *quantized, *casts]
-    _separate(proto.graph, {*blocked, *kept_nodes})
+    for graph in graphs(proto.graph):
+        _separate(graph, {*blocked, *kept_nodes})
     limit = float(np.finfo(np.float16).max)
     beyond = {}
-    for key, tensor in (found for graph in _graphs(proto.graph) for found in _tensors(graph)):
+    for key, tensor in (found for graph in graphs(proto.graph) for found in _tensors(graph)):
         if tensor.data_type == TensorProto.FLOAT:
             array = numpy_helper.to_array(tensor)
             largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))  # infinities stay what they are
@@ -102,6 +120,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
                 beyond[key] = largest
     rounded = _round_kernels(proto, {*blocked, *kept_nodes}, label)
     full = _full_precision(proto, name) if options.bf16 else {}
+    left_out = _name_outputs(proto.graph)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights beyond fp16, which are reported below, and bf16 holds them
@@ -116,10 +135,11 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     except Exception as error:  # it raises ValueError, and whatever its shape inference does
         raise BuildError(f"{name} cannot be converted to {label}: {error}. Build it without {label}.") from error
     del converted.graph.value_info[:]  # it leaves types of before
-    _join(converted.graph, {*positions, *casts})
+    for graph in graphs(converted.graph):
+        _join(graph, {*positions, *casts})
     half = {
         key
-        for graph in _graphs(converted.graph)
+        for graph in graphs(converted.graph)
         for key, tensor in _tensors(graph)
         if tensor.data_type == TensorProto.FLOAT16
     }
@@ -129,6 +149,9 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     if tail is not None:
         kept += Counter(node.op_type for node in tail.nodes if node.op_type != "Identity")
         tail.put_back(converted)
+    _leave_out(converted.graph, left_out)
+    for graph in reversed([*graphs(converted.graph)]):  # innermost first: sorting copies what is inside nodes
+        _sort(graph)
     if quantized:
         changes.append(f"{len(quantized)} nodes of quantized convolutions and products keep their fp32 side")
     if drowned:
@@ -156,8 +179,8 @@ def _name_apart(graph: Any) -> dict[str, list[str]]:
     without a name is called node_ and its position, in inner graphs inner_, the number of its graph and its position.
     """
     names: dict[str, list[str]] = {}
-    taken = {node.name for each in _graphs(graph) for node in each.node}
-    for index, each in enumerate(_graphs(graph)):
+    taken = {node.name for each in graphs(graph) for node in each.node}
+    for index, each in enumerate(graphs(graph)):
         for at, node in enumerate(each.node):
             called = node.name or (f"inner_{index}_{at}" if index else f"node_{at}")
             same = names.setdefault(called, [])
@@ -169,11 +192,18 @@ def _name_apart(graph: Any) -> dict[str, list[str]]:
     return names
 
 
+def _loops_of_gru(proto: Any) -> list[str]:
+    """The GRUs that TensorRT's parser is given as such, by name: it takes none in bf16."""
+    values = Values(proto)
+    nodes = (node for graph in graphs(proto.graph) for node in graph.node if node.op_type == "GRU")
+    return [node.name for node in nodes if not is_unrolled(node, values)]
+
+
 def _casts(graph: Any) -> Iterator[str]:
     """The casts to fp32, of masks and counts: the converter leaves them as they are, and has to be told that."""
     from onnx import TensorProto, helper
 
-    for each in _graphs(graph):
+    for each in graphs(graph):
         for node in each.node:
             if node.op_type == "Cast" and helper.get_node_attr_value(node, "to") == TensorProto.FLOAT:
                 yield node.name
@@ -184,7 +214,7 @@ def _positions(proto: Any) -> list[str]:
 
     fp16 has no odd integers beyond 2048 and none beyond 65504: the sines of rotary positions are wrong by .1 from 1000
     on, and TensorRT takes no sizes in it. What vectors of constants give to that (frequencies) is on the way too. A
-    product is where it multiplies nothing else: no matrix of weights, no features. Inner graphs are left alone.
+    product is where it multiplies nothing else: no matrix of weights, no features.
     """
     from onnx import TensorProto
 
@@ -193,11 +223,12 @@ def _positions(proto: Any) -> list[str]:
     counts: set[str] = set()  # values that come from integers, and those that constants alone give
     fixed = {
         tensor.name
-        for tensor in proto.graph.initializer
+        for graph in graphs(proto.graph)
+        for tensor in graph.initializer
         if tensor.data_type == TensorProto.FLOAT and sum(size > 1 for size in tensor.dims) < 2
     }
     found = []
-    for node in proto.graph.node:
+    for node in (node for graph in graphs(proto.graph) for node in graph.node):
         if node.domain not in ("", "ai.onnx"):
             continue
         to = attribute_of(node, "to", 0) if node.op_type == "Cast" else TensorProto.FLOAT
@@ -242,22 +273,27 @@ def _join(graph: Any, kept: set[str]) -> None:
                 node.CopyFrom(copied(node, [source.input[0]], [*node.output]))
                 node.op_type = "Identity"
                 del node.attribute[:]
-    reads = Counter([*(value.name for value in graph.output), *(name for node in graph.node for name in _reads(node))])
+    reads = Counter([*(value.name for value in graph.output), *(name for node in graph.node for name in read_by(node))])
     for node in reversed([*graph.node]):
         if node.op_type in ("Cast", "Identity") and not any(reads[name] for name in node.output):
             reads.subtract(node.input)
             graph.node.remove(node)
 
 
-def _end_outputs(graph: Any) -> None:
-    """Give every output an Identity of its own.
+def _read_too(graph: Any) -> set[str]:
+    """The outputs of a graph that its nodes read too."""
+    return {value.name for value in graph.output} & {name for node in graph.node for name in read_by(node)}
+
+
+def _end_outputs(graph: Any, outputs: set[str]) -> None:
+    """Give these outputs an Identity of their own each: all of a model, and of inner graphs those that are read there.
 
     The converter puts a cast on an output, and whoever reads it too would be given what comes out of the cast; and it
     takes an output for half that a node in fp32 makes.
     """
     from onnx import helper
 
-    inner = {value.name: f"{value.name}/inside" for value in graph.output}
+    inner = {name: f"{name}/inside" for name in outputs}
     made = [name for node in graph.node for name in node.output if name in inner]
     for node in graph.node:
         node.output[:] = [inner.get(name, name) for name in node.output]
@@ -265,9 +301,32 @@ def _end_outputs(graph: Any) -> None:
     graph.node.extend(helper.make_node("Identity", [inner[name]], [name], name=inner[name]) for name in made)
 
 
+def _name_outputs(graph: Any) -> set[str]:
+    """Name the outputs that are left out before others, for the converter looks for a node at every name."""
+    taken = value_names(graph)
+    names = set()
+    for each in graphs(graph):
+        for node in each.node:
+            for index, output in enumerate(node.output):
+                if not output:
+                    node.output[index] = free_name(f"{node.op_type}/left_out", taken)
+                    names.add(node.output[index])
+    return names
+
+
+def _leave_out(graph: Any, names: set[str]) -> None:
+    """Leave those outputs out again, and the casts that the converter put behind them."""
+    for each in graphs(graph):
+        for node in [node for node in each.node if node.op_type == "Cast" and node.output[0] in names]:
+            names = names | {*node.input}
+            each.node.remove(node)
+        for node in each.node:
+            node.output[:] = ["" if name in names else name for name in node.output]
+
+
 def _rename_reads(node: Any, names: Mapping[str, str]) -> None:
     node.input[:] = [names.get(name, name) for name in node.input]
-    for graph in _graphs_of(node):
+    for graph in inner_graphs(node):
         for each in graph.node:
             _rename_reads(each, names)
         for value in graph.output:
@@ -283,7 +342,7 @@ def _unfold_constants(graph: Any) -> None:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
-    for each in _graphs(graph):
+    for each in graphs(graph):
         kept = []
         for node in each.node:
             given = {a.name: a for a in node.attribute} if node.op_type == "Constant" else {}
@@ -305,13 +364,80 @@ def _unfold_constants(graph: Any) -> None:
             each.node.extend(kept)
 
 
+def _bring_in(proto: Any) -> None:
+    """Give inner graphs what they read of fp32 values outside: constants of their own, and an Identity of the rest.
+
+    The converter knows the types of a graph's own values alone, and does not tell inner graphs of the casts that it
+    puts or takes away outside: there an Identity stands for them too.
+    """
+    from onnx import TensorProto, helper
+
+    values = Values(proto)
+    taken = value_names(proto.graph) | {node.name for graph in graphs(proto.graph) for node in graph.node}
+    given = {value.name: "" for value in proto.graph.input}
+    given |= {name: "" for node in proto.graph.node for name in node.output}
+    (_, *inside) = scopes(proto.graph, {})
+    for graph, constants in reversed(inside):  # innermost first: putting nodes in front copies what is inside
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        own |= {name for node in graph.node for name in node.output}
+        read = [*(name for node in graph.node for name in node.input), *(value.name for value in graph.output)]
+        names = {}
+        nodes = []
+        for name in dict.fromkeys(read):
+            if name in own or values.type(name) != TensorProto.FLOAT:
+                continue
+            names[name] = free_name(f"{name}/inside", taken)
+            if name in constants:
+                tensor = TensorProto.FromString(constants[name].SerializeToString())
+                tensor.name = names[name]
+                graph.initializer.append(tensor)
+                continue
+            if name in given:
+                given[name] = given[name] or free_name(f"{name}/given", taken)
+            nodes.append(helper.make_node("Identity", [given.get(name, name)], [names[name]], name=names[name]))
+        for node in graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+        for value in graph.output:
+            value.name = names.get(value.name, value.name)
+        nodes += graph.node
+        del graph.node[:]
+        graph.node.extend(nodes)
+    if inside:
+        identities = (helper.make_node("Identity", [name], [new], name=new) for name, new in given.items() if new)
+        proto.graph.node.extend(identities)
+        _sort(proto.graph)
+        drop_unused(proto)
+
+
+def _sort(graph: Any) -> None:
+    """Put nodes behind what the graphs inside them read; the converter puts them behind what they read themselves."""
+    if not any(inner_graphs(node) for node in graph.node):
+        return
+    missing = {name for node in graph.node for name in node.output if name}
+    nodes: list[Any] = []
+    left = [*graph.node]
+    while left:
+        later = []
+        for node in left:
+            if missing.isdisjoint(read_by(node)):
+                nodes.append(node)
+                missing.difference_update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(left):
+            return  # a circle, of which TensorRT says more
+        left = later
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
 def _separate(graph: Any, kept: set[str]) -> None:
     """Give what stays in fp32 constants of its own, where others read them too and are to have them in half."""
     from onnx import TensorProto
 
     weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     stays = [node for node in graph.node if kept & {node.op_type, node.name}]
-    others = {name for node in graph.node if not kept & {node.op_type, node.name} for name in _reads(node)}
+    others = {name for node in graph.node if not kept & {node.op_type, node.name} for name in read_by(node)}
     shared = {name for node in stays for name in node.input} & others & weights.keys()
     for name in sorted(shared):
         tensor = TensorProto.FromString(weights[name].SerializeToString())
@@ -379,12 +505,12 @@ class _Tail:
             nodes = [
                 node
                 for node in nodes
-                if not (node.name in heavy or node.op_type.endswith("Normalization") or _graphs_of(node))
+                if not (node.name in heavy or node.op_type.endswith("Normalization") or inner_graphs(node))
             ]
             found.update((node.name, node) for node in nodes)
             front = {name for node in nodes for name in node.input}
         while True:  # what others read too has to be among them
-            read = {name for node in graph.node if node.name not in found for name in _reads(node)}
+            read = {name for node in graph.node if node.name not in found for name in read_by(node)}
             shared = [name for name, node in found.items() if read & {*node.output}]
             if not shared:
                 return set(found)
@@ -397,16 +523,7 @@ class _Tail:
             proto.graph.initializer.extend(self._tensors)
             del proto.graph.output[:]
             proto.graph.output.extend(self._outputs)
-            _drop_unused(proto)
-
-
-def _reads(node: Any) -> Iterator[str]:
-    """What a node reads, and what the graphs inside it do."""
-    yield from node.input
-    for inner in _graphs_of(node):
-        for each in inner.node:
-            yield from _reads(each)
-        yield from (value.name for value in inner.output)
+            drop_unused(proto)
 
 
 def _drowned(proto: Any) -> list[str]:
@@ -449,7 +566,7 @@ def _round_kernels(proto: Any, kept: set[str], label: str) -> int:
     for node in proto.graph.node:
         if node.op_type in _CONVOLUTIONS and not kept & {node.op_type, node.name} and len(node.input) > 1:
             fitting[node.input[1]] += 1
-    readers = Counter(name for node in proto.graph.node for name in _reads(node))
+    readers = Counter(name for node in proto.graph.node for name in read_by(node))
     readers.update(value.name for value in proto.graph.output)
     done = 0
     for name, count in fitting.items():
@@ -478,22 +595,6 @@ def _round_kernels(proto: Any, kept: set[str], label: str) -> int:
     return done
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    """A graph and those inside its nodes."""
-    yield graph
-    for node in graph.node:
-        for inner in _graphs_of(node):
-            yield from _graphs(inner)
-
-
-def _graphs_of(node: Any) -> list[Any]:
-    return [
-        inner
-        for attribute in node.attribute
-        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
-    ]
-
-
 def _tensors(graph: Any) -> Iterator[tuple[str, Any]]:
     """The constants of a graph by the names of their values."""
     for tensor in graph.initializer:
@@ -508,14 +609,14 @@ def _full_precision(proto: Any, name: str) -> dict[str, Any]:
     """The fp32 constants before the conversion, which goes by way of fp16 and would cut them to its range."""
     from onnx import TensorProto, numpy_helper
 
-    types = {tensor.data_type for graph in _graphs(proto.graph) for _, tensor in _tensors(graph)}
-    types |= {a.i for graph in _graphs(proto.graph) for node in graph.node for a in node.attribute if a.name == "to"}
+    types = {tensor.data_type for graph in graphs(proto.graph) for _, tensor in _tensors(graph)}
+    types |= {a.i for graph in graphs(proto.graph) for node in graph.node for a in node.attribute if a.name == "to"}
     types |= {value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)}
     if TensorProto.FLOAT16 in types:
         raise BuildError(f"{name} holds fp16 tensors already, so it cannot be converted to bf16. Build it as it is.")
     return {
         key: numpy_helper.to_array(tensor)
-        for graph in _graphs(proto.graph)
+        for graph in graphs(proto.graph)
         for key, tensor in _tensors(graph)
         if tensor.data_type == TensorProto.FLOAT
     }
@@ -528,7 +629,7 @@ def _fp16_to_bf16(proto: Any, full: dict[str, Any]) -> None:
     from onnx import TensorProto, numpy_helper
 
     half, bfloat = TensorProto.FLOAT16, TensorProto.BFLOAT16
-    for graph in _graphs(proto.graph):
+    for graph in graphs(proto.graph):
         for key, tensor in _tensors(graph):
             if tensor.data_type == half:
                 array = full.get(key, numpy_helper.to_array(tensor)).astype(ml_dtypes.bfloat16)
@@ -603,7 +704,7 @@ def without_tf32(proto: Any, name: str, changes: list[str]) -> Any:
         graph.node.extend(halves.nodes)
         graph.initializer.extend(halves.tensors)
     if counts:
-        _drop_unused(proto)
+        drop_unused(proto)
         changes.append(f"without TF32: {_listed(counts)}, each computed as a sum of three")
     if left:
         changes.append(f"still with TF32, which multiply inside: {_listed(left)}")
@@ -693,11 +794,11 @@ class _Halves:
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
 
 
-def _drop_unused(proto: Any) -> None:
+def drop_unused(proto: Any) -> None:
     """Take away the weights that no node reads any more."""
-    read = {value.name for graph in _graphs(proto.graph) for value in graph.output}
-    read |= {name for graph in _graphs(proto.graph) for node in graph.node for name in node.input}
-    for graph in _graphs(proto.graph):
+    read = {value.name for graph in graphs(proto.graph) for value in graph.output}
+    read |= {name for graph in graphs(proto.graph) for node in graph.node for name in node.input}
+    for graph in graphs(proto.graph):
         kept = [tensor for tensor in graph.initializer if tensor.name in read]
         if len(kept) < len(graph.initializer):
             del graph.initializer[:]

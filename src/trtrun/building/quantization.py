@@ -22,8 +22,8 @@ from ..errors import BuildError, DtypeError, InputError, MissingPackageError
 from .onnx_check import check_model
 from .onnx_file import model_name, read_model
 from .onnx_session import onnx_session
-from .precision import at_least_opset, drop_defaults
-from .rewrites import scopes
+from .precision import at_least_opset, drop_defaults, drop_unused
+from .rewrites import attribute_of, copied, free_name, scopes, value_names
 
 Precision = Literal["fp8", "int8"]
 
@@ -74,8 +74,9 @@ def quantize(
     check_model(model)
     name = model_name(model)
     proto = read_model(model, external_data=True)
+    called = {node.name for node in proto.graph.node}
     for index, node in enumerate(proto.graph.node):
-        node.name = node.name or f"node_{index}"  # the quantizer tells nodes apart by name
+        node.name = node.name or free_name(f"node_{index}", called)  # the quantizer tells nodes apart by name
     unknown = sorted(set(keep) - {node.name for node in proto.graph.node})
     if unknown:
         raise BuildError(f"keep names {unknown}; {name} has no such nodes.")
@@ -84,6 +85,7 @@ def quantize(
     drop_defaults(proto, [])
     # Where fp8 began, and scales per channel.
     proto = at_least_opset(proto, 19 if precision == "fp8" else 13, name, precision)
+    _scale_biases(proto)
     largest = _Largest(proto, keep, name)
     if precision == "fp8" and (zero := largest.of_zeros()):
         raise BuildError(
@@ -143,6 +145,30 @@ def quantize(
         except Exception as error:  # the quantizer's errors share no base
             raise BuildError(f"{name} could not be quantized: {error}") from error
         return largest.widen(read_model(target)) if precision == "fp8" else target.read_bytes()
+
+
+def _scale_biases(proto: Any) -> None:
+    """Multiply constant biases of Gemm by its beta, in place.
+
+    ONNX Runtime's quantizer sets beta to 1, since it would put it into the bias that it quantizes, and here it leaves
+    biases as they are. Each gets a tensor of its own: others may read the old one, or scale it differently.
+    """
+    from onnx import numpy_helper
+
+    ((_, constants), *_) = scopes(proto.graph, {})
+    taken = value_names(proto.graph)
+    scaled = False
+    for node in proto.graph.node:
+        beta = attribute_of(node, "beta", 1.0)
+        if node.op_type != "Gemm" or beta == 1 or len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        bias = numpy_helper.to_array(constants[node.input[2]])
+        name = free_name(f"{node.output[0]}/bias", taken)
+        proto.graph.initializer.append(numpy_helper.from_array((bias * beta).astype(bias.dtype), name))
+        node.CopyFrom(copied(node, [*node.input[:2], name], [*node.output], beta=None))
+        scaled = True
+    if scaled:
+        drop_unused(proto)
 
 
 def _stored(file: Path, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:

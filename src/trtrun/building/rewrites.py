@@ -8,7 +8,7 @@ TensorRT-RTX up to 1.6. Functions inside a model are not looked into.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError
@@ -22,35 +22,81 @@ _GRU_STEPS = 64  # the longest sequence that is written out step by step
 _SMALL = 1024  # elements; constants up to this size may be shapes or axes, which types follow from
 
 
-def rewrite(proto: Any) -> list[str]:
-    """Rewrite a model in place whose external data is loaded; returns one line for each kind of change."""
-    changes = _fp8_scales(proto)
+def rewrite(proto: Any, written: Container[str] = ()) -> list[str]:
+    """Rewrite a model in place whose external data is loaded; returns one line for each kind of change.
+
+    ``written`` holds what :func:`rewrite_pools` returned, where it was called before.
+    """
+    changes = [*_fp8_scales(proto), *rewrite_pools(proto, written)[0]]
     values = Values(proto)
     counts: Counter[str] = Counter()
 
-    def written(node: Any) -> list[Any]:
-        result = _another_way(node, values)
+    def rewritten(node: Any) -> list[Any]:
+        result = _another_way(node, values, _WAYS)
         if result is None:
             return [node]
         text, nodes = result
         counts[text] += 1
         # a GRU of layout 0 may need more; whatever else is written is right
-        return [last for made in nodes for last in (written(made) if made.op_type == "GRU" else [made])]
+        return [last for made in nodes for last in (rewritten(made) if made.op_type == "GRU" else [made])]
 
     for graph, _ in scopes(proto.graph, {}):
-        if not any(_another_way(node, values) for node in graph.node):
+        if not any(_another_way(node, values, _WAYS) for node in graph.node):
             continue
-        nodes = [last for node in graph.node for last in written(node)]
+        nodes = [last for node in graph.node for last in rewritten(node)]
         del graph.node[:]
         graph.node.extend(nodes)
-    return [*changes, *(f"{count} {text}" for text, count in sorted(counts.items()))]
+    return [*changes, *_counted(counts)]
+
+
+def rewrite_pools(proto: Any, written: Container[str] = ()) -> tuple[list[str], set[str]]:
+    """What :func:`rewrite` does to pools; returns also names of what is ``written`` and not to be written again.
+
+    One after the other, in the order in which they are computed: up to operator set 21 onnx too infers the window that
+    TensorRT keeps, and wrong shapes from there on, until it is dropped by nodes. Files may hold such shapes already.
+    """
+    counts: Counter[str] = Counter()
+    whole: set[str] = set()
+    values = Values(proto)
+    sliced = {node.input[0] for each in graphs(proto.graph) for node in each.node if node.op_type == "Slice"}
+    done = {name for name in sliced if name in written}
+
+    def pools(graph: Any) -> None:
+        nonlocal values
+        at = 0
+        while at < len(graph.node):
+            node = graph.node[at]
+            for inner in inner_graphs(node):
+                pools(inner)
+            found = None if node.output[0] in done else _another_way(node, values, _POOLS)
+            if found is None:
+                at += 1
+                continue
+            text, made = found
+            counts[text] += 1
+            whole.add(made[0].output[0])
+            nodes = [*graph.node[:at], *made, *graph.node[at + 1 :]]
+            del graph.node[:]
+            graph.node.extend(nodes)
+            at += len(made)
+            forget_shapes(proto.graph, ranks=False)
+            values = Values(proto)
+
+    pools(proto.graph)
+    return _counted(counts), whole
+
+
+def _counted(counts: Counter[str]) -> list[str]:
+    return [f"{count} {text}" for text, count in sorted(counts.items())]
 
 
 def needed(proto: Any) -> bool:
     """True when :func:`rewrite` would change something; external data need not be loaded."""
     values = Values(proto)
     return next(_one_scale(proto), None) is not None or any(
-        _another_way(node, values) for graph, _ in scopes(proto.graph, {}) for node in graph.node
+        _another_way(node, values, _POOLS) or _another_way(node, values, _WAYS)
+        for graph, _ in scopes(proto.graph, {})
+        for node in graph.node
     )
 
 
@@ -128,9 +174,111 @@ def scopes(graph: Any, outer: dict[str, Any]) -> Iterator[tuple[Any, dict[str, A
                     constants[node.output[0]] = attribute.t
     yield graph, constants
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from scopes(inner, constants)
+        for inner in inner_graphs(node):
+            yield from scopes(inner, constants)
+
+
+def forget_shapes(graph: Any, *, ranks: bool) -> None:
+    """Take away the sizes that a graph, and those inside it, declare of what is computed, ``ranks`` too; types stay."""
+    for each in graphs(graph):
+        for value in (*each.value_info, *each.output, *(() if each is graph else each.input)):
+            if ranks and value.type.HasField("tensor_type"):  # one without a type would be given an empty one
+                value.type.tensor_type.ClearField("shape")
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()
+
+
+def inner_graphs(node: Any) -> list[Any]:
+    return [
+        inner
+        for attribute in node.attribute
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
+    ]
+
+
+def graphs(graph: Any) -> Iterator[Any]:
+    """A graph and those inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            yield from graphs(inner)
+
+
+def read_by(node: Any) -> Iterator[str]:
+    """What a node reads, and what the graphs inside it do."""
+    yield from node.input
+    for inner in inner_graphs(node):
+        for each in inner.node:
+            yield from read_by(each)
+        yield from (value.name for value in inner.output)
+
+
+def value_names(graph: Any) -> set[str]:
+    """The names of all values of a graph and of those inside it."""
+    return {
+        name
+        for each in graphs(graph)
+        for name in (
+            *(value.name for value in (*each.input, *each.output, *each.initializer)),
+            *(sparse.values.name for sparse in each.sparse_initializer),
+            *(name for node in each.node for name in (*node.input, *node.output)),
+        )
+    }
+
+
+def free_name(wanted: str, taken: set[str]) -> str:
+    """A name that is not taken, ``wanted`` or like it; takes it."""
+    name, count = wanted, 0
+    while name in taken:
+        count += 1
+        name = f"{wanted}/{count}"
+    taken.add(name)
+    return name
+
+
+def separate_values(graph: Any) -> None:
+    """Give the values inside inner graphs names that no other value has, in place; the graph's own keep theirs.
+
+    Branches may use the same names, and what is known of values is kept by name. Nothing outside sees the new ones:
+    an inner graph's inputs and outputs are told apart by position.
+    """
+    taken = value_names(graph)
+    seen = {name for name in _made(graph) if name}
+
+    def separate(inner: Any, outer: Mapping[str, str]) -> None:
+        """``outer``: what the names that can be read here are now."""
+        own: dict[str, str] = {}
+        for name in filter(None, _made(inner)):
+            if name not in own:
+                own[name] = free_name(name, taken) if name in seen else name
+        seen.update(own.values())
+        names = {**own, **outer}  # a node's output hides an outer value only from the node on
+        for value in (*inner.input, *inner.initializer, *(sparse.values for sparse in inner.sparse_initializer)):
+            if value.name:
+                names[value.name] = value.name = own[value.name]
+        for node in inner.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            for each in inner_graphs(node):
+                separate(each, names)
+            for name in filter(None, node.output):
+                names[name] = own[name]
+            node.output[:] = [own.get(name, name) for name in node.output]
+        for value in inner.output:
+            value.name = names.get(value.name, value.name)
+        for value in inner.value_info:
+            value.name = own.get(value.name, value.name)
+
+    outermost = {name: name for name in seen}
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            separate(inner, outermost)
+
+
+def _made(graph: Any) -> Iterator[str]:
+    """The names of the values that a graph is given, holds and computes, inner graphs left out."""
+    yield from (value.name for value in (*graph.input, *graph.initializer))
+    yield from (sparse.values.name for sparse in graph.sparse_initializer)
+    yield from (name for node in graph.node for name in node.output)
 
 
 def attribute_of(node: Any, name: str, default: Any) -> Any:
@@ -268,10 +416,10 @@ def copied(node: Any, inputs: list[str], outputs: list[str], **attributes: Any) 
 # Writing nodes another way: each function returns what stands for a node, or None where TensorRT computes it right
 
 
-def _another_way(node: Any, values: Values) -> tuple[str, list[Any]] | None:
+def _another_way(node: Any, values: Values, ways: _Ways) -> tuple[str, list[Any]] | None:
     if node.domain not in _STANDARD or not any(node.output):
         return None
-    for function, text in _WAYS.get(node.op_type, ()):
+    for function, text in ways.get(node.op_type, ()):
         nodes = function(node, values)
         if nodes is not None:
             return text, nodes
@@ -399,7 +547,7 @@ def _gru(node: Any, values: Values) -> list[Any] | None:
 
     Seen to hang: three steps with the whole sequence as output. Seen to run: one and two steps with Y_h alone.
     """
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     x, w, r = node.input[:3]
     shape, kind = values.shape(x), values.type(x)
@@ -409,7 +557,7 @@ def _gru(node: Any, values: Values) -> list[Any] | None:
         return None
     if not hidden or not _activations(node) or _given(node, 4) or attribute_of(node, "clip", None) is not None:
         return None
-    if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+    if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16):
         return None
     direction = attribute_of(node, "direction", "forward")
     add = Nodes(node, values.opset)
@@ -438,8 +586,9 @@ def _gru(node: Any, values: Values) -> list[Any] | None:
             ]
         if _given(node, 5):
             state = of(node.input[5])
-        else:  # of one row, which every row of the batch shares
-            state = add.constant([[0] * hidden], helper.tensor_dtype_to_np_dtype(kind))
+        else:  # of one row, which every row of the batch shares; its bytes are 0 in every type
+            zeros = bytes(hidden * (4 if kind == TensorProto.FLOAT else 2))
+            state = add("Constant", value=TensorProto(data_type=kind, dims=[1, hidden], raw_data=zeros))
         states: list[str] = [""] * steps
         for step in reversed(range(steps)) if backwards else range(steps):
             now = [add("Gather", product, add.constant(step), axis=0) for product in products]
@@ -464,6 +613,11 @@ def _gru(node: Any, values: Values) -> list[Any] | None:
     return add.nodes
 
 
+def is_unrolled(node: Any, values: Values) -> bool:
+    """True for a GRU that :func:`rewrite` writes step by step, as it is."""
+    return not attribute_of(node, "layout", 0) and _gru(node, values) is not None
+
+
 def _activations(node: Any) -> bool:
     """True where a GRU has the usual activations."""
     names = [name.decode().lower() for name in attribute_of(node, "activations", [])]
@@ -473,10 +627,13 @@ def _activations(node: Any) -> bool:
 _Way = Callable[[Any, Values], "list[Any] | None"]
 _LAYOUT = "{} with layout 1: transposed, since TensorRT takes the batch for the sequence"
 _WINDOW = "{} with ceil_mode: the window that starts in the padding is dropped, which TensorRT keeps"
-_WAYS: dict[str, tuple[tuple[_Way, str], ...]] = {
-    "Trilu": ((_trilu, "Trilu of integers: the upper triangle, which TensorRT gets wrong, is chosen with Where"),),
+_Ways = dict[str, tuple[tuple[_Way, str], ...]]
+_POOLS: _Ways = {
     "MaxPool": ((_pool, _WINDOW.format("MaxPool")),),
     "AveragePool": ((_pool, _WINDOW.format("AveragePool")),),
+}
+_WAYS: _Ways = {
+    "Trilu": ((_trilu, "Trilu of integers: the upper triangle, which TensorRT gets wrong, is chosen with Where"),),
     "SpaceToDepth": ((_space_to_depth, "SpaceToDepth with mode CRD: DCR, which TensorRT takes it for, reordered"),),
     "LSTM": ((_batchwise, _LAYOUT.format("LSTM")),),
     "RNN": ((_batchwise, _LAYOUT.format("RNN")),),
