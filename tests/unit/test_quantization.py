@@ -170,6 +170,9 @@ def test_what_cannot_be_calibrated_with() -> None:
         quantize(models.affine(), [{"x": np.zeros((1, 12))}])
     with pytest.raises(trtrun.OnnxError):
         quantize(b"no model", [])
+    once = quantize(models.affine(), requests("affine"))
+    with pytest.raises(trtrun.BuildError, match="is quantized already"):
+        quantize(once, requests("affine"))
 
 
 def test_command(tmp_path: Path) -> None:

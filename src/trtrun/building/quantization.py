@@ -54,9 +54,9 @@ def quantize(
 
     Raises:
         OnnxError, ModelFileError: the model cannot be read. InputError: no request, or one that the model cannot be
-        run with; DtypeError: an array of another dtype than its input. BuildError: a name in ``keep`` is no node, the
-        model cannot be brought to the operator set that the precision needs (13, fp8 19), all weights of a node are
-        zero and it is to be fp8, or the quantizer fails.
+        run with; DtypeError: an array of another dtype than its input. BuildError: the model is quantized
+        already, a name in ``keep`` is no node, the model cannot be brought to the operator set that the precision needs
+        (13, fp8 19), all weights of a node are zero and it is to be fp8, or the quantizer fails.
         MissingPackageError: no ONNX Runtime.
     """
     try:
@@ -74,6 +74,11 @@ def quantize(
     check_model(model)
     name = model_name(model)
     proto = read_model(model, external_data=True)
+    if any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
+        raise BuildError(
+            f"{name} is quantized already: it holds QuantizeLinear, whose scales would stay and be quantized once more. "
+            "Quantize the model of floats that it was made from."
+        )
     called = {node.name for node in proto.graph.node}
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or free_name(f"node_{index}", called)  # the quantizer tells nodes apart by name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,6 +72,7 @@ def command(
         quantized = quantize(model, counted(), precision=precision, keep=keep or (), files=files)  # type: ignore[arg-type]
         write_atomic(target, quantized)
     typer.echo(f"{target}: {len(quantized):,} bytes, {precision}, calibrated with {count} requests")
+    typer.echo(f"See what it costs in accuracy: trtrun compare {shlex.join([str(model), str(target)])}")
 
 
 def _arrays(model: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
