@@ -76,7 +76,7 @@ def quantize(
     proto = read_model(model, external_data=True)
     if any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
         raise BuildError(
-            f"{name} is quantized already: it holds QuantizeLinear, whose scales would stay and be quantized once more. "
+            f"{name} is quantized already: it holds QuantizeLinear, and would be quantized twice. "
             "Quantize the model of floats that it was made from."
         )
     called = {node.name for node in proto.graph.node}
