@@ -662,12 +662,46 @@ def test_addresses(tmp_path: Path) -> None:
             assert done.returncode == 1
             assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
             assert "Traceback" not in done.stderr
+            assert ".. Choose" not in done.stderr
     assert "cannot listen on nowhere.invalid" in Server.refused(str(model), "--host", "nowhere.invalid")
     server = Server(str(model), log=tmp_path / "log", host="[::1]")
     assert server.get("/v2/health/ready")[0] == 200
     with grpc_client.InferenceServerClient(f"[::1]:{server.grpc_port}") as client:
         assert client.is_server_ready()
     assert server.stop() == 0
+
+
+def test_one_port_for_both_protocols_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    command = [sys.executable, "-m", "trtrun", "serve", str(tmp_path / "affine.onnx")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    done = subprocess.run(
+        [*command, "--port", port, "--grpc-port", port], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"trtrun: HTTP and gRPC cannot both listen on port {port}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_grpc_stops_where_http_cannot_listen(tmp_path: Path) -> None:
+    """Its destructor wants the event loop, which has ended by then."""
+    script = """
+import sys, uvicorn
+from trtrun.serve.repository import Repository
+from trtrun.serve.server import ServerOptions, serve
+
+async def fail(self, sockets):
+    raise OSError("taken meanwhile")
+
+uvicorn.Server.serve = fail
+serve(Repository(None), ServerOptions(port=0, grpc_port=0))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.rstrip().endswith("taken meanwhile")
+    assert "Exception ignored" not in done.stderr
+    assert "never awaited" not in done.stderr
 
 
 def test_lines_of_text_name_the_request(tmp_path: Path) -> None:
