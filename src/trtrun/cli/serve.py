@@ -114,6 +114,7 @@ def command(
 
         raise MissingPackageError(f"serving needs more packages ({error}). Run: pip install 'trtrun[serve]'") from error
     from ..cuda.device import gpu_count
+    from ..plan import ModelFile
     from ..predictor import load
 
     if not models and repository is None:
@@ -145,6 +146,7 @@ def command(
     log_to_stderr(as_json=json_logs, worker=None if place is None else place.index)
     if place is not None:
         devices = place.share(devices)
+    files = named(models or ())
     served = Repository(
         lambda path: load(
             path,
@@ -152,7 +154,7 @@ def command(
             devices=None if not all_devices else list(devices) or "all",
             plugins=plugin or (),
         ),
-        named(models or ()),
+        files,
         folder=repository,
         options=BatchOptions(
             max_batch_size,
@@ -167,6 +169,9 @@ def command(
     # Once: a folder that goes later must not keep a worker from starting again.
     if place is None:
         served.check_unambiguous()
+        for path in files.values():
+            ModelFile(path)  # one that is not there is said before anything listens
+        served.say_skipped()
         if unknown := sorted(vision.keys() - set(served.names())):
             raise InputError(f"--head, --task, --labels or --size name {unknown}, the models are {served.names()}.")
         gpus, cores, nbytes = min(len(devices), gpu_count()), usable_cores(), served.size()

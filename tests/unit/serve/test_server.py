@@ -774,6 +774,30 @@ def test_tritons_configuration_is_not_read_and_that_is_said_once(
     assert "--max-batch-size" in said[0]
 
 
+def test_what_is_skipped_in_a_repository_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def said() -> list[str]:
+        caplog.clear()
+        Repository(lambda path: FakeRunner(), folder=tmp_path).say_skipped()
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    assert ["there is no model in" in line for line in said()] == [True]
+    (tmp_path / "foo").mkdir()
+    (tmp_path / "foo" / "bar.onnx").touch()
+    (tmp_path / "a b.onnx").touch()
+    (tmp_path / "README").touch()
+    (tmp_path / ".git").mkdir()
+    skipped, nothing = said()
+    assert "skipped a b.onnx, foo. A model is NAME/VERSION/model.{engine,plan,trt,onnx,bundle}" in skipped
+    assert "there is no model in" in nothing
+    (tmp_path / "good.onnx").touch()
+    assert ["skipped a b.onnx, foo." in line for line in said()] == [True]
+    for name in ("a b.onnx", "foo/bar.onnx"):
+        (tmp_path / name).unlink()
+    (tmp_path / "foo" / "1").mkdir()
+    (tmp_path / "foo" / "1" / "model.onnx").touch()
+    assert not said()
+
+
 def test_a_hangup_does_not_end_a_server_that_starts(tmp_path: Path) -> None:
     (tmp_path / "affine.onnx").write_bytes(models.affine())
     server = Server(str(tmp_path / "affine.onnx"), log=tmp_path / "log", wait=False)
@@ -888,7 +912,8 @@ def test_tokens(tmp_path: Path) -> None:
     [
         ([], "nothing to serve"),
         (["--repository", "/nowhere"], "no folder"),
-        (["no.onnx"], "no.onnx"),
+        (["no.onnx"], "trtrun: cannot read 'no.onnx': it does not exist"),
+        (["."], "trtrun: '.' is a folder, and a model is a file. To serve the models in it: --repository ."),
         (["a b=x"], "no name"),
         (["x.onnx", "--head", "x=yolo0"], "write MODEL=HEAD, with one of"),
         (["x.onnx", "--task", "x=detection"], "write MODEL=TASK, with one of detect, segment"),
@@ -905,3 +930,4 @@ def test_what_cannot_be_served(arguments: list[str], said: str, tmp_path: Path) 
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+    assert "listening" not in done.stderr
