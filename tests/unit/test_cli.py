@@ -73,7 +73,7 @@ def test_run(onnx_file: Path, tmp_path: Path) -> None:
         (["run", "{model}", "-i", "no.npy"], "2 inputs"),
         (["run", "{model}", "-i", "images=no.npy"], "cannot read 'no.npy': it does not exist"),
         (["run", "{model}", "-i", "images={x}"], "do not match the model's (missing: ['size'])"),
-        (["bench", "{model}"], "it is an ONNX model, and an engine is needed here. Build it first: trtrun build"),
+        (["bundle", "header", "{model}", "{x}", "no.engine"], "an engine is needed here. Build it first: trtrun build"),
         (["build", "{model}", "--shape", "images=1x4:2x4"], "NAME=MIN:OPT:MAX"),
         (["build", "{model}", "-o", "{x}/z.engine"], "is not a folder"),
     ],
@@ -88,6 +88,16 @@ def test_errors_are_one_message_and_exit_code_1(
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
+
+
+@pytest.mark.skipif(gpu_count() > 0, reason="says what to do without a GPU")
+@pytest.mark.parametrize("command", ["bench", "profile"])
+@pytest.mark.parametrize("model", ["several.onnx", "several.engine"])
+def test_what_measures_a_gpu_asks_for_one_first(command: str, model: str, onnx_file: Path) -> None:
+    error = cli.invoke(app, [command, str(onnx_file.with_name(model))]).exception
+    assert isinstance(error, trtrun.NoGpuError)
+    assert str(error).startswith("an engine is measured on an NVIDIA GPU, and ")
+    assert "ONNX" not in str(error)
 
 
 def test_bad_usage_is_exit_code_2() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .console import plain_console
-from .options import AsJson, Device, InputFiles, Plugins, Shapes, parse_named_shapes, read_arrays, write_page
+from .options import AsJson, Device, InputFiles, Plugins, Shapes, need_gpu, parse_named_shapes, read_arrays, write_page
 
 
 def command(
@@ -32,6 +32,7 @@ def command(
     from .. import benchmark
     from ..engine import Engine
 
+    need_gpu()
     options = benchmark.BenchOptions(streams, graph, transfers, spin, duration, warmup, iterations)
     shapes = parse_named_shapes(shape or (), "--shape")
     progress = plain_console(stderr=True)

@@ -158,6 +158,18 @@ def read_key(path: Path, which: str) -> bytes:
         ) from error
 
 
+def need_gpu() -> None:
+    """Raise NoGpuError where there is none to measure, before a model is asked for that would not help either."""
+    from ..cuda.device import gpu_count, why_no_gpu
+    from ..errors import NoGpuError
+
+    if gpu_count() == 0:
+        raise NoGpuError(
+            f"an engine is measured on an NVIDIA GPU, and {why_no_gpu()}. Install or update the driver, or measure on "
+            "the machine where the engine will run."
+        )
+
+
 def refuse_idle(options: dict[str, bool], why: str) -> None:
     """Raise InputError that names the options which were given, where none of them has an effect."""
     from ..errors import InputError
