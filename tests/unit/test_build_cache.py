@@ -355,6 +355,10 @@ def test_atomic_writes_replace_whole_files_and_respect_the_umask(tmp_path: Path)
     with pytest.raises(TypeError):
         write_atomic(path, "text")  # type: ignore[arg-type]
     assert list(path.parent.iterdir()) == [path]
+    for unwritable in (path / "in a file", path.parent):
+        with pytest.raises(trtrun.ModelFileError, match=f"^'{unwritable}' cannot be written: "):
+            write_atomic(unwritable, b"three")
+    assert list(tmp_path.iterdir()) == [path.parent]
 
 
 def test_the_revision_is_raised_with_each_change_to_what_graphs_are_made_into() -> None:

@@ -30,9 +30,13 @@ def command(
 ) -> None:
     """Measure an engine as trtexec does: throughput, latency, enqueue, transfers, GPU compute."""
     from .. import benchmark
+    from ..building.files import check_target
     from ..engine import Engine
+    from ..errors import InputError
 
     need_gpu()
+    if report is not None:
+        check_target(report, [model], InputError)
     options = benchmark.BenchOptions(streams, graph, transfers, spin, duration, warmup, iterations)
     shapes = parse_named_shapes(shape or (), "--shape")
     progress = plain_console(stderr=True)

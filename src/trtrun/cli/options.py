@@ -180,5 +180,7 @@ def refuse_idle(options: dict[str, bool], why: str) -> None:
 
 def write_page(path: Path, page: str, progress: Console) -> None:
     """Write a report and say so beside the command's own output."""
-    path.write_text(page, encoding="utf-8")
+    from ..building.files import write_atomic
+
+    write_atomic(path, page.encode())
     progress.print(f"wrote {path}", style="dim")

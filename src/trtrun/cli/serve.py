@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .options import Device, Plugins, parse_size, read_labels
+from .options import Device, Plugins, parse_size, read_labels, why
 
 
 def command(
@@ -128,7 +128,11 @@ def command(
     vision = _vision(head or (), task or (), labels or (), size or ())
     token = None
     if token_file is not None:
-        token = token_file.read_text(encoding="utf-8").strip()
+        try:
+            token = token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = why(error) if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise InputError(f"cannot read the secret in {str(token_file)!r}: {reason}. Write one there.") from error
         if not token:
             raise InputError(f"{str(token_file)!r} holds no secret.")
     place = Place.here()

@@ -915,6 +915,8 @@ def test_tokens(tmp_path: Path) -> None:
         (["no.onnx"], "trtrun: cannot read 'no.onnx': it does not exist"),
         (["."], "trtrun: '.' is a folder, and a model is a file. To serve the models in it: --repository ."),
         (["a b=x"], "no name"),
+        (["x.onnx", "--token-file", "nope"], "cannot read the secret in 'nope': it does not exist. Write one there"),
+        (["x.onnx", "--token-file", "latin1.txt"], "cannot read the secret in 'latin1.txt': it is no text in UTF-8"),
         (["x.onnx", "--head", "x=yolo0"], "write MODEL=HEAD, with one of"),
         (["x.onnx", "--task", "x=detection"], "write MODEL=TASK, with one of detect, segment"),
         (["x.onnx", "--labels", "names.txt"], "write MODEL=FILE"),
@@ -925,6 +927,7 @@ def test_tokens(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_served(arguments: list[str], said: str, tmp_path: Path) -> None:
     (tmp_path / "x.onnx").touch()
+    (tmp_path / "latin1.txt").write_bytes(b"\xe9")
     command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", "0", "--grpc-port", "-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 1
