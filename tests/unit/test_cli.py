@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import trtrun
 from tests import models
 from trtrun.bundle import write_bundle
-from trtrun.cli import app
+from trtrun.cli import app, main
 from trtrun.cuda.device import gpu_count
 
 cli = CliRunner()
@@ -102,6 +102,63 @@ def test_what_measures_a_gpu_asks_for_one_first(command: str, model: str, onnx_f
 
 def test_bad_usage_is_exit_code_2() -> None:
     assert cli.invoke(app, ["build"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("compare m.onnx m.onnx", 0),
+        ("compare m.onnx n.onnx", 1),
+        ("-v compare m.onnx no.onnx", 2),
+        ("build no.onnx", 1),
+    ],
+)
+def test_models_that_differ_are_told_from_errors(
+    arguments: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    proto = onnx.load_from_string(models.affine())
+    onnx.save(proto, "m.onnx")
+    weights = onnx.numpy_helper.to_array(proto.graph.initializer[0])
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights * 2, proto.graph.initializer[0].name))
+    onnx.save(proto, "n.onnx")
+    monkeypatch.setattr(sys, "argv", ["trtrun", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == status
+
+
+def test_an_error_of_another_library_is_no_difference_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path) -> bool:
+        raise ZeroDivisionError("theirs")
+
+    monkeypatch.setattr("trtrun.plan.is_onnx_file", fail)
+    monkeypatch.setattr(sys, "argv", ["trtrun", "compare", "a.onnx", "b.onnx"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "ZeroDivisionError: theirs" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_it_imports_is_no_traceback() -> None:
+    script = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from trtrun.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+    scripts = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
+    assert 'trtrun = "trtrun.__main__:main"' in scripts
 
 
 def test_build_options_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

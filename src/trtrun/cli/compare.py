@@ -60,7 +60,7 @@ def command(
 ) -> None:
     """Compare the outputs of two models for one request; where they differ, find the first layer that does.
 
-    Exit code 1 when an output misses the tolerance.
+    Exit code 1 when an output misses the tolerance, 2 when the models cannot be compared.
     """
     from .. import comparison
     from ..building.files import check_target
