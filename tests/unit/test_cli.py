@@ -73,7 +73,10 @@ def test_run(onnx_file: Path, tmp_path: Path) -> None:
         (["run", "{model}", "-i", "no.npy"], "2 inputs"),
         (["run", "{model}", "-i", "images=no.npy"], "cannot read 'no.npy': it does not exist"),
         (["run", "{model}", "-i", "images={x}"], "do not match the model's (missing: ['size'])"),
-        (["bundle", "header", "{model}", "{x}", "no.engine"], "an engine is needed here. Build it first: trtrun build"),
+        (
+            ["bundle", "header", "{model}", "{x}", "no.engine"],
+            "an engine is needed here. Build it first: trtrun build {model}",
+        ),
         (["build", "{model}", "--shape", "images=1x4:2x4"], "NAME=MIN:OPT:MAX"),
         (["build", "{model}", "-o", "{x}/z.engine"], "is not a folder"),
     ],
@@ -85,7 +88,7 @@ def test_errors_are_one_message_and_exit_code_1(
     filled = [argument.format(model=onnx_file, x=tmp_path / "x.npy") for argument in arguments]
     done = subprocess.run([sys.executable, "-m", "trtrun", *filled], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert says in done.stderr
+    assert says.format(model=onnx_file) in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
 
@@ -258,6 +261,7 @@ BIG = "99999999999999999999999"
         ("compare m.onnx m.onnx --plugin p.so --fp16", "--plugin, --fp16: of no effect on two ONNX files"),
         ("compare e.engine e.engine --fp16", "--fp16: of no effect on engines that are built"),
         ("compare m.onnx m.onnx --report m.onnx", "written over what it is made from"),
+        ("inspect noext", "Name it *.onnx, or build it first: trtrun build noext"),
         ("bundle header b.bundle md.json e2.engine", "trtrun bundle show"),
         ("bundle create b --engine e.engine --key no.pem", "trtrun bundle keygen"),
         ("bundle verify b.bundle --key no.pem", "cannot read the public key 'no.pem': it does not exist. A pair"),
@@ -280,6 +284,7 @@ def test_bad_input_is_one_typed_error(folder: Path, command: str, says: str) -> 
     Path("link.onnx").symlink_to("m.onnx")
     os.mkfifo("pipe")  # stands for devices too
     Path("text.txt").write_text("cat")
+    Path("noext").write_bytes(models.affine())
     Path("md.json").write_text("{}")
     Path("latin1.txt").write_bytes(b"\xe9")
     Path("five.onnx").write_bytes(models.affine(batch=5))
