@@ -222,6 +222,10 @@ BIG = "99999999999999999999999"
         ("build m.onnx --shape x=1x12:2x12:32x12 --specialize 1,64", "batches of 1 to 32"),
         (f"build m.onnx --workspace {BIG}GiB", "more bytes than any memory has"),
         (f"build m.onnx --workspace {'9' * 400}", "more bytes than any memory has"),
+        (
+            "build m.onnx --workspace 2048",
+            "is 2,048 bytes, too few for any layer. Write the unit: 2048M or 2G are 2 GiB",
+        ),
         ("build m.onnx --keep-fp32 MatMul", "keep_fp32 has an effect only with fp16 or bf16"),
         ("build m.onnx --convert-io", "only with fp16 or bf16"),
         ("build m.onnx --inputs x.npz", "--inputs: of no effect without --verify"),

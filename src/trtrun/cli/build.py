@@ -64,6 +64,18 @@ def _refuse_precision(wanted: bool) -> None:
         )
 
 
+def _workspace(text: str) -> int:
+    """A size in bytes. Raises BuildError for one that was meant in MiB, as trtexec takes it, and leaves no kernel."""
+    from ..building.options import parse_bytes
+
+    size = parse_bytes(text)
+    if size < 1 << 20:
+        raise BuildError(
+            f"--workspace {text} is {size:,} bytes, too few for any layer. Write the unit: 2048M or 2G are 2 GiB."
+        )
+    return size
+
+
 def command(
     model: Annotated[Path, typer.Argument(help="The ONNX file.")],
     config: Annotated[
@@ -169,7 +181,7 @@ def command(
     from rich.text import Text
 
     from ..building import build
-    from ..building.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
+    from ..building.options import BuildOptions, parse_shape, parse_shapes
     from ..plan import identify_file
     from .progress import build_progress
 
@@ -183,7 +195,7 @@ def command(
         flavor=flavor,  # type: ignore[arg-type]  # for_building refuses names it does not know
         compute_capabilities=tuple(compute_capability or ()),
         optimization_level=optimization_level,
-        workspace=parse_bytes(workspace) if workspace else None,
+        workspace=_workspace(workspace) if workspace else None,
         tf32=tf32,
         plugins=tuple(plugin or ()),
         refittable=refittable,
