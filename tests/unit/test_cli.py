@@ -277,6 +277,16 @@ BIG = "99999999999999999999999"
         ("run static.onnx -i text.txt", "'text.txt' is no .npy file"),
         ("run static.onnx -i x.npz", "'x.npz' is no .npy file"),
         ("compare m.onnx m.onnx --inputs no.npz", "cannot read 'no.npz': it does not exist"),
+        (
+            "compare m.onnx m.onnx --inputs x.npy",
+            "one array without the name of its input. A .npz file has names: numpy",
+        ),
+        (
+            "compare m.onnx m.onnx --inputs m.onnx",
+            "'m.onnx' is no .npz file, which holds an array per input name: numpy",
+        ),
+        ("compare m.onnx m.onnx --inputs cut.npz", "cannot read 'cut.npz' as a .npz archive: "),
+        ("compare m.onnx m.onnx --inputs folder", "cannot read 'folder': Is a directory"),
         ("compare m.onnx c.onnx", "the models differ: input 'x' is -1×12 in one and -1×3×-1×-1 in the other"),
         ("compare static.onnx five.onnx", "the models differ: input 'x' is 3×12 in one and 5×12 in the other"),
         ("build m.onnx --int8", "trtrun quantize"),
@@ -288,6 +298,8 @@ def test_bad_input_is_one_typed_error(folder: Path, command: str, says: str) -> 
     Path("link.onnx").symlink_to("m.onnx")
     os.mkfifo("pipe")  # stands for devices too
     Path("text.txt").write_text("cat")
+    np.save("x.npy", np.ones((1, 12), np.float32))
+    Path("cut.npz").write_bytes(Path("x.npz").read_bytes()[:100])
     Path("noext").write_bytes(models.affine())
     Path("md.json").write_text("{}")
     Path("latin1.txt").write_bytes(b"\xe9")
