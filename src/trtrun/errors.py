@@ -2,7 +2,7 @@
 
     TrtrunError
     ├── MissingPackageError (ImportError)      an optional package is not installed; names the extra
-    ├── ModelFileError (OSError)               the path does not exist or cannot be read
+    ├── ModelFileError (OSError)               the path does not exist, or cannot be read or written
     ├── PlanError (ValueError)                 the bytes are not a plan, or not all of one
     │   └── PlanMismatchError                  a plan of another flavour, version or GPU
     ├── BundleError (ValueError)               a bundle is damaged, changed or wrongly signed
@@ -69,7 +69,7 @@ class MissingPackageError(TrtrunError, ImportError):
 
 
 class ModelFileError(TrtrunError, OSError):
-    """A model file does not exist or cannot be read."""
+    """A model file does not exist, or cannot be read or written."""
 
 
 class PlanError(TrtrunError, ValueError):

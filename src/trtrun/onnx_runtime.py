@@ -15,7 +15,7 @@ import numpy as np
 from .arrays import Host, as_host_array
 from .building.onnx_file import model_name, read_model
 from .building.onnx_session import onnx_session
-from .errors import BuildError, ExecutionError, NoGpuError, OnnxError, UnsupportedTensorError
+from .errors import BuildError, ExecutionError, NoGpuError, OnnxError, ShapeError, UnsupportedTensorError
 from .plan import onnx_metadata
 from .runner import (
     Done,
@@ -77,6 +77,7 @@ class OnnxRuntimeSession(Runner):
 
         self._backend = f"ONNX Runtime {onnxruntime.__version__} on the CPU (reference)"
         self._inputs = TensorSpecs(_spec(value) for value in self._session.get_inputs())
+        self._dimensions = {value.name: value.shape or () for value in self._session.get_inputs()}  # numbers and names
         self._outputs = TensorSpecs(_spec(value) for value in self._session.get_outputs())
         self._metadata = {**onnx_metadata(self._session.get_modelmeta().custom_metadata_map), **(metadata or {})}
         self._lock = threading.Lock()
@@ -162,8 +163,23 @@ class OnnxRuntimeSession(Runner):
         try:
             results = self._session.run(None, feeds)
         except Exception as error:
-            raise ExecutionError(f"ONNX Runtime failed to run {self._name}: {error}") from error
+            said = f"ONNX Runtime failed to run {self._name}: {error}"
+            if unequal := self._unequal_dimensions(feeds):
+                raise ShapeError(f"{unequal}: the network may want one size for both. {said}") from error
+            raise ExecutionError(said) from error
         return dict(zip(self._outputs, results, strict=True))
+
+    def _unequal_dimensions(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> str:
+        """The first dimension with one name and two sizes in a request; asked when it has failed, because exporters
+        give one name to what need not be equal."""
+        sizes: dict[str, tuple[int, str]] = {}
+        for name, array in feeds.items():
+            for dimension, size in zip(self._dimensions[name], array.shape, strict=False):
+                if isinstance(dimension, str):
+                    first, where = sizes.setdefault(dimension, (size, name))
+                    if first != size:
+                        return f"dimension {dimension!r} is {first} in {where!r} and {size} in {name!r}"
+        return ""
 
     def clone(self) -> OnnxRuntimeSession:
         self.check_open()

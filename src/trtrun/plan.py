@@ -14,6 +14,7 @@ import ast
 import json
 import mmap
 import os
+import shlex
 import struct
 import weakref
 from collections.abc import Iterator, Mapping
@@ -177,7 +178,7 @@ def identify(data: ModelData, *, source: str = "these bytes") -> PlanInfo:
     if head[:4] not in _TAGS:
         length = _metadata_length(head)
         if length is None or head[4:5] != b"{":
-            raise PlanError(f"{source} is not a TensorRT plan: {_guess(head, total, source)}")
+            raise PlanError(f"{source} is not a TensorRT plan: {_guess(head, total, data)}")
         offset = 4 + length
         metadata = _parse_metadata(bytes(data[4:offset]), length, source)
         head = bytes(data[offset : offset + _HEAD])
@@ -256,7 +257,7 @@ def _parse_metadata(text: bytes, length: int, source: str) -> dict[str, Any]:
     return metadata
 
 
-def _guess(head: bytes, total: int, source: str) -> str:
+def _guess(head: bytes, total: int, data: ModelData) -> str:
     """Name what people pass by mistake, with what to do about it."""
     if total == 0:
         return "the file is empty."
@@ -265,9 +266,12 @@ def _guess(head: bytes, total: int, source: str) -> str:
     if head[:2] == b"PK":
         return "it is a ZIP archive (a torch .pt or .pth?). Export it to ONNX and load that."
     if head[:1] == b"\x08" or b"onnx" in head or b"pytorch" in head:
-        if source.lower().endswith(".onnx"):
-            return f"it is an ONNX model, and an engine is needed here. Build it first: trtrun build {source}."
-        return "it looks like an ONNX model. Name it *.onnx, or build it first: trtrun build model.onnx."
+        if not isinstance(data, ModelFile):
+            return "it looks like an ONNX model. Give it to trtrun.build first."
+        command = f"trtrun build {shlex.quote(data.name)}"
+        if data.name.lower().endswith(".onnx"):
+            return f"it is an ONNX model, and an engine is needed here. Build it first: {command}"
+        return f"it looks like an ONNX model. Name it *.onnx, or build it first: {command}"
     if head[:7] == b"version":
         return "it is a Git LFS pointer. Run: git lfs pull."
     if head[:3] == b"\xff\xd8\xff" or head[:8] == b"\x89PNG\r\n\x1a\n":

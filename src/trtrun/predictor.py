@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 from .bundle import is_bundle, open_bundle
-from .errors import BundleError, MissingPackageError, NoGpuError, TrtrunError
+from .errors import BundleError, InputError, MissingPackageError, NoGpuError, PluginError, TrtrunError
 from .flavor import for_plan
 from .plan import is_onnx_file, read_model_file
 from .runner import Runner
@@ -59,11 +60,12 @@ def load(
 
     Raises:
         ModelFileError, PlanError, OnnxError, BuildError, MissingPackageError, NoGpuError, OutOfMemoryError,
-        PluginError, BundleError: what each is raised for stands in :mod:`trtrun.errors`.
+        PluginError, BundleError, InputError: what each is raised for stands in :mod:`trtrun.errors`.
     """
     from .building.options import BuildOptions
 
     build_options = BuildOptions.of(build_options)
+    _check(device, devices, plugins, build_options.plugins)
     plan_options = {
         "plugins": plugins,
         "engine_host_code_allowed": engine_host_code_allowed,
@@ -87,6 +89,20 @@ def load(
     except BaseException:
         runner.close()
         raise
+
+
+def _check(device: Any, devices: Any, plugins: Any, of_builds: Sequence[str | os.PathLike[str]]) -> None:
+    """Refuse without a GPU too what could be loaded on none: there nothing else looks at these options."""
+    if devices is not None and devices != "all" and (isinstance(devices, str) or not isinstance(devices, Sequence)):
+        raise InputError(f'devices is {devices!r}. Pass ordinals of GPUs, like devices=[0, 1], or devices="all".')
+    for ordinal in [device, *(devices if devices not in (None, "all") else ())]:
+        if isinstance(ordinal, bool) or not isinstance(ordinal, Integral):
+            raise InputError(f"{ordinal!r} is no ordinal of a GPU. Pass a whole number: 0 is the first, 1 the second.")
+    if isinstance(plugins, (str, os.PathLike)) or not isinstance(plugins, Sequence):
+        raise InputError(f"plugins is {plugins!r}. Pass a list of paths, also of one: plugins=['libmine.so'].")
+    for plugin in (*plugins, *of_builds):
+        if not os.path.isfile(plugin):
+            raise PluginError(f"the plugin library {os.fspath(plugin)!r} does not exist. Pass the path of its file.")
 
 
 def _load_on_several(devices: Literal["all"] | Sequence[int], load_on: Callable[[int], Runner]) -> Runner:

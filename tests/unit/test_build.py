@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import trtrun
 from tests import models
 from trtrun.building.builder import build_plan
-from trtrun.building.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
+from trtrun.building.options import BuildOptions, closest, parse_bytes, parse_shape, parse_shapes
 from trtrun.plan import identify
 from trtrun.tensor_spec import ShapeRange
 
@@ -409,6 +409,26 @@ def test_sizes(text: str, size: int) -> None:
 def test_sizes_that_cannot_be_read(text: str) -> None:
     with pytest.raises(trtrun.BuildError):
         parse_bytes(text)
+
+
+def test_a_profile_that_takes_only_empty_requests_is_refused() -> None:
+    empty, some = (0, 12), (4, 12)
+    build_plan(models.affine(), BuildOptions(profiles=({"x": ShapeRange(empty, some, some)},)))
+    for shapes in ((empty, empty, some), (empty, empty, empty)):
+        with pytest.raises(trtrun.BuildError, match=r"'x' is given \[0, 12\]; each is a whole number from 1"):
+            BuildOptions(profiles=({"x": ShapeRange(*shapes)},)).check()
+
+
+def test_of_many_names_the_closest_are_said() -> None:
+    model = models.chain()
+    with pytest.raises(
+        trtrun.BuildError, match=r"has no tensors named \['nope'\] to debug; of \d+ the closest"
+    ) as error:
+        build_plan(model, BuildOptions(debug_tensors=("nope",)))
+    assert str(error.value).count("'") <= 2 * (1 + 5)
+    assert closest(["conv12", "conv3"], ["conv2", "conv1", *(f"x{n}" for n in range(90))]).startswith(
+        "of 92 the closest are ['conv2', 'conv1', "
+    )
 
 
 def test_the_key_tells_all_options_apart() -> None:

@@ -355,13 +355,17 @@ def test_atomic_writes_replace_whole_files_and_respect_the_umask(tmp_path: Path)
     with pytest.raises(TypeError):
         write_atomic(path, "text")  # type: ignore[arg-type]
     assert list(path.parent.iterdir()) == [path]
+    for unwritable in (path / "in a file", path.parent):
+        with pytest.raises(trtrun.ModelFileError, match=f"^'{unwritable}' cannot be written: "):
+            write_atomic(unwritable, b"three")
+    assert list(tmp_path.iterdir()) == [path.parent]
 
 
 def test_the_revision_is_raised_with_each_change_to_what_graphs_are_made_into() -> None:
     """If this fails: raise REVISION where the same model and options give another graph; then pin the sources again."""
     sources = [Path(graph.__file__).with_name(f"{name}.py").read_bytes() for name in ("graph", "precision", "rewrites")]
     found = hashlib.sha256(b"".join(sources)).hexdigest()[:16]
-    assert (graph.REVISION, found) == (8, "b8efe2d2b1380d60")
+    assert (graph.REVISION, found) == (8, "f20dc98d6b14e939")
 
 
 def test_plugins_bytes_and_the_versions_of_what_changes_graphs_are_part_of_the_key(

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import trtrun
 from tests import models
 from trtrun.bundle import write_bundle
-from trtrun.cli import app
+from trtrun.cli import app, main
 from trtrun.cuda.device import gpu_count
 
 cli = CliRunner()
@@ -75,7 +75,10 @@ def test_run(onnx_file: Path, tmp_path: Path) -> None:
         (["run", "{model}", "-i", "no.npy"], "2 inputs"),
         (["run", "{model}", "-i", "images=no.npy"], "cannot read 'no.npy': it does not exist"),
         (["run", "{model}", "-i", "images={x}"], "do not match the model's (missing: ['size'])"),
-        (["bench", "{model}"], "it is an ONNX model, and an engine is needed here. Build it first: trtrun build"),
+        (
+            ["bundle", "header", "{model}", "{x}", "no.engine"],
+            "an engine is needed here. Build it first: trtrun build {model}",
+        ),
         (["build", "{model}", "--shape", "images=1x4:2x4"], "NAME=MIN:OPT:MAX"),
         (["build", "{model}", "-o", "{x}/z.engine"], "is not a folder"),
     ],
@@ -87,13 +90,80 @@ def test_errors_are_one_message_and_exit_code_1(
     filled = [argument.format(model=onnx_file, x=tmp_path / "x.npy") for argument in arguments]
     done = subprocess.run([sys.executable, "-m", "trtrun", *filled], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert says in done.stderr
+    assert says.format(model=onnx_file) in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
 
 
+@pytest.mark.skipif(gpu_count() > 0, reason="says what to do without a GPU")
+@pytest.mark.parametrize("command", ["bench", "profile"])
+@pytest.mark.parametrize("model", ["several.onnx", "several.engine"])
+def test_what_measures_a_gpu_asks_for_one_first(command: str, model: str, onnx_file: Path) -> None:
+    error = cli.invoke(app, [command, str(onnx_file.with_name(model))]).exception
+    assert isinstance(error, trtrun.NoGpuError)
+    assert str(error).startswith("an engine is measured on an NVIDIA GPU, and ")
+    assert "ONNX" not in str(error)
+
+
 def test_bad_usage_is_exit_code_2() -> None:
     assert cli.invoke(app, ["build"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("compare m.onnx m.onnx", 0),
+        ("compare m.onnx n.onnx", 1),
+        ("-v compare m.onnx no.onnx", 2),
+        ("build no.onnx", 1),
+    ],
+)
+def test_models_that_differ_are_told_from_errors(
+    arguments: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    proto = onnx.load_from_string(models.affine())
+    onnx.save(proto, "m.onnx")
+    weights = onnx.numpy_helper.to_array(proto.graph.initializer[0])
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights * 2, proto.graph.initializer[0].name))
+    onnx.save(proto, "n.onnx")
+    monkeypatch.setattr(sys, "argv", ["trtrun", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == status
+
+
+def test_an_error_of_another_library_is_no_difference_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path) -> bool:
+        raise ZeroDivisionError("theirs")
+
+    monkeypatch.setattr("trtrun.plan.is_onnx_file", fail)
+    monkeypatch.setattr(sys, "argv", ["trtrun", "compare", "a.onnx", "b.onnx"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "ZeroDivisionError: theirs" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_it_imports_is_no_traceback() -> None:
+    script = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from trtrun.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+    scripts = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
+    assert 'trtrun = "trtrun.__main__:main"' in scripts
 
 
 def test_build_options_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,10 +220,19 @@ BIG = "99999999999999999999999"
         ("build m.onnx --input-shape x=-2x12", "-1 to 2,147,483,647"),
         ("build m.onnx --input-shape 5x12", "cannot read --input-shape '5x12'"),
         ("build m.onnx --specialize -4", "batch sizes are whole numbers, 1 or more"),
+        ("build m.onnx --specialize a", "cannot read --specialize 'a': write batch sizes, like 8 or 1,8,32"),
+        ("build m.onnx --shape x=0x12", "only MIN may be 0"),
+        ("build m.onnx --shape x=0x12:0x12:4x12", "only MIN may be 0"),
+        ("build m.onnx --compute-capability 9.9", "unknown compute capability 'sm_99'"),
+        ("build m.onnx --compute-capability 8.9 --compute-capability sm_89", "sm89 more than once"),
         ("build m.onnx --specialize 0", "batch sizes are whole numbers, 1 or more"),
         ("build m.onnx --shape x=1x12:2x12:32x12 --specialize 1,64", "batches of 1 to 32"),
         (f"build m.onnx --workspace {BIG}GiB", "more bytes than any memory has"),
         (f"build m.onnx --workspace {'9' * 400}", "more bytes than any memory has"),
+        (
+            "build m.onnx --workspace 2048",
+            "is 2,048 bytes, too few for any layer. Write the unit: 2048M or 2G are 2 GiB",
+        ),
         ("build m.onnx --keep-fp32 MatMul", "keep_fp32 has an effect only with fp16 or bf16"),
         ("build m.onnx --convert-io", "only with fp16 or bf16"),
         ("build m.onnx --inputs x.npz", "--inputs: of no effect without --verify"),
@@ -165,6 +244,14 @@ BIG = "99999999999999999999999"
         ("build m.onnx -o link.onnx", "written over what it is made from"),
         ("build m.onnx -o pipe", "is a device"),
         ("build m.onnx -o new/e.engine", "there is no folder"),
+        ("build m.onnx -o /proc/e.engine", "'/proc/e.engine' cannot be written: '/proc' may not be written to"),
+        ("compare m.onnx m.onnx --report new/r.html", "there is no folder"),
+        ("compare m.onnx m.onnx --report folder", "is a folder, and a file is to be written"),
+        ("run no.onnx -i x.npy -o text.txt", "nothing can be written to 'text.txt': "),
+        ("run no.onnx -i x.npy -o text.txt/out", "text.txt' is not a folder"),
+        ("run no.onnx -i x.npy -o /proc/out", "'/proc' may not be written to. Name another folder"),
+        ("detect no.jpg -m no.onnx --out text.txt", "nothing can be written to 'text.txt': "),
+        ("demo -o /proc/demo", "'/proc' may not be written to. Name another folder"),
         ("build m.onnx -o text.txt/e.engine", "text.txt' is not a folder"),
         ("quantize static.onnx --data x.npz -o new/q.onnx", "there is no folder"),
         ("bundle create new/b.bundle --onnx static.onnx", "there is no folder"),
@@ -184,8 +271,9 @@ BIG = "99999999999999999999999"
         ("compare m.onnx m.onnx --device 1", "--device: of no effect on two ONNX files"),
         ("compare m.onnx m.onnx --plugin p.so --fp16", "--plugin, --fp16: of no effect on two ONNX files"),
         ("compare e.engine e.engine --fp16", "--fp16: of no effect on engines that are built"),
-        ("compare m.onnx m.onnx --report m.onnx", "written over what is compared"),
-        ("bench b.bundle", "trtrun bundle show"),
+        ("compare m.onnx m.onnx --report m.onnx", "written over what it is made from"),
+        ("inspect noext", "Name it *.onnx, or build it first: trtrun build noext"),
+        ("bundle header b.bundle md.json e2.engine", "trtrun bundle show"),
         ("bundle create b --engine e.engine --key no.pem", "trtrun bundle keygen"),
         ("bundle verify b.bundle --key no.pem", "cannot read the public key 'no.pem': it does not exist. A pair"),
         ("bundle keygen text.txt new.pem", "a private key is not written over"),
@@ -196,6 +284,16 @@ BIG = "99999999999999999999999"
         ("run static.onnx -i text.txt", "'text.txt' is no .npy file"),
         ("run static.onnx -i x.npz", "'x.npz' is no .npy file"),
         ("compare m.onnx m.onnx --inputs no.npz", "cannot read 'no.npz': it does not exist"),
+        (
+            "compare m.onnx m.onnx --inputs x.npy",
+            "one array without the name of its input. A .npz file has names: numpy",
+        ),
+        (
+            "compare m.onnx m.onnx --inputs m.onnx",
+            "'m.onnx' is no .npz file, which holds an array per input name: numpy",
+        ),
+        ("compare m.onnx m.onnx --inputs cut.npz", "cannot read 'cut.npz' as a .npz archive: "),
+        ("compare m.onnx m.onnx --inputs folder", "cannot read 'folder': Is a directory"),
         ("compare m.onnx c.onnx", "the models differ: input 'x' is -1×12 in one and -1×3×-1×-1 in the other"),
         ("compare static.onnx five.onnx", "the models differ: input 'x' is 3×12 in one and 5×12 in the other"),
         ("build m.onnx --int8", "trtrun quantize"),
@@ -207,6 +305,9 @@ def test_bad_input_is_one_typed_error(folder: Path, command: str, says: str) -> 
     Path("link.onnx").symlink_to("m.onnx")
     os.mkfifo("pipe")  # stands for devices too
     Path("text.txt").write_text("cat")
+    np.save("x.npy", np.ones((1, 12), np.float32))
+    Path("cut.npz").write_bytes(Path("x.npz").read_bytes()[:100])
+    Path("noext").write_bytes(models.affine())
     Path("md.json").write_text("{}")
     Path("latin1.txt").write_bytes(b"\xe9")
     Path("five.onnx").write_bytes(models.affine(batch=5))

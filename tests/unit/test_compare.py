@@ -456,6 +456,9 @@ def test_without_a_gpu_nothing_pretends_to_be_an_engine(write: Write, tmp_path: 
         build_verified(path)
     failed = cli.invoke(app, ["build", str(path), "--verify"])
     assert isinstance(failed.exception, trtrun.NoGpuError)
+    assert str(failed.exception).endswith(f": trtrun compare {path} {path.with_suffix('.engine')}")
+    failed = cli.invoke(app, ["build", str(path), "--verify", "-o", "my v.engine"])
+    assert str(failed.exception).endswith(f": trtrun compare {path} 'my v.engine'")
     assert not path.with_suffix(".engine").exists()
     engine = trtrun.build(path)
     with pytest.raises(trtrun.NoGpuError):

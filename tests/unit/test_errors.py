@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,27 @@ def test_load_says_what_is_wrong_with_the_file(tmp_path: Path) -> None:
 
 
 @no_gpu
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"device": "cuda:0"}, trtrun.InputError, "'cuda:0' is no ordinal of a GPU. Pass a whole number"),
+        ({"device": True}, trtrun.InputError, "True is no ordinal"),
+        ({"devices": "gpu"}, trtrun.InputError, "devices is 'gpu'"),
+        ({"devices": 1}, trtrun.InputError, "devices is 1"),
+        ({"devices": ["cuda:1"]}, trtrun.InputError, "'cuda:1' is no ordinal"),
+        ({"plugins": "nope.so"}, trtrun.InputError, "plugins is 'nope.so'. Pass a list"),
+        ({"plugins": ["nope.so"]}, trtrun.PluginError, "'nope.so' does not exist"),
+        ({"build_options": trtrun.BuildOptions(plugins=("nope.so",))}, trtrun.PluginError, "'nope.so' does not exist"),
+    ],
+)
+def test_what_no_gpu_would_take_is_refused_without_one_too(
+    options: dict[str, Any], error: type[trtrun.TrtrunError], says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(models.affine())
+    with pytest.raises(error, match=says):
+        trtrun.load(tmp_path / "m.onnx", **options)
+
+
 def test_an_onnx_file_runs_on_the_cpu_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "affine.onnx"
     path.write_bytes(models.affine())

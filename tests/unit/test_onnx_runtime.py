@@ -151,9 +151,20 @@ def test_parts_that_differ_beyond_the_batch_are_not_stretched_to_fit() -> None:
 
 
 def test_failing_run_keeps_the_reason() -> None:
-    session = OnnxRuntimeSession(models.several())
+    two, three = np.ones((2, 4), np.float32), np.ones((3, 4), np.float32)
+    session = OnnxRuntimeSession(models.several(), input_shapes={"size": (-1, 4)})  # without its name
     with pytest.raises(trtrun.ExecutionError, match="ONNX Runtime failed"):
-        session(np.ones((2, 4), np.float32), np.ones((3, 4), np.float32))
+        session(two, three)
+
+
+def test_a_dimension_of_two_sizes_is_named_where_the_request_fails() -> None:
+    two, three = np.ones((2, 4), np.float32), np.ones((3, 4), np.float32)
+    with pytest.raises(trtrun.ShapeError, match=r"^dimension 'N' is 2 in 'images' and 3 in 'size': .*ONNX Runtime"):
+        OnnxRuntimeSession(models.several())(two, three)
+    # One name for what need not be equal: that runs.
+    proto = onnx.load_from_string(models.several())
+    del proto.graph.node[:2], proto.graph.output[:2]
+    OnnxRuntimeSession(proto.SerializeToString())(two, three)
 
 
 @pytest.mark.parametrize(

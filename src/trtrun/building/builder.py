@@ -19,7 +19,7 @@ from .files import write_atomic
 from .graph import prepare
 from .onnx_check import check_model
 from .onnx_file import model_name
-from .options import BuildOptions, Profile
+from .options import BuildOptions, Profile, closest
 
 _LOG = logging.getLogger("trtrun")
 _CHANGES = logging.getLogger("trtrun.building")  # what was changed in the graph, which the command shows
@@ -230,7 +230,7 @@ def _mark_debug(network: Any, wanted: tuple[str, ...], name: str) -> None:
                 tensors[tensor.name] = tensor
     unknown = sorted(set(wanted) - tensors.keys())
     if unknown:
-        raise BuildError(f"{name} has no tensors named {unknown} to debug; it has {sorted(tensors)}.")
+        raise BuildError(f"{name} has no tensors named {unknown} to debug; {closest(unknown, tensors)}.")
     for tensor_name in wanted:
         network.mark_debug(tensors[tensor_name])
 

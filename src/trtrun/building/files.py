@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from ..errors import BuildError, TrtrunError
+from ..errors import BuildError, InputError, ModelFileError, TrtrunError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that readers see all of it or none. Creates its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that readers see all of it or none. Creates its folder. Raises ModelFileError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):  # which names the temporary file, or none
+            reason = error.strerror or error
+            raise ModelFileError(
+                f"{str(path)!r} cannot be written: {reason}. Name another file, or mend that."
+            ) from error
         raise
 
 
@@ -52,8 +60,29 @@ def check_target(
         raise error(f"{name} cannot be written: there is no folder {folder!r}. Make it first, or name another file.")
     if not os.path.isdir(folder):
         raise error(f"{name} cannot be written: {folder!r} is not a folder. Name another file.")
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not _is_writable(folder):
         raise error(f"{name} cannot be written: {folder!r} may not be written to. Name another file.")
+
+
+def check_folder(folder: str | os.PathLike[str], error: type[TrtrunError] = InputError) -> None:
+    """Raise ``error`` where no files can be written to a folder, which is made when the first one is."""
+    name = repr(os.fspath(folder))
+    nearest = os.path.abspath(folder)
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if not os.path.isdir(nearest):
+        raise error(f"nothing can be written to {name}: {nearest!r} is not a folder. Name another folder.")
+    if not _is_writable(nearest):
+        raise error(f"nothing can be written to {name}: {nearest!r} may not be written to. Name another folder.")
+
+
+def _is_writable(folder: str) -> bool:
+    """Tried and not asked: permissions say nothing about /proc, quotas and network file systems."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def file_state(file: str | os.PathLike[str] | int) -> list[int]:

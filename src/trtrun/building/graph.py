@@ -11,7 +11,7 @@ from ..errors import BuildError, MissingPackageError, OnnxError
 from ..tensor_spec import Shape, shape_text
 from . import precision, rewrites
 from .onnx_file import add_external_data, model_name, read_model
-from .options import BuildOptions
+from .options import BuildOptions, closest
 
 if TYPE_CHECKING:
     from ..flavor import Capabilities
@@ -136,7 +136,7 @@ def choose_outputs(proto: Any, outputs: tuple[str, ...], name: str, changes: lis
     makers = {output: node for node in graph.node for output in node.output if output}
     unknown = [output for output in outputs if output not in makers]
     if unknown:
-        raise BuildError(f"{name} computes no {unknown}, so it cannot be an output. It has {sorted(makers)[:50]}.")
+        raise BuildError(f"{name} computes no {unknown}, so it cannot be an output; {closest(unknown, makers)}.")
     values = rewrites.Values(proto)
     missing = [output for output in outputs if not values.type(output)]
     if missing:

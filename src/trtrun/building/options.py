@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
 
@@ -108,7 +109,9 @@ class BuildOptions:
                 raise BuildError(f"{title} names {', '.join(twice)} more than once. Name each once.")
         if any(not isinstance(batch, Integral) or batch < 1 for batch in self.specialize):
             raise BuildError(f"specialize is {list(self.specialize)}, and batch sizes are whole numbers, 1 or more.")
-        shapes = [(n, shape, 0) for p in self.profiles for n, r in p.items() for shape in (r.min, r.opt, r.max)]
+        # An engine tuned for nothing would take nothing else.
+        ranges = [(name, given) for profile in self.profiles for name, given in profile.items()]
+        shapes = [(name, shape, least) for name, r in ranges for shape, least in ((r.min, 0), (r.opt, 1), (r.max, 1))]
         shapes += [(name, shape, -1) for name, shape in self.input_shapes.items()]
         shapes += [("specialize", self.specialize, 1)]
         for name, shape, least in shapes:
@@ -178,7 +181,7 @@ def parse_shapes(texts: Sequence[str]) -> tuple[Profile, ...]:
     ``images=1x3x640x640:8x3x640x640:32x3x640x640`` is a range; ``images=8x3x640x640`` is that one shape. Several
     texts of different inputs belong to one profile; an input named again begins the next profile.
 
-    Raises BuildError, showing the text, when one cannot be read, its bounds are not in order, or one is negative.
+    Raises BuildError, showing the text, when one cannot be read, its bounds are not in order, or one is too small.
     """
     profiles: list[dict[str, ShapeRange]] = []
     for text in texts:
@@ -196,6 +199,10 @@ def parse_shapes(texts: Sequence[str]) -> tuple[Profile, ...]:
             raise BuildError(f"--shape {text!r}: {error}") from error
         if min(low, default=0) < 0:
             raise BuildError(f"--shape {text!r}: dimensions of a profile are 0 or more.")
+        if min(opt, default=1) < 1:
+            raise BuildError(
+                f"--shape {text!r}: only MIN may be 0, for requests that are empty; an engine is tuned for others."
+            )
         if not profiles or name in profiles[-1]:
             profiles.append({})
         profiles[-1][name] = found
@@ -227,3 +234,9 @@ def parse_bytes(text: str) -> int:
     if size >= 2**63:
         raise BuildError(f"{text[:_LONGEST]!r} is more bytes than any memory has.")
     return int(size)
+
+
+def closest(unknown: Iterable[str], known: Collection[str]) -> str:
+    """Of the names of a network, which are many, those that may have been meant, as half a sentence."""
+    near = [found for name in unknown for found in get_close_matches(name, known, n=5, cutoff=0.0)]
+    return f"of {len(known)} the closest are {list(dict.fromkeys(near))}"

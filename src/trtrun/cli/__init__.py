@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +64,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show what TensorRT says, informational too.")
     ] = False,
@@ -70,6 +72,8 @@ def _options(
 ) -> None:
     from rich.logging import RichHandler
 
+    if context.obj is not None:
+        context.obj.append(context.invoked_subcommand)
     # To stderr, so that --json leaves stdout to the data.
     handler = RichHandler(console=plain_console(stderr=True), show_time=False, show_path=False)
     if not verbose:  # an error's own TensorRT lines are printed with it; twice would be once too many
@@ -79,12 +83,17 @@ def _options(
 
 
 def main() -> Any:
-    """Run the command; trtrun's own errors become one message on stderr and exit code 1."""
+    """Run the command; trtrun's own errors become one message on stderr and exit code 1, of ``compare`` 2."""
     for stream in (sys.stdout, sys.stderr):  # names of files may be no text; a message with \\udcff is one
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    commands: list[str] = []
     try:
-        return app()
-    except (TrtrunError, OSError) as error:  # OSError: an output that cannot be written
-        print(f"trtrun: {error}", file=sys.stderr)
-        return sys.exit(1)
+        return app(obj=commands)
+    except Exception as error:
+        if isinstance(error, (TrtrunError, OSError)):  # OSError: an output that cannot be written
+            print(f"trtrun: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        # Of compare 1 says that the models differ, as diff and cmp have it.
+        return sys.exit(2 if "compare" in commands else 1)

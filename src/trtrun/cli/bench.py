@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .console import plain_console
-from .options import AsJson, Device, InputFiles, Plugins, Shapes, parse_named_shapes, read_arrays, write_page
+from .options import AsJson, Device, InputFiles, Plugins, Shapes, need_gpu, parse_named_shapes, read_arrays, write_page
 
 
 def command(
@@ -30,8 +30,13 @@ def command(
 ) -> None:
     """Measure an engine as trtexec does: throughput, latency, enqueue, transfers, GPU compute."""
     from .. import benchmark
+    from ..building.files import check_target
     from ..engine import Engine
+    from ..errors import InputError
 
+    need_gpu()
+    if report is not None:
+        check_target(report, [model], InputError)
     options = benchmark.BenchOptions(streams, graph, transfers, spin, duration, warmup, iterations)
     shapes = parse_named_shapes(shape or (), "--shape")
     progress = plain_console(stderr=True)

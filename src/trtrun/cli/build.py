@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -64,6 +65,33 @@ def _refuse_precision(wanted: bool) -> None:
         )
 
 
+def _batches(text: str) -> tuple[int, ...]:
+    """``1,8,32`` as numbers. Raises BuildError, showing the text."""
+    from ..building.options import parse_shape
+
+    plain = re.sub(r"\s", "", text)
+    if not re.fullmatch(r"(-?\d+(,-?\d+)*)?", plain):
+        raise BuildError(f"cannot read --specialize {text!r}: write batch sizes, like 8 or 1,8,32.")
+    return parse_shape(plain.replace(",", "x"), "--specialize")
+
+
+def _capability(text: str) -> str:
+    """A compute capability as the builder calls it, also where it is given as ``trtrun inspect`` shows it: ``8.9``."""
+    return re.sub(r"^(\d+)\.(\d)$", r"sm_\1\2", text)
+
+
+def _workspace(text: str) -> int:
+    """A size in bytes. Raises BuildError for one that was meant in MiB, as trtexec takes it, and leaves no kernel."""
+    from ..building.options import parse_bytes
+
+    size = parse_bytes(text)
+    if size < 1 << 20:
+        raise BuildError(
+            f"--workspace {text} is {size:,} bytes, too few for any layer. Write the unit: 2048M or 2G are 2 GiB."
+        )
+    return size
+
+
 def command(
     model: Annotated[Path, typer.Argument(help="The ONNX file.")],
     config: Annotated[
@@ -95,7 +123,8 @@ def command(
         str | None, typer.Option(help="tensorrt_rtx or tensorrt; the first installed unless given.")
     ] = None,
     compute_capability: Annotated[
-        list[str] | None, typer.Option(help="RTX: target GPU like sm_89, several allowed; portable unless given.")
+        list[str] | None,
+        typer.Option(help="RTX: target GPU like sm_89 or 8.9, several allowed; portable unless given."),
     ] = None,
     optimization_level: Annotated[int | None, typer.Option(min=0, max=5, help="Builder optimization level.")] = None,
     workspace: Annotated[str | None, typer.Option(help="Limit of scratch memory for layers, like 2GiB.")] = None,
@@ -169,7 +198,7 @@ def command(
     from rich.text import Text
 
     from ..building import build
-    from ..building.options import BuildOptions, parse_bytes, parse_shape, parse_shapes
+    from ..building.options import BuildOptions, parse_shapes
     from ..plan import identify_file
     from .progress import build_progress
 
@@ -178,12 +207,12 @@ def command(
         refuse_idle(idle, "without --verify")
     options = BuildOptions(
         profiles=parse_shapes(shape or ()),
-        specialize=parse_shape((specialize or "").replace(",", "x"), "--specialize"),
+        specialize=_batches(specialize or ""),
         input_shapes=parse_named_shapes(input_shape or (), "--input-shape"),
         flavor=flavor,  # type: ignore[arg-type]  # for_building refuses names it does not know
-        compute_capabilities=tuple(compute_capability or ()),
+        compute_capabilities=tuple(map(_capability, compute_capability or ())),
         optimization_level=optimization_level,
-        workspace=parse_bytes(workspace) if workspace else None,
+        workspace=_workspace(workspace) if workspace else None,
         tf32=tf32,
         plugins=tuple(plugin or ()),
         refittable=refittable,

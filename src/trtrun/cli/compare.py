@@ -60,9 +60,10 @@ def command(
 ) -> None:
     """Compare the outputs of two models for one request; where they differ, find the first layer that does.
 
-    Exit code 1 when an output misses the tolerance.
+    Exit code 1 when an output misses the tolerance, 2 when the models cannot be compared.
     """
     from .. import comparison
+    from ..building.files import check_target
     from ..building.options import BuildOptions
     from ..errors import InputError
     from ..plan import is_onnx_file
@@ -82,9 +83,7 @@ def command(
         del engines_only["--device"], engines_only["--plugin"]
         refuse_idle({**engines_only, "--input-shape": bool(input_shape)}, "on engines that are built already")
     if report is not None:
-        sources = [path for path in (a, b, inputs) if path is not None and path.exists()]
-        if any(report.exists() and report.samefile(source) for source in sources):
-            raise InputError(f"--report {str(report)!r} would be written over what is compared. Name another file.")
+        check_target(report, [path for path in (a, b, inputs) if path is not None], InputError)
     bounds = (l2, cosine, max_abs, max_rel)
     default = comparison.Tolerance().l2 if all(bound is None for bound in bounds) else None
     progress = plain_console(stderr=True)

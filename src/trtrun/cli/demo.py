@@ -23,6 +23,7 @@ def command(
     from rich.text import Text
 
     from .. import demo
+    from ..building.files import check_folder
     from ..cuda.device import gpu_count, why_no_gpu
     from ..onnx_runtime import OnnxRuntimeSession
     from ..plan import identify_file
@@ -30,6 +31,7 @@ def command(
     from ..runner import Runner
     from .progress import build_progress
 
+    check_folder(out)
     console = plain_console()
 
     def say(title: str, text: str) -> None:

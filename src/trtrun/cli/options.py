@@ -142,16 +142,29 @@ def read_npz(path: Path | None) -> dict[str, Any] | None:
 
     if path is None:
         return None
+    magic = np.lib.format.MAGIC_PREFIX
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
+        with path.open("rb") as opened:
+            head = opened.read(len(magic))
+            opened.seek(0)
+            if head.startswith(b"PK"):
+                with np.load(opened, allow_pickle=False) as archive:
+                    return {name: archive[name] for name in archive.files}
+    except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {why(error)}.") from error
-    # AttributeError, TypeError: a single .npy array is no archive
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"cannot read {str(path)!r} as a .npz archive: {error}. Write one with numpy.savez(path, **inputs)."
         ) from error
+    if head == magic:
+        raise InputError(
+            f"{str(path)!r} is a .npy file, which holds one array without the name of its input. A .npz file has "
+            f"names: numpy.savez('inputs.npz', NAME=numpy.load({str(path)!r}))"
+        )
+    raise InputError(
+        f"{str(path)!r} is no .npz file, which holds an array per input name: numpy.savez('inputs.npz', NAME=array) "
+        "writes one."
+    )
 
 
 def read_arrays(texts: list[str], names: list[str]) -> dict[str, Any]:
@@ -222,6 +235,18 @@ def read_key(path: Path, which: str) -> bytes:
         ) from error
 
 
+def need_gpu() -> None:
+    """Raise NoGpuError where there is none to measure, before a model is asked for that would not help either."""
+    from ..cuda.device import gpu_count, why_no_gpu
+    from ..errors import NoGpuError
+
+    if gpu_count() == 0:
+        raise NoGpuError(
+            f"an engine is measured on an NVIDIA GPU, and {why_no_gpu()}. Install or update the driver, or measure on "
+            "the machine where the engine will run."
+        )
+
+
 def refuse_idle(options: dict[str, bool], why: str) -> None:
     """Raise InputError that names the options which were given, where none of them has an effect."""
     from ..errors import InputError
@@ -232,5 +257,7 @@ def refuse_idle(options: dict[str, bool], why: str) -> None:
 
 def write_page(path: Path, page: str, progress: Console) -> None:
     """Write a report and say so beside the command's own output."""
-    path.write_text(page, encoding="utf-8")
+    from ..building.files import write_atomic
+
+    write_atomic(path, page.encode())
     progress.print(f"wrote {path}", style="dim")

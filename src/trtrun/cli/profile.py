@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .console import plain_console
-from .options import AsJson, Device, InputFiles, Plugins, Shapes, parse_named_shapes, read_arrays, write_page
+from .options import AsJson, Device, InputFiles, Plugins, Shapes, need_gpu, parse_named_shapes, read_arrays, write_page
 
 
 def command(
@@ -25,8 +25,13 @@ def command(
 ) -> None:
     """Time an engine layer by layer."""
     from ..benchmark.layers import layers_html, layers_text, profile_layers
+    from ..building.files import check_target
     from ..engine import Engine
+    from ..errors import InputError
 
+    need_gpu()
+    if report is not None:
+        check_target(report, [model], InputError)
     with Engine(model, device=device, plugins=plugin or ()) as engine:
         values = read_arrays(inputs or [], list(engine.inputs))
         profile = profile_layers(engine, shapes=parse_named_shapes(shape or (), "--shape"), values=values, runs=runs)

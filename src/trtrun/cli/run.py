@@ -31,10 +31,12 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Run one request: read .npy files, run the model, write a .npy file per output."""
+    from ..building.files import check_folder
     from ..debug_tensors import debug_tensors
     from ..errors import InputError
     from ..session import Session
 
+    check_folder(output)
     inside: dict[str, Any] = {}
     with load_model(model, device, plugin, input_shape, pictures=False) as runner:
         arrays = read_arrays(inputs, list(runner.inputs))

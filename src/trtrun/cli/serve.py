@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .options import Device, Plugins, parse_size, read_labels
+from .options import Device, Plugins, parse_size, read_labels, why
 
 
 def command(
@@ -114,6 +114,7 @@ def command(
 
         raise MissingPackageError(f"serving needs more packages ({error}). Run: pip install 'trtrun[serve]'") from error
     from ..cuda.device import gpu_count
+    from ..plan import ModelFile
     from ..predictor import load
 
     if not models and repository is None:
@@ -127,7 +128,11 @@ def command(
     vision = _vision(head or (), task or (), labels or (), size or ())
     token = None
     if token_file is not None:
-        token = token_file.read_text(encoding="utf-8").strip()
+        try:
+            token = token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = why(error) if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise InputError(f"cannot read the secret in {str(token_file)!r}: {reason}. Write one there.") from error
         if not token:
             raise InputError(f"{str(token_file)!r} holds no secret.")
     place = Place.here()
@@ -145,6 +150,7 @@ def command(
     log_to_stderr(as_json=json_logs, worker=None if place is None else place.index)
     if place is not None:
         devices = place.share(devices)
+    files = named(models or ())
     served = Repository(
         lambda path: load(
             path,
@@ -152,7 +158,7 @@ def command(
             devices=None if not all_devices else list(devices) or "all",
             plugins=plugin or (),
         ),
-        named(models or ()),
+        files,
         folder=repository,
         options=BatchOptions(
             max_batch_size,
@@ -167,6 +173,9 @@ def command(
     # Once: a folder that goes later must not keep a worker from starting again.
     if place is None:
         served.check_unambiguous()
+        for path in files.values():
+            ModelFile(path)  # one that is not there is said before anything listens
+        served.say_skipped()
         if unknown := sorted(vision.keys() - set(served.names())):
             raise InputError(f"--head, --task, --labels or --size name {unknown}, the models are {served.names()}.")
         gpus, cores, nbytes = min(len(devices), gpu_count()), usable_cores(), served.size()

@@ -196,13 +196,15 @@ def _run(task: str | tuple[str, ...], model: Path, wishes: Wishes, **options: An
 
 
 def _check(wishes: Wishes) -> None:
-    """Refuse what would be ignored, and what would write over a file, before anything is computed."""
+    """Refuse what would be ignored, what would write over a file and a folder that nothing can be written to."""
+    from ..building.files import check_folder
     from ..errors import InputError
     from ..vision.sources import length
 
     if wishes.save_video and wishes.out is None:
         raise InputError("--save-video says how --out is written. Give --out, a folder.")
     if wishes.out is not None:
+        check_folder(wishes.out)
         _Writer(wishes.out, wishes.save_video, wishes.source).check()
     if wishes.track and length(wishes.source) is not None:
         sources = ", ".join(map(repr, wishes.source))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,10 @@ def build_verified(
         Others as build and compare raise them.
     """
     if gpu_count() == 0:
+        engine = Path(model).with_suffix(".engine") if output is None else output
         raise NoGpuError(
             f"verifying an engine means running it, and {why_no_gpu()}. Build without --verify and compare on the "
-            "machine where it will run: trtrun compare model.onnx model.engine."
+            f"machine where it will run: trtrun compare {shlex.join([os.fspath(model), os.fspath(engine)])}"
         )
     kept: list[Comparison] = []
 

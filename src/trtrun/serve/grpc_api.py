@@ -137,7 +137,8 @@ def server(
             return made, made.add_insecure_port(address)
         return made, made.add_secure_port(address, grpc.ssl_server_credentials([tls]))
     except RuntimeError as error:
-        raise InputError(f"gRPC cannot listen on {address}: {error}. Choose another --grpc-port, or -1.") from error
+        why = str(error).rstrip(".")
+        raise InputError(f"gRPC cannot listen on {address}: {why}. Choose another --grpc-port, or -1.") from error
 
 
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]

@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import logging
 import re
+import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -57,6 +58,7 @@ _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 )
 _OFTEN = logging.DEBUG  # of what the page asks every second, and Prometheus every few
+_FORM = "application/x-www-form-urlencoded"  # what curl --data-binary says of any file
 _LARGE = 1 << 18  # bytes of tensors, or of JSON, that are read or written beside the event loop
 HEADER_LENGTH = "inference-header-content-length"
 
@@ -324,7 +326,10 @@ class _Api:
         query = request.query_params
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in ("", "application/octet-stream") and not kind.startswith("image/"):
-            raise MediaTypeError(f"the body is {kind!r:.60}; send image/… or application/octet-stream.")
+            message = f"the body is {kind!r:.60}; send image/… or application/octet-stream."
+            if kind == _FORM:
+                message += f" With curl: curl -T picture.jpg -X POST {shlex.quote(str(request.url))}"
+            raise MediaTypeError(message)
         timeout, annotated = _number(query.get("timeout", "0"), "timeout"), query.get("annotated", "false")
         if annotated not in ("0", "1", "false", "true"):
             raise InputError(f"annotated must be true or false, got {annotated!r:.50}.")

@@ -239,6 +239,40 @@ class Repository:
                     f"NAME={entry.path}."
                 )
 
+    def say_skipped(self) -> None:
+        """Warn of what is no model in the folder though it looks like one, and where there is none at all.
+
+        That is no error: SIGHUP and ``load`` find what comes later. Raises ModelFileError where it cannot be read.
+        """
+        if self._folder is None:
+            return
+        layout = f"NAME/VERSION/model.{{{','.join(suffix[1:] for suffix in SUFFIXES)}}}, or NAME.onnx and the like"
+        try:
+            paths = [path for path in self._folder.iterdir() if not path.name.startswith(".")]
+        except OSError as error:
+            raise ModelFileError(f"cannot read the folder {str(self._folder)!r}: {error.strerror}.") from error
+        found = {name for name in self.names() if self._in_folder(name)}
+        skipped = sorted(
+            path.name
+            for path in paths
+            if (path.name not in found if path.is_dir() else path.suffix in SUFFIXES and path.stem not in found)
+        )
+        if skipped:
+            _LOG.warning(
+                "%s: skipped %s. A model is %s (VERSION is a number; NAME has letters, digits, '_', '-' and '.'; links "
+                "out of the folder are not followed)",
+                self._folder,
+                ", ".join(skipped),
+                layout,
+            )
+        if not found:
+            _LOG.warning(
+                "there is no model in %s, so nothing is served until one is put there and loaded (SIGHUP loads all "
+                "that is new). A model is %s",
+                self._folder,
+                layout,
+            )
+
     def size(self) -> int:
         """Bytes of the files of all models there are."""
         found = 0
@@ -557,10 +591,15 @@ def check_name(name: str) -> None:
 
 
 def named(texts: Iterable[str]) -> dict[str, Path]:
-    """``NAME=PATH`` or ``PATH`` texts as paths by name. Raises ModelFileError for names given twice."""
+    """``NAME=PATH`` or ``PATH`` texts as paths by name. Raises ModelFileError for folders and names given twice."""
     files: dict[str, Path] = {}
     for text in texts:
         name, equals, path = text.partition("=")
+        if Path(path if equals else text).is_dir():
+            raise ModelFileError(
+                f"{path if equals else text!r} is a folder, and a model is a file. To serve the models in it: "
+                f"--repository {path if equals else text}"
+            )
         name = name if equals else re.sub(r"[^A-Za-z0-9_.-]", "_", Path(text).stem)
         check_name(name)
         if name in files:

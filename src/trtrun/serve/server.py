@@ -46,6 +46,8 @@ class ServerOptions:
         drain: seconds that running requests are given after SIGTERM, over HTTP and gRPC together.
         shared_memory: see :class:`~trtrun.serve.shared_memory.SharedMemory`.
         place: of this process among the workers of a server; None where it is the server.
+
+    Raises InputError where both protocols would have one port.
     """
 
     host: str = "127.0.0.1"
@@ -57,6 +59,13 @@ class ServerOptions:
     drain: float = 30.0
     shared_memory: str | None = None
     place: Place | None = None
+
+    def __post_init__(self) -> None:
+        if self.port and self.port == self.grpc_port:  # 0 is a free one for each
+            raise InputError(
+                f"HTTP and gRPC cannot both listen on port {self.port}. Choose another --port or --grpc-port, or "
+                "--grpc-port -1 for HTTP alone."
+            )
 
 
 class _Server(uvicorn.Server):
@@ -169,21 +178,23 @@ def _serve(repository: Repository, options: ServerOptions) -> list[TrtrunError]:
     async def listening() -> None:
         scheme = "https" if options.tls_key else "http"
         said = ", ".join(f"{scheme}://{address_of(*one.getsockname()[:2])}" for one in sockets)
-        if options.grpc_port is not None:
-            over_grpc, port = grpc_api.server(
-                repository,
-                address_of(options.host, options.grpc_port),
-                memory,
-                bodies,
-                siblings,
-                token=options.http.token,
-                tls=_tls(options),
-            )
-            await over_grpc.start()
-            server.beside = lambda: over_grpc.stop(options.drain)
-            said += f", gRPC on {address_of(options.host, port)}"
-        _LOG.info("listening on %s", said)
-        await server.serve(sockets)
+        async with contextlib.AsyncExitStack() as undo:
+            if options.grpc_port is not None:
+                over_grpc, port = grpc_api.server(
+                    repository,
+                    address_of(options.host, options.grpc_port),
+                    memory,
+                    bodies,
+                    siblings,
+                    token=options.http.token,
+                    tls=_tls(options),
+                )
+                undo.push_async_callback(over_grpc.stop, None)  # its destructor comes when the event loop has ended
+                await over_grpc.start()
+                server.beside = lambda: over_grpc.stop(options.drain)
+                said += f", gRPC on {address_of(options.host, port)}"
+            _LOG.info("listening on %s", said)
+            await server.serve(sockets)
 
     repository.on_failure = failed
 

@@ -125,14 +125,29 @@ def test_pasted_and_chosen_pictures(page: Any) -> None:
 
 
 def test_what_is_no_picture_is_said(page: Any, server: Server) -> None:
+    def found() -> None:
+        page.evaluate(TRANSFER, file())
+        wait(page, "document.querySelectorAll('#results li').length === 1")
+
+    nothing = (
+        "!document.getElementById('found').textContent && !document.querySelectorAll('#results li').length"
+        " && !document.getElementById('drop').classList.contains('full')"
+    )
+    found()
     page.evaluate(TRANSFER, file("broken.jpg", b"no picture"))
     page.wait_for_selector("#said.bad")
     assert "broken.jpg is no picture" in page.locator("#said").inner_text()
+    wait(page, nothing)  # of the picture before
+    found()
     page.evaluate(TRANSFER, [*file("text.txt")[:2], "text/plain", "drop"])
     wait(page, "document.getElementById('said').textContent === 'That is no picture.'")
+    wait(page, nothing)
+    found()
     # One that the browser shows and the server does not take: the server's own words.
     page.evaluate(TRANSFER, file("large.jpg", cv2.imencode(".jpg", np.zeros((1100, 1100, 3), np.uint8))[1].tobytes()))
     wait(page, "document.getElementById('said').textContent.includes('1100 × 1100 pixels')")
+    wait(page, nothing)
+    found()
     assert json.loads(server.get("/v2/health/live")[1]) == {"live": True}
 
 

@@ -199,7 +199,7 @@ def bomb(width: int, height: int) -> bytes:
         ("faces", bomb(0, 7), "image/png", 400, "picture"),
         ("faces", b"x" * (9 << 20), "image/png", 413, "body is larger"),
         ("faces", encoded(), "text/plain", 415, "text/plain"),
-        ("faces", encoded(), "application/x-www-form-urlencoded", 415, "send image"),
+        ("faces", encoded(), "application/x-www-form-urlencoded", 415, "With curl: curl -T picture.jpg -X POST http"),
         ("affine", encoded(), "image/jpeg", 400, "a vision model takes one batch of pictures"),
         ("nothing", encoded(), "image/jpeg", 404, "not served"),
         ("faces/versions/7", encoded(), "image/jpeg", 404, "not served"),

@@ -662,12 +662,46 @@ def test_addresses(tmp_path: Path) -> None:
             assert done.returncode == 1
             assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
             assert "Traceback" not in done.stderr
+            assert ".. Choose" not in done.stderr
     assert "cannot listen on nowhere.invalid" in Server.refused(str(model), "--host", "nowhere.invalid")
     server = Server(str(model), log=tmp_path / "log", host="[::1]")
     assert server.get("/v2/health/ready")[0] == 200
     with grpc_client.InferenceServerClient(f"[::1]:{server.grpc_port}") as client:
         assert client.is_server_ready()
     assert server.stop() == 0
+
+
+def test_one_port_for_both_protocols_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "affine.onnx").write_bytes(models.affine())
+    command = [sys.executable, "-m", "trtrun", "serve", str(tmp_path / "affine.onnx")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    done = subprocess.run(
+        [*command, "--port", port, "--grpc-port", port], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"trtrun: HTTP and gRPC cannot both listen on port {port}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_grpc_stops_where_http_cannot_listen(tmp_path: Path) -> None:
+    """Its destructor wants the event loop, which has ended by then."""
+    script = """
+import sys, uvicorn
+from trtrun.serve.repository import Repository
+from trtrun.serve.server import ServerOptions, serve
+
+async def fail(self, sockets):
+    raise OSError("taken meanwhile")
+
+uvicorn.Server.serve = fail
+serve(Repository(None), ServerOptions(port=0, grpc_port=0))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.rstrip().endswith("taken meanwhile")
+    assert "Exception ignored" not in done.stderr
+    assert "never awaited" not in done.stderr
 
 
 def test_lines_of_text_name_the_request(tmp_path: Path) -> None:
@@ -738,6 +772,30 @@ def test_tritons_configuration_is_not_read_and_that_is_said_once(
     assert len(said) == 1
     assert said[0].startswith(f"with: {tmp_path.resolve()}/with/config.pbtxt is not read. ")
     assert "--max-batch-size" in said[0]
+
+
+def test_what_is_skipped_in_a_repository_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def said() -> list[str]:
+        caplog.clear()
+        Repository(lambda path: FakeRunner(), folder=tmp_path).say_skipped()
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    assert ["there is no model in" in line for line in said()] == [True]
+    (tmp_path / "foo").mkdir()
+    (tmp_path / "foo" / "bar.onnx").touch()
+    (tmp_path / "a b.onnx").touch()
+    (tmp_path / "README").touch()
+    (tmp_path / ".git").mkdir()
+    skipped, nothing = said()
+    assert "skipped a b.onnx, foo. A model is NAME/VERSION/model.{engine,plan,trt,onnx,bundle}" in skipped
+    assert "there is no model in" in nothing
+    (tmp_path / "good.onnx").touch()
+    assert ["skipped a b.onnx, foo." in line for line in said()] == [True]
+    for name in ("a b.onnx", "foo/bar.onnx"):
+        (tmp_path / name).unlink()
+    (tmp_path / "foo" / "1").mkdir()
+    (tmp_path / "foo" / "1" / "model.onnx").touch()
+    assert not said()
 
 
 def test_a_hangup_does_not_end_a_server_that_starts(tmp_path: Path) -> None:
@@ -854,8 +912,11 @@ def test_tokens(tmp_path: Path) -> None:
     [
         ([], "nothing to serve"),
         (["--repository", "/nowhere"], "no folder"),
-        (["no.onnx"], "no.onnx"),
+        (["no.onnx"], "trtrun: cannot read 'no.onnx': it does not exist"),
+        (["."], "trtrun: '.' is a folder, and a model is a file. To serve the models in it: --repository ."),
         (["a b=x"], "no name"),
+        (["x.onnx", "--token-file", "nope"], "cannot read the secret in 'nope': it does not exist. Write one there"),
+        (["x.onnx", "--token-file", "latin1.txt"], "cannot read the secret in 'latin1.txt': it is no text in UTF-8"),
         (["x.onnx", "--head", "x=yolo0"], "write MODEL=HEAD, with one of"),
         (["x.onnx", "--task", "x=detection"], "write MODEL=TASK, with one of detect, segment"),
         (["x.onnx", "--labels", "names.txt"], "write MODEL=FILE"),
@@ -866,8 +927,10 @@ def test_tokens(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_served(arguments: list[str], said: str, tmp_path: Path) -> None:
     (tmp_path / "x.onnx").touch()
+    (tmp_path / "latin1.txt").write_bytes(b"\xe9")
     command = [sys.executable, "-m", "trtrun", "serve", *arguments, "--port", "0", "--grpc-port", "-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+    assert "listening" not in done.stderr
