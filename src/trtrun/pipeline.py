@@ -199,18 +199,23 @@ class Pipeline:
     async def map_async(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Result]:
         """Like :meth:`map` for ``async for``: ordered results, at most ``depth`` requests ahead of the caller.
 
-        A request is launched before the next is asked for, so an array on the host may be filled again for it.
+        A request is launched before the next is asked for, so an array on the host may be filled again for it; for
+        several GPUs other threads read the arrays, as for :meth:`map`.
         """
         waiting: deque[asyncio.Future[Result]] = deque()
         failed: Exception | None = None
         try:
             async for request in _as_async(requests):
-                try:
-                    launched = await self._launch_async(self._bind(request))
-                except Exception as error:
-                    failed = error
-                    break  # raised in its turn, after the results of those before it
-                waiting.append(asyncio.wrap_future(launched))
+                if self._fillers is not None:  # which fill several at once
+                    waiting.append(asyncio.ensure_future(self.run_async(request)))
+                    await asyncio.sleep(0)  # lets it begin
+                else:
+                    try:
+                        launched = await self._launch_async(self._bind(request))
+                    except Exception as error:
+                        failed = error
+                        break  # raised in its turn, after the results of those before it
+                    waiting.append(asyncio.wrap_future(launched))
                 while len(waiting) > max(self.depth, 1):
                     yield await waiting.popleft()
             while waiting:

@@ -234,9 +234,11 @@ class Session(Runner):
             self._device.leave(entered)
 
     def follow_producers(self, inputs: Mapping[str, Any]) -> None:
-        for array in inputs.values():
-            if type(array) is not np.ndarray:
-                follow_producer(array)
+        arrays = [array for array in inputs.values() if type(array) is not np.ndarray]
+        if arrays:
+            with self._device:  # torch exports a tensor only where its GPU is the current one
+                for array in arrays:
+                    follow_producer(array)
 
     def _collect(self, request: _InFlight) -> dict[str, Any]:
         entered = self._device.enter()

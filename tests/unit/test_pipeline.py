@@ -291,6 +291,33 @@ def test_async_sources_may_fill_one_array_again_and_again(depth: int | None) -> 
     assert asyncio.run(main()) == [2 * i for i in range(30)]
 
 
+def test_async_requests_of_several_gpus_are_filled_at_once() -> None:
+    filling, most = 0, 0
+    lock = threading.Lock()
+
+    class Several(FakeRunner):
+        parallel = 4
+
+        def enqueue(self, inputs):
+            nonlocal filling, most
+            with lock:
+                filling, most = filling + 1, max(most, filling + 1)
+            time.sleep(0.02)
+            with lock:
+                filling -= 1
+            return super().enqueue(inputs)
+
+        def clone(self):
+            return Several(self.latency, self.made)
+
+    async def main() -> list[float]:
+        with Pipeline(Several(), depth=8) as pipeline:
+            return [r["y"][0] async for r in pipeline.map_async(requests(16))]
+
+    assert asyncio.run(main()) == [2 * i for i in range(16)]
+    assert most > 1
+
+
 def test_async_results_come_before_the_error_behind_them() -> None:
     async def main() -> None:
         with Pipeline(FakeRunner(0.002), depth=4) as pipeline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import BuildError, MissingPackageError
@@ -88,6 +88,7 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     for graph in graphs(proto.graph):
         _end_outputs(graph, {value.name for value in graph.output} if graph is proto.graph else _read_too(graph))
     names = _name_apart(proto.graph)
+    by_name = _one_by_one(proto.graph, options.keep_fp32, names)
     _unfold_constants(proto.graph)
     _bring_in(proto)
     operators = {node.op_type for node in proto.graph.node}
@@ -98,15 +99,15 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
             "name is called node_ and its position, from 0."
         )
     no_bf16 = ("HardSwish",) if options.bf16 else ()  # which TensorRT's parser takes as fp32 and fp16 only
-    blocked = sorted({*float16.DEFAULT_OP_BLOCK_LIST, *_SENSITIVE, *no_bf16, *options.keep_fp32})
+    blocked = sorted({*float16.DEFAULT_OP_BLOCK_LIST, *_SENSITIVE, *no_bf16, *options.keep_fp32} - {*by_name})
     quantized = _quantized(proto)
     drowned = _drowned(proto)
-    in_fp32 = [*(name for kept in options.keep_fp32 for name in names.get(kept, ())), *drowned]
+    in_fp32 = [*(name for kept in options.keep_fp32 for name in by_name.get(kept, names.get(kept, ()))), *drowned]
     in_fp32 += _loops_of_gru(proto) if options.bf16 else []
     casts = [*_casts(proto.graph)]
     positions = _positions(proto)
     in_fp32 += positions
-    tail = _Tail(proto, {*options.keep_fp32, *in_fp32}, {*quantized}) if options.keep_io else None
+    tail = _Tail(proto, {*options.keep_fp32, *in_fp32} - {*by_name}, {*quantized}) if options.keep_io else None
     kept_nodes = [*in_fp32, *quantized, *casts]
     for graph in graphs(proto.graph):
         _separate(graph, {*blocked, *kept_nodes})
@@ -134,9 +135,9 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
             )
     except Exception as error:  # it raises ValueError, and whatever its shape inference does
         raise BuildError(f"{name} cannot be converted to {label}: {error}. Build it without {label}.") from error
-    del converted.graph.value_info[:]  # it leaves types of before
     for graph in graphs(converted.graph):
-        _join(graph, {*positions, *casts})
+        del graph.value_info[:]  # it leaves types of before
+        _join(graph, {*positions, *casts, *(name for nodes in by_name.values() for name in nodes)})
     half = {
         key
         for graph in graphs(converted.graph)
@@ -190,6 +191,20 @@ def _name_apart(graph: Any) -> dict[str, list[str]]:
             taken.add(node.name)
             same.append(node.name)
     return names
+
+
+def _one_by_one(graph: Any, kept: Sequence[str], names: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The nodes, by name, that are kept for a name or an operator of which the converter cannot be told itself.
+
+    It does not look into an If, Loop or Scan that it keeps, and would keep the casts that it makes as well as others.
+    """
+    found = {}
+    for what in kept:
+        meant = [n for each in graphs(graph) for n in each.node if n.op_type == what or n.name in names.get(what, ())]
+        if what == "Cast" or any(inner_graphs(node) for node in meant):
+            inside = [n for node in meant for inner in inner_graphs(node) for each in graphs(inner) for n in each.node]
+            found[what] = [node.name for node in (*meant, *inside) if not inner_graphs(node)]
+    return found
 
 
 def _loops_of_gru(proto: Any) -> list[str]:
@@ -294,7 +309,10 @@ def _end_outputs(graph: Any, outputs: set[str]) -> None:
     from onnx import helper
 
     inner = {name: f"{name}/inside" for name in outputs}
-    made = [name for node in graph.node for name in node.output if name in inner]
+    made = [tensor.name for tensor in graph.initializer if tensor.name in inner]
+    made += [name for node in graph.node for name in node.output if name in inner]
+    for tensor in graph.initializer:
+        tensor.name = inner.get(tensor.name, tensor.name)
     for node in graph.node:
         node.output[:] = [inner.get(name, name) for name in node.output]
         _rename_reads(node, {name: inner[name] for name in made})

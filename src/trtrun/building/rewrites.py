@@ -179,10 +179,15 @@ def scopes(graph: Any, outer: dict[str, Any]) -> Iterator[tuple[Any, dict[str, A
 
 
 def forget_shapes(graph: Any, *, ranks: bool) -> None:
-    """Take away the sizes that a graph, and those inside it, declare of what is computed, ``ranks`` too; types stay."""
+    """Take away the sizes that a graph, and those inside it, declare of what is computed; types stay.
+
+    With ``ranks`` those of the graph itself too; ONNX Runtime takes no Loop or Scan without those inside.
+    """
     for each in graphs(graph):
         for value in (*each.value_info, *each.output, *(() if each is graph else each.input)):
-            if ranks and value.type.HasField("tensor_type"):  # one without a type would be given an empty one
+            if (
+                ranks and each is graph and value.type.HasField("tensor_type")
+            ):  # one without a type would be given an empty one
                 value.type.tensor_type.ClearField("shape")
             for dim in value.type.tensor_type.shape.dim:
                 dim.Clear()

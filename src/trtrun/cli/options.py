@@ -98,6 +98,7 @@ def picture_shapes(
     from ..building.rewrites import graph_inputs
     from ..plan import onnx_metadata
     from ..vision.heads import read_metadata
+    from ..vision.task import is_nhwc
 
     proto = read_model(model)
     size = size or read_metadata(onnx_metadata({entry.key: entry.value for entry in proto.metadata_props})).size
@@ -108,7 +109,7 @@ def picture_shapes(
         dims = value.type.tensor_type.shape.dim
         shape = [*declared.get(value.name, (dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims))]
         if len(shape) == 4:
-            height = 1 if shape[3] in (1, 3) and shape[1] not in (1, 3) else 2
+            height = 1 if is_nhwc(shape) else 2
             if -1 in shape[height : height + 2]:
                 shape[height : height + 2] = size[::-1]
                 shapes[value.name] = tuple(shape)

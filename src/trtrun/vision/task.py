@@ -367,14 +367,15 @@ def image_input(runner: Runner) -> TensorSpec:
     return images[0]
 
 
-def _is_nhwc(image: TensorSpec) -> bool:
-    return image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
+def is_nhwc(shape: Sequence[int]) -> bool:
+    """Whether the pictures of an input [N, H, W, C] or [N, C, H, W] have their channels last."""
+    return shape[3] in (1, 3) and shape[1] not in (1, 3)
 
 
 def default_preprocess(head: Head, runner: Runner, size: Size) -> Preprocess:
     """What the head's authors trained with; exports with their own normalization need a ``Preprocess`` of their own."""
     image = image_input(runner)
-    nhwc = _is_nhwc(image)
+    nhwc = is_nhwc(image.shape)
     told = read_metadata(runner.metadata)
     options: dict[str, Any] = {"layout": "NHWC" if nhwc else "NCHW", "dtype": image.dtype.name}
     if image.shape[3 if nhwc else 1] == 1:
@@ -411,7 +412,7 @@ def default_preprocess(head: Head, runner: Runner, size: Size) -> Preprocess:
 
 def _size(runner: Runner, image: TensorSpec) -> Size:
     shape = image.shape if not image.profiles else image.profiles[0].opt
-    height, width = shape[1:3] if _is_nhwc(image) else shape[2:4]
+    height, width = shape[1:3] if is_nhwc(image.shape) else shape[2:4]
     if -1 not in (height, width):
         return width, height
     if (told := read_metadata(runner.metadata).size) is not None:
@@ -425,7 +426,7 @@ def _size(runner: Runner, image: TensorSpec) -> Size:
 def _sized(image: TensorSpec, size: Size) -> Shape:
     """The smallest batch of RGB or of what the network says, in this size."""
     batch, width, height = _batch_limits(image)[0], *size
-    if _is_nhwc(image):
+    if is_nhwc(image.shape):
         return batch, height, width, image.shape[3]
     channels = (image.profiles[0].opt if image.profiles else image.shape)[1]
     return batch, 3 if channels == -1 else channels, height, width
@@ -436,7 +437,7 @@ def _check_shape(image: TensorSpec, shape: Shape) -> None:
     try:
         image.check_shape(shape)
     except ShapeError as error:
-        size = (shape[2], shape[1]) if _is_nhwc(image) else (shape[3], shape[2])
+        size = (shape[2], shape[1]) if is_nhwc(image.shape) else (shape[3], shape[2])
         example = "x".join(map(str, (1, *_sized(image, size)[1:])))
         raise InputError(
             f"pictures prepared as {shape_text(shape)} do not fit the network's input {image}. Choose a size "
