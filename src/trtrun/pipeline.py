@@ -223,8 +223,9 @@ class Pipeline:
             if failed is not None:
                 raise failed
         finally:
-            for future in waiting:
-                future.cancel()
+            if self._fillers is None:  # else other threads read the requests until they were launched
+                for future in waiting:
+                    future.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
     def _bind(self, *request: Request, **named: Any) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ def match(faces: Detections, expected: Detections) -> tuple[np.ndarray, np.ndarr
 
 
 def test_the_engine_finds_the_same_faces(tmp_path: Path) -> None:
-    demo.prepare(tmp_path)
+    (tmp_path / "centerface.onnx").write_bytes(demo.face_detector())
     with OnnxRuntimeSession(tmp_path / "centerface.onnx") as session:
         reference = demo.detect_all(session)
     with trtrun.load(demo.build_engine(tmp_path)) as session:

@@ -205,6 +205,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_run_does_not_write_over_what_it_reads(folder: Path) -> None:
+    np.save("y.npy", np.ones((1, 12), np.float32))
+    before = Path("y.npy").read_bytes()
+    result = cli.invoke(app, ["run", "m.onnx", "-i", "x=y.npy", "-o", "."])
+    assert isinstance(result.exception, trtrun.InputError)
+    assert "would be written over what it is made from" in str(result.exception)
+    assert Path("y.npy").read_bytes() == before
+    for _ in range(2):
+        assert cli.invoke(app, ["run", "m.onnx", "-i", "x=y.npy", "-o", "out"]).exit_code == 0
+
+
 BIG = "99999999999999999999999"
 
 

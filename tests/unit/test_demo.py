@@ -75,3 +75,12 @@ def test_a_missing_package_is_named_with_the_extra(
     with pytest.raises(trtrun.MissingPackageError, match=rf"package {package}.*pip install 'trtrun\[demo\]'"):
         demo.prepare(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "coffee.jpg").write_bytes(b"mine")
+    with pytest.raises(trtrun.InputError, match="holds other files"):
+        demo.prepare(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["coffee.jpg"]
+    for _ in range(2):  # its own it takes again
+        demo.prepare(tmp_path / "new")

@@ -318,6 +318,34 @@ def test_async_requests_of_several_gpus_are_filled_at_once() -> None:
     assert most > 1
 
 
+def test_no_request_of_several_gpus_is_read_after_map_async_has_ended() -> None:
+    ended = reading_after = False
+
+    class Several(FakeRunner):
+        parallel = 4
+
+        def enqueue(self, inputs):
+            nonlocal reading_after
+            time.sleep(0.05)
+            reading_after |= ended
+            return super().enqueue(inputs)
+
+        def clone(self):
+            return Several(self.latency, self.made)
+
+    async def main() -> None:
+        nonlocal ended
+        with Pipeline(Several(), depth=8) as pipeline:
+            results = pipeline.map_async(requests(100))
+            await anext(results)
+            await results.aclose()
+            ended = True
+            await asyncio.sleep(0.2)
+
+    asyncio.run(main())
+    assert not reading_after
+
+
 def test_async_results_come_before_the_error_behind_them() -> None:
     async def main() -> None:
         with Pipeline(FakeRunner(0.002), depth=4) as pipeline:

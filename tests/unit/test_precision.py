@@ -811,12 +811,39 @@ def test_what_cannot_be_kept_as_a_whole_is_kept_node_by_node(kept: str) -> None:
     weights = {"times": np.int64(3), "true": np.array(True), "w": np.eye(4, dtype=np.float32)}
     model = models._model(nodes, [models.value("x", [2, 4])], [models.value("y", [2, 4])], weights)
     options = BuildOptions(fp16=True, keep_fp32=(kept,))
-    data, _ = prepare(model, options)
+    data, changes = prepare(model, options)
     assert data is not None
     assert build_plan(model, options)
+    assert any("sums: what is inside reads values from outside" in change for change in changes) == (kept != "Cast")
     if kept != "Cast":  # in half precision the products are infinite
         x = (RNG.integers(1, 9, (2, 4)) + 0.25).astype(np.float32)
         np.testing.assert_array_equal(OnnxRuntimeSession(data)(x)["y"], OnnxRuntimeSession(model)(x)["y"])
+
+
+def test_a_loop_that_is_kept_whole_counts_in_fp32() -> None:
+    """It reads nothing that is computed outside, so its state needs no half precision: fp16 stops at 2048."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["s", "one"], ["t"])],
+        "body",
+        [
+            models.value("i", [], "int64"),
+            helper.make_tensor_value_info("go", onnx.TensorProto.BOOL, []),
+            models.value("s", [4]),
+        ],
+        [helper.make_tensor_value_info("on", onnx.TensorProto.BOOL, []), models.value("t", [4])],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Loop", ["times", "", "h"], ["l"], body=body),
+        helper.make_node("Relu", ["l"], ["y"]),
+    ]
+    weights = {"times": np.int64(5000), "one": np.float32([1]), "w": np.eye(4, dtype=np.float32)}
+    model = models._model(nodes, [models.value("x", [4])], [models.value("y", [4])], weights)
+    data, changes = prepare(model, BuildOptions(fp16=True, keep_fp32=("Loop",)))
+    assert data is not None
+    assert not any("node by node" in change for change in changes)
+    found = OnnxRuntimeSession(data)(np.zeros(4, np.float32))["y"]
+    np.testing.assert_allclose(found, 5000, rtol=1e-3)
 
 
 def test_a_constant_that_a_branch_gives_and_reads() -> None:

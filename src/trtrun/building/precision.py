@@ -88,10 +88,10 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
     for graph in graphs(proto.graph):
         _end_outputs(graph, {value.name for value in graph.output} if graph is proto.graph else _read_too(graph))
     names = _name_apart(proto.graph)
-    by_name = _one_by_one(proto.graph, options.keep_fp32, names)
+    by_name, apart = _one_by_one(proto.graph, options.keep_fp32, names)
     _unfold_constants(proto.graph)
     _bring_in(proto)
-    operators = {node.op_type for node in proto.graph.node}
+    operators = {node.op_type for graph in graphs(proto.graph) for node in graph.node}
     unknown = [kept for kept in options.keep_fp32 if kept not in names.keys() | operators]
     if unknown:
         raise BuildError(
@@ -155,6 +155,11 @@ def to_half(proto: Any, options: BuildOptions, name: str, changes: list[str]) ->
         _sort(graph)
     if quantized:
         changes.append(f"{len(quantized)} nodes of quantized convolutions and products keep their fp32 side")
+    if apart:
+        changes.append(
+            f"{', '.join(apart)}: what is inside reads values from outside, so it is kept in fp32 node by node, and "
+            f"what goes from one round to the next is {label}"
+        )
     if drowned:
         changes.append(f"{', '.join(drowned)}: far larger biases than weights, kept in fp32")
     if positions:
@@ -193,18 +198,34 @@ def _name_apart(graph: Any) -> dict[str, list[str]]:
     return names
 
 
-def _one_by_one(graph: Any, kept: Sequence[str], names: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def _one_by_one(
+    graph: Any, kept: Sequence[str], names: Mapping[str, list[str]]
+) -> tuple[dict[str, list[str]], list[str]]:
     """The nodes, by name, that are kept for a name or an operator of which the converter cannot be told itself.
 
-    It does not look into an If, Loop or Scan that it keeps, and would keep the casts that it makes as well as others.
+    It would keep the casts that it makes as well as others. And it does not look into an If, Loop or Scan that it
+    keeps: one in which something is read that is computed outside is kept node by node. Those come second.
     """
-    found = {}
+    nodes = [node for each in graphs(graph) for node in each.node]
+    computed = {value.name for each in graphs(graph) for value in each.input}
+    computed |= {name for node in nodes if node.op_type != "Constant" for name in node.output}
+
+    def parts(node: Any) -> list[Any]:
+        inner = [each for body in inner_graphs(node) for each in graphs(body)]
+        inside = [each for body in inner for each in body.node]
+        own = {value.name for body in inner for value in body.input} | {name for n in inside for name in n.output}
+        read = {name for n in inside for name in n.input} | {value.name for body in inner for value in body.output}
+        return [n for n in inside if not inner_graphs(n)] if (read - own) & computed else [node]
+
+    found: dict[str, list[str]] = {}
+    apart = []
     for what in kept:
-        meant = [n for each in graphs(graph) for n in each.node if n.op_type == what or n.name in names.get(what, ())]
-        if what == "Cast" or any(inner_graphs(node) for node in meant):
-            inside = [n for node in meant for inner in inner_graphs(node) for each in graphs(inner) for n in each.node]
-            found[what] = [node.name for node in (*meant, *inside) if not inner_graphs(node)]
-    return found
+        meant = [node for node in nodes if node.op_type == what or node.name in names.get(what, ())]
+        split = [node.name for node in meant if parts(node) != [node]]
+        if what == "Cast" or split:
+            found[what] = [part.name for node in meant for part in parts(node)]
+            apart += split
+    return found, apart
 
 
 def _loops_of_gru(proto: Any) -> list[str]:

@@ -31,7 +31,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Run one request: read .npy files, run the model, write a .npy file per output."""
-    from ..building.files import check_folder
+    from ..building.files import check_folder, check_target
     from ..debug_tensors import debug_tensors
     from ..errors import InputError
     from ..session import Session
@@ -40,6 +40,9 @@ def command(
     inside: dict[str, Any] = {}
     with load_model(model, device, plugin, input_shape, pictures=False) as runner:
         arrays = read_arrays(inputs, list(runner.inputs))
+        for name in (*runner.outputs, *(debug.split(",") if debug else ())):
+            if output.is_dir():
+                check_target(_path(output, name), [text.rpartition("=")[2] for text in inputs], InputError)
         start = time.perf_counter()
         results = runner.run(arrays)
         seconds = time.perf_counter() - start
@@ -69,14 +72,18 @@ def command(
     console.print(f"{backend}: first request {seconds * 1e3:.2f} ms")
 
 
+def _path(folder: Path, name: str) -> Path:
+    """Where a tensor is written: names may hold slashes and colons, which those of files may not."""
+    return folder / ("".join(c if c.isalnum() or c in "._-" else "_" for c in name) + ".npy")
+
+
 def _save(arrays: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Write each array to ``folder``, and say what and where."""
     import numpy as np
 
     rows = []
     for name, array in arrays.items():
-        # Tensor names may hold slashes and colons, which file names may not.
-        path = folder / ("".join(c if c.isalnum() or c in "._-" else "_" for c in name) + ".npy")
+        path = _path(folder, name)
         np.save(path, array)
         rows.append({"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "file": str(path)})
     return rows

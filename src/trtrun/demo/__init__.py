@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ..building.files import write_atomic
 from ..building.graph import declare
 from ..building.onnx_file import read_model
 from ..building.options import BuildOptions, parse_shapes
-from ..errors import MissingPackageError
+from ..errors import InputError, MissingPackageError
 from ..runner import Runner
 from ..vision.draw import draw, encode
 from ..vision.preprocess import Picture, import_cv2
@@ -31,6 +32,7 @@ from ..vision.task import Timing, detector, task
 
 SIZE = (640, 640)
 INPUT = "input.1"
+_GROUP = "pictures/group.png"  # no package has it: a folder with it is the demo's
 # The exported file says [10, 3, 32, 32]; the network is convolutional, so height and width may be anything.
 INPUT_SHAPES = {INPUT: (1, 3, -1, -1)}
 OPTIONS = BuildOptions(profiles=parse_shapes([f"{INPUT}=1x3x640x640"]))
@@ -91,14 +93,20 @@ def prepare(folder: Path) -> None:
     """Write what the demo runs, and what can be tried afterwards: the networks as ONNX files whose metadata say how
     they are used, and the photographs under ``pictures/``.
 
-    Everything is read before the folder is made: where a package is missing there is none.
+    Everything is read before the folder is made: where a package is missing there is none. Raises InputError for a
+    folder that is somebody else's.
     """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _GROUP).exists():
+        raise InputError(
+            f"{os.fspath(folder)!r} holds other files, which the demo's could replace. Name a new folder (--out), or "
+            "one that the demo made."
+        )
     files = {f"{name}.onnx": read() for name, read in _MODELS.items()}
     files |= {
         f"pictures/{name}{(path := _package_file(*where)).suffix}": path.read_bytes()
         for name, where in _PICTURES.items()
     }
-    files["pictures/group.png"] = import_cv2().imencode(".png", pictures()["group"])[1].tobytes()
+    files[_GROUP] = import_cv2().imencode(".png", pictures()["group"])[1].tobytes()
     for name, data in files.items():
         write_atomic(folder / name, data)
 
