@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
 from trtrun.errors import ExecutionError
 from trtrun.runner import OutputMode, Runner
@@ -70,8 +71,8 @@ class FakeRunner(Runner):
         threading.Thread(target=finish).start()
         return future
 
-    def clone(self) -> FakeRunner:
-        return FakeRunner(self.latency, self.made)
+    def clone(self) -> Self:
+        return type(self)(self.latency, self.made)
 
     @property
     def closed(self) -> bool:

@@ -146,7 +146,7 @@ def test_no_memory_for_the_last_slot_closes_the_others() -> None:
         def clone(self):
             if len(self.made) == 3:
                 raise OutOfMemoryError("no room")
-            return Large(made=self.made)
+            return super().clone()
 
     runner = Large()
     with pytest.raises(OutOfMemoryError):
@@ -164,9 +164,6 @@ def test_an_interrupt_while_a_request_is_filled_leaves_its_slot_usable() -> None
             time.sleep(0.05)
             self.in_flight = True
             return Collected(self, 2 * np.array(inputs["x"]))
-
-        def clone(self):
-            return Kept(made=self.made)
 
     class Collected:
         def __init__(self, runner: Kept, y: np.ndarray) -> None:
@@ -307,9 +304,6 @@ def test_async_requests_of_several_gpus_are_filled_at_once() -> None:
                 filling -= 1
             return super().enqueue(inputs)
 
-        def clone(self):
-            return Several(self.latency, self.made)
-
     async def main() -> list[float]:
         with Pipeline(Several(), depth=8) as pipeline:
             return [r["y"][0] async for r in pipeline.map_async(requests(16))]
@@ -329,9 +323,6 @@ def test_no_request_of_several_gpus_is_read_after_map_async_has_ended() -> None:
             time.sleep(0.05)
             reading_after |= ended
             return super().enqueue(inputs)
-
-        def clone(self):
-            return Several(self.latency, self.made)
 
     async def main() -> None:
         nonlocal ended
@@ -526,9 +517,6 @@ def test_slow_large_requests_keep_no_slot_without_memory(room: int, depth: int) 
                 raise OutOfMemoryError("no room")
             return super().enqueue(inputs)
 
-        def clone(self) -> FakeRunner:
-            return Bounded(self.latency, self.made)
-
     with Pipeline(Bounded(0.05)) as pipeline:
         for _ in range(4):
             request = pipeline.submit(np.ones(1 << 18, np.float32))
@@ -545,9 +533,6 @@ def test_slow_requests_have_helpers_where_filling_is_what_is_slow(faster: bool) 
         def enqueue(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
             self.latency = 0.02 if self.copy_helpers and faster else 0.05
             return super().enqueue(inputs)
-
-        def clone(self) -> FakeRunner:
-            return Filled(self.latency, self.made)
 
     with Pipeline(Filled()) as pipeline:
         pipeline.submit(np.ones(1 << 18, np.float32)).result()
@@ -593,9 +578,6 @@ def test_a_request_that_is_launched_while_the_pipeline_closes_is_answered() -> N
             assert go_on.wait(5)
             return super().enqueue(inputs)
 
-        def clone(self):
-            return Slow(self.latency, self.made)
-
         def check_open(self) -> None:  # what closing the session does to a launch is not what is tested
             pass
 
@@ -619,9 +601,6 @@ def test_the_event_loop_goes_on_while_a_first_request_is_launched() -> None:
         def enqueue(self, inputs):
             time.sleep(0.3 if self.requests == 0 else 0.0)
             return super().enqueue(inputs)
-
-        def clone(self):
-            return Compiling(self.latency, self.made)
 
     async def main() -> float:
         longest, last = 0.0, time.perf_counter()

@@ -540,9 +540,6 @@ def test_a_model_is_ready_when_every_instance_has_run() -> None:
             answering.append(repository.ready or bool(repository.loaded()))
             return super().enqueue(inputs)
 
-        def clone(self) -> Watched:
-            return Watched(self.latency, self.made)
-
     runner = Watched()
     repository = Repository(lambda path: runner, {"fake": Path("x")}, options=BatchOptions(instances=2))
     assert repository.load_all() == []
