@@ -18,7 +18,7 @@ from .cuda.memory import address_of, copy_async, is_pageable
 LARGE = 1 << 20  # bytes from which there is something to choose: below, copying inside the graph is always faster
 _MANY_THREADS = 4 << 20  # bytes from which several threads are the better guess
 _CHUNK = 1 << 19  # bytes; smaller ones cost more calls than they hide
-_TURNS = 7  # requests that each way is timed in
+_TURNS = 15  # requests that each way is timed in
 
 # Copies an array of the view's dtype and layout to the device address, through the page-locked view or past it, on a
 # stream handle. False: the array is in the view, and the rest is left to the graph.

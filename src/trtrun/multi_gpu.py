@@ -240,6 +240,7 @@ class _Clone(RunnerAbove):
 
     def _move(self) -> None:
         gpu, runner = self._parent.new_runner()
+        runner.shares_gpu = self._runner.shares_gpu
         runner.copy_helpers = self._runner.copy_helpers  # and no turns: those of the GPU that failed are not there
         self._release()
         self._gpu, self._runner = gpu, runner

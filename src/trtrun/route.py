@@ -159,6 +159,7 @@ class Route:
         self._stay_out = {*self._state.values(), *(stages.outputs if stages else ())}
         self._before: list[Step] = []
         self._after: list[Step] = []
+        self._shares_gpu = False
         self._generation = -1
         self._graphs: dict[Steps, Graph] = {}
         self._ordered: Graph | Literal["as enqueued"] | None = None  # the engine alone, for steps that are enqueued
@@ -190,14 +191,16 @@ class Route:
         """True when the route is bound for this key and no buffer has moved since."""
         return self.key == key and self._generation == self._buffers.generation
 
-    def bind(self, key: ShapeKey, stream: int | None = None) -> None:
+    def bind(self, key: ShapeKey, stream: int | None = None, *, shares_gpu: bool = False) -> None:
         """Set shapes and addresses for a key. Nothing of this session may be running on the GPU.
 
         A switch of the optimization profile is enqueued on this stream handle, the session's own without one.
+        ``shares_gpu``: as :attr:`Runner.shares_gpu <trtrun.runner.Runner.shares_gpu>`.
 
         Raises ShapeError when TensorRT does not accept the shapes, and OutOfMemoryError when buffers do not fit.
         """
         self.key = None
+        self._shares_gpu = shares_gpu
         engine = self._engine
         # A context that is given shapes looks for kernels in what others of its engine may be compiling into.
         with engine.compile_lock, engine.flavor.logger.capture() as lines:
@@ -366,7 +369,7 @@ class Route:
                     if size and name not in self._stay_out:
                         copies_out.append((address_of(view) + start * row, address, size))
                 context.set_tensor_address(name, address)
-        self._transfers_out = Transfers(engine.device, copies_out)
+        self._transfers_out = Transfers(engine.device, copies_out, shares_gpu=self._shares_gpu)
         feedback = [(on_gpu[name], *self.output_parts[output][0]) for name, output in self._state.items()]
         self._feedback = Transfers(
             engine.device,
@@ -455,7 +458,8 @@ class Route:
             copies = [copy for index, copy in enumerate(self._copies_in) if copy is not None and which >> index & 1]
             if len(self._transfers_in) >= 2 * _MAX_GRAPHS:
                 self._transfers_in.clear()
-            transfers = self._transfers_in[which] = Transfers(self._engine.device, copies)
+            transfers = Transfers(self._engine.device, copies, shares_gpu=self._shares_gpu)
+            self._transfers_in[which] = transfers
         transfers.enqueue(stream)
 
     def execute(self, stream: int) -> None:

@@ -116,10 +116,14 @@ class Runner(ABC):
     Attributes:
         copy_helpers: fill large inputs with several threads, where the runner has such. It makes one request faster;
             where requests overlap anyway, one thread may serve the GPU as well and leave it more of the memory.
+        shares_gpu: other runners' requests compute on the same GPU meanwhile, so its cores are left to them: what is
+            not tiny is copied by the copy engines, which takes one request alone some µs longer. Set before the first
+            request.
         turns: what the runners share whose requests shall compute a few at a time, where the runner is on a GPU.
     """
 
     copy_helpers: bool = True
+    shares_gpu: bool = False
     turns: Turns | None = None
 
     @property
@@ -268,6 +272,14 @@ class RunnerAbove(Runner):
     @copy_helpers.setter
     def copy_helpers(self, wanted: bool) -> None:
         self._runner.copy_helpers = wanted
+
+    @property
+    def shares_gpu(self) -> bool:
+        return self._runner.shares_gpu
+
+    @shares_gpu.setter
+    def shares_gpu(self, shared: bool) -> None:
+        self._runner.shares_gpu = shared
 
     @property
     def turns(self) -> Turns | None:

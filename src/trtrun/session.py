@@ -387,7 +387,7 @@ class Session(Runner):
         if not route.fits(key):
             if self._done is not None:
                 self._wait()
-            route.bind(key, self._at_handle)
+            route.bind(key, self._at_handle, shares_gpu=self.shares_gpu)
 
     def _promote(self, key: ShapeKey, arrays: list[Any]) -> Route | None:
         """A route of its own for a shape that keeps coming back; None while it has not yet.
@@ -481,7 +481,7 @@ class Session(Runner):
     def _try(self, route: Route, key: ShapeKey, rows: list[Host]) -> tuple[float, dict[str, Host]]:
         """Seconds of one request on this route, the least of several, and its outputs."""
         steps = ((1 << len(key)) - 1, True, ())
-        route.bind(key, self._at_handle)
+        route.bind(key, self._at_handle, shares_gpu=self.shares_gpu)
         route.pad(0x7B)  # large numbers: a row that looks at others would show it
         times = []
         for turn in range(2 + _TRIALS):  # the first compiles the kernels, the second follows the capture

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from cuda.bindings import driver
 
 from tests import models
 from trtrun.building.builder import build_plan
 from trtrun.building.options import BuildOptions, parse_shapes
+from trtrun.cuda.check import check
 from trtrun.cuda.device import Device, gpu_count, why_no_gpu
 from trtrun.engine import Engine
 from trtrun.onnx_runtime import OnnxRuntimeSession
@@ -94,6 +97,14 @@ def memory_in_use(device: Device) -> int:
     device.synchronize()
     free, total = device.memory()
     return total - free
+
+
+def memcpy_nodes(graph: Any) -> int:
+    """How many copies by the copy engine a ``CUgraph`` has."""
+    count = check(driver.cuGraphGetNodes(graph), "count nodes")[-1]
+    nodes = check(driver.cuGraphGetNodes(graph, count), "list nodes")[0]
+    kinds = [check(driver.cuGraphNodeGetType(node), "tell a node's type") for node in nodes]
+    return kinds.count(driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_MEMCPY)
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import trtrun
 from tests import models
-from tests.gpu.conftest import TF32, relative_error
+from tests.gpu.conftest import TF32, memcpy_nodes, relative_error
 from trtrun.cuda.event import Event
 from trtrun.cuda.memory import DeviceMemory, fill_async
 from trtrun.cuda.stream import create_stream
@@ -43,6 +44,26 @@ def test_map(depth: int | None, open_session: Open, reference: Callable) -> None
         for x, out in zip(batches, pipeline.map(batches), strict=True):
             check(x, out, reference)
         assert pipeline.depth == depth or depth is None
+
+
+@pytest.mark.parametrize(("depth", "copies"), [(1, 0), (2, 2)])
+def test_requests_that_overlap_leave_the_cores_to_what_computes(
+    depth: int, copies: int, open_session: Open, reference: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An input and an output of some 100 KB each are copied by the copy engines, and a tiny output is not."""
+    captured, counts = trtrun.route.capture, []
+
+    def counting(stream: Any, enqueue: Any, amend: Any, **options: Any) -> Any:
+        return captured(stream, enqueue, lambda graph: (counts.append(memcpy_nodes(graph)), amend(graph)), **options)
+
+    monkeypatch.setattr("trtrun.route.capture", counting)
+    x = np.random.default_rng().standard_normal((4, 3, 64, 64)).astype(np.float32)
+    with Pipeline(open_session("convolution"), depth=depth) as pipeline:
+        for out in pipeline.map([x] * 4 * depth):
+            check(x, out, reference)
+    # Beside the engine alone, which is captured to see whether its kernels run in order.
+    assert sorted(counts)[-depth:] == [copies] * depth
+    assert set(counts) <= {0, copies}
 
 
 def test_many_threads_with_host_and_gpu_arrays(open_session: Open, reference: Callable) -> None:

@@ -122,6 +122,7 @@ def test_a_pipeline_goes_on_without_the_gpu_that_failed(fail_at: int) -> None:
         assert broken.shared["count"] <= fail_at + 2
         assert [r["y"][0] for r in pipeline.map([x(1)] * 20)] == [2] * 20
         assert pipeline.depth == 4
+        assert all(clone.shares_gpu and not clone.copy_helpers for clone in pipeline._clones)  # the new ones, too
 
 
 def test_when_no_gpu_is_left_it_says_so() -> None:

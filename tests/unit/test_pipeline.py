@@ -539,6 +539,15 @@ def test_slow_requests_have_helpers_where_filling_is_what_is_slow(faster: bool) 
         assert [clone.copy_helpers for clone in pipeline._clones] == [faster] * 3
 
 
+@pytest.mark.parametrize("depth", [1, 2, None])
+def test_runners_know_whether_requests_of_others_overlap_with_theirs(depth: int | None) -> None:
+    runner = FakeRunner()
+    with Pipeline(runner, depth=depth) as pipeline:
+        pipeline.submit(np.float32([1])).result()
+        assert {clone.shares_gpu for clone in pipeline._clones} == {depth != 1}
+    assert not runner.shares_gpu
+
+
 def test_large_requests_take_turns_and_small_ones_do_not() -> None:
     for size, large in ((16, False), (1 << 18, True)):
         with Pipeline(FakeRunner(0.01)) as pipeline:
