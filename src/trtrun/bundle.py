@@ -397,10 +397,10 @@ _DECIDE = ("task", "channels", "kpt_shape")  # metadata that decides what goes i
 
 def _read_onnx(data: bytes) -> tuple[Interface, dict[str, Any]]:
     """What a model that was checked declares of its inputs and outputs, and its exporter's metadata."""
-    from .building.onnx_file import read_model
+    from .building.onnx_file import proto_metadata, read_model
 
     proto = read_model(data)
-    return Interface.of_onnx(proto), onnx_metadata({entry.key: entry.value for entry in proto.metadata_props})
+    return Interface.of_onnx(proto), proto_metadata(proto)
 
 
 def _told_apart(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import flavor as flavors
 from .bundle import is_bundle, open_bundle
 from .errors import TrtrunError
-from .plan import identify_file, is_onnx_file, onnx_metadata
+from .plan import identify_file, is_onnx_file
 from .tensor_spec import TensorSpecs
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _tensors(specs: TensorSpecs) -> list[dict[str, Any]]:
 
 
 def _inspect_onnx(model: str | os.PathLike[str]) -> dict[str, Any]:
-    from .building.onnx_file import read_model
+    from .building.onnx_file import proto_metadata, read_model
     from .building.rewrites import graph_inputs
     from .errors import OnnxError
 
@@ -134,7 +134,7 @@ def _inspect_onnx(model: str | os.PathLike[str]) -> dict[str, Any]:
         "nodes": len(proto.graph.node),
         "operators": dict(Counter(node.op_type for node in proto.graph.node).most_common()),
         "parameters": sum(_elements(tensor.dims) for tensor in proto.graph.initializer),
-        "metadata": onnx_metadata({entry.key: entry.value for entry in proto.metadata_props}),
+        "metadata": proto_metadata(proto),
     }
 
 

@@ -769,12 +769,15 @@ def borrowed_route(
         yield route, stream
 
 
-def bind_inputs(route: Route, buffers: Buffers, arrays: Mapping[str, Host]) -> None:
-    """Bind a route for these arrays, by input name in engine order, and fill its page-locked memory with them."""
+def bind_inputs(route: Route, buffers: Buffers, arrays: Mapping[str, Host], *, shares_gpu: bool = False) -> None:
+    """Bind a route for these arrays, by input name in engine order, and fill its page-locked memory with them.
+
+    ``shares_gpu``: see :meth:`Route.bind`.
+    """
     for name, array in arrays.items():
         spec = route.spec(name)
         if spec.location == "host":  # the output shapes depend on its values
             host_view(buffers.host(name, array.nbytes), spec.dtype, array.shape)[...] = array
-    route.bind(tuple(array.shape for array in arrays.values()))
+    route.bind(tuple(array.shape for array in arrays.values()), shares_gpu=shares_gpu)
     for index, (name, array) in enumerate(arrays.items()):
         route.fill(index, name, array)

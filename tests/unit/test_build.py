@@ -325,6 +325,16 @@ def test_the_last_version_for_compute_capability_9_is_named() -> None:
         build_plan(models.affine(batch=1), BuildOptions(compute_capabilities=("sm_90",)))
 
 
+@pytest.mark.parametrize("given", ["sm_89", "SM89", "sm89", "8.9", 8.9])
+def test_a_compute_capability_may_be_spelled_as_it_is_shown(given: Any) -> None:
+    options = BuildOptions(compute_capabilities=(given,))
+    plain = BuildOptions(compute_capabilities=("sm_89",))
+    assert options.key() == plain.key()
+    model = models.affine(batch=1)
+    assert len(build_plan(model, options)) == len(build_plan(model, plain))
+    assert BuildOptions(compute_capabilities=("12.0", "current")).targets == ("sm_120", "current")
+
+
 def test_unknown_options() -> None:
     with pytest.raises(trtrun.BuildError, match=r"unknown compute capability 'sm_11'.*'sm_89'\]\.$"):
         build_plan(models.affine(batch=1), BuildOptions(compute_capabilities=("sm_11",)))

@@ -153,7 +153,8 @@ class _InferenceStream:
             undo.callback(buffers.close)
             self.route = Route(engine, buffers, streams[1], [engine.create_context()])
             undo.callback(self.route.close)
-            bind_inputs(self.route, buffers, arrays)
+            # Transfers overlap with what is computed before and behind them, as trtexec's do.
+            bind_inputs(self.route, buffers, arrays, shares_gpu=True)
             self._synchronize = streams[1].sync
             self._prepare(engine, options.cuda_graph)
             self._events = [[Event(engine.device, spin=options.spin) for _ in range(6)] for _ in range(_DEPTH)]

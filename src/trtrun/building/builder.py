@@ -170,8 +170,8 @@ def _configure(flavor: flavors.Flavor, config: Any, network: Any, options: Build
         _mark_debug(network, options.debug_tensors, name)
     if options.compute_capabilities:
         is_rtx = flavor.capabilities.name == "tensorrt_rtx"
-        config.num_compute_capabilities = len(options.compute_capabilities)
-        for index, text in enumerate(options.compute_capabilities):
+        config.num_compute_capabilities = len(options.targets)
+        for index, text in enumerate(options.targets):
             capability = getattr(trt.ComputeCapability, text.replace("_", "").upper(), None)
             if capability is None:
                 known = sorted(
@@ -179,7 +179,7 @@ def _configure(flavor: flavors.Flavor, config: Any, network: Any, options: Build
                 )
                 raise BuildError(
                     f"unknown compute capability {text!r}; this builder knows {known}."
-                    + (_HOPPER if is_rtx and text.replace("_", "").upper() == "SM90" else "")
+                    + (_HOPPER if is_rtx and text == "sm_90" else "")
                 )
             config.set_compute_capability(capability, index)
 

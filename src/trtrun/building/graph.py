@@ -49,8 +49,8 @@ def prepare(
     rewrites.separate_values(proto.graph)
     changes = declare(proto, options.input_shapes, name) + _untie(proto)
     # TensorRT-RTX computes fp32 products with TF32 operands whatever it is told, where the GPU has TF32
-    turing = {text.replace("_", "").lower() for text in options.compute_capabilities} == {"sm75"}
-    in_parts = not options.tf32 and not turing and capabilities is not None and capabilities.name == "tensorrt_rtx"
+    is_rtx = capabilities is not None and capabilities.name == "tensorrt_rtx"
+    in_parts = is_rtx and not options.tf32 and options.targets != ("sm_75",)
     asked = options.outputs or options.simplify or options.fp16 or options.bf16 or in_parts
     if not (asked or rewrites.needed(proto)):
         if capabilities is not None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..plan import onnx_metadata
-from .onnx_file import read_model
+from .onnx_file import proto_metadata, read_model
 
 # What tasks of vision read. Metadata without any of these stays in the ONNX file: nobody here would miss it, and
 # trtexec and Triton's TensorRT backend read no plan that something stands in front of.
@@ -18,5 +17,5 @@ def metadata_of(model: str | os.PathLike[str] | bytes) -> dict[str, Any]:
 
     Raises what :func:`trtrun.building.onnx_file.read_model` raises.
     """
-    metadata: dict[str, Any] = onnx_metadata({e.key: e.value for e in read_model(model).metadata_props})
+    metadata = proto_metadata(read_model(model))
     return metadata if _READ & metadata.keys() else {}

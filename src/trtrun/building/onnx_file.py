@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ..errors import MissingPackageError, OnnxError
-from ..plan import is_plan, read_model_file
+from ..plan import is_plan, onnx_metadata, read_model_file
 
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -48,6 +48,11 @@ def read_model(model: str | os.PathLike[str] | bytes, *, external_data: bool = F
     if external_data:
         add_external_data(proto, model)
     return proto
+
+
+def proto_metadata(proto: Any) -> dict[str, Any]:
+    """The metadata of an ``onnx.ModelProto``, as :func:`trtrun.plan.onnx_metadata` gives it."""
+    return onnx_metadata({entry.key: entry.value for entry in proto.metadata_props})
 
 
 def add_external_data(proto: Any, model: str | os.PathLike[str] | bytes) -> None:

@@ -18,6 +18,7 @@ from ..tensor_spec import Shape, ShapeRange
 Profile = Mapping[str, ShapeRange]
 
 _LONGEST = 1000  # characters of a shape
+_CAPABILITY = re.compile(r"^(?:sm_?)?(\d+)\.?(\d[af]?)$")
 _LARGEST_DIMENSION = 2**31 - 1  # of TensorRT-RTX; the full one takes no tensor of more elements
 
 
@@ -35,7 +36,7 @@ class BuildOptions:
         specialize: batch sizes that get a profile, and so kernels, of their own.
         input_shapes: by input name, in place of what the file declares; -1 where dynamic.
         flavor: the builder, ``"tensorrt_rtx"`` or ``"tensorrt"``; None is the first installed, in this order.
-        compute_capabilities: TensorRT-RTX: the GPUs to build for, like ``"sm_89"``; empty builds for all.
+        compute_capabilities: TensorRT-RTX: the GPUs to build for, like ``"sm_89"`` or ``"8.9"``; empty builds for all.
         optimization_level: 0 (fastest build) to 5 (fastest engine); None is the builder's default.
         workspace: bytes of scratch memory that layers may use; None is all that the GPU has.
         tf32: fp32 matrix products and convolutions may round their inputs to TF32's 10-bit mantissa. TensorRT-RTX
@@ -99,10 +100,9 @@ class BuildOptions:
         if not (self.fp16 or self.bf16) and (self.keep_fp32 or not self.keep_io):
             what = "keep_fp32" if self.keep_fp32 else "converting inputs and outputs (keep_io=False)"
             raise BuildError(f"{what} has an effect only with fp16 or bf16. Choose one of them, or leave it out.")
-        capabilities = [text.replace("_", "").lower() for text in self.compute_capabilities]
         for title, values in (
             ("outputs", [*self.outputs]),
-            ("compute_capabilities", capabilities),
+            ("compute_capabilities", [*self.targets]),
             ("specialize", [str(batch) for batch in self.specialize]),
         ):
             if twice := sorted({value for value in values if values.count(value) > 1}):
@@ -123,6 +123,11 @@ class BuildOptions:
                 )
         if self.workspace is not None and not 0 <= self.workspace < 2**63:
             raise BuildError(f"workspace is {self.workspace:,} bytes; it is 0 to 2⁶³ - 1.")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The compute capabilities in one spelling, TensorRT's: ``sm_89``."""
+        return tuple(_CAPABILITY.sub(r"sm_\1\2", str(given).lower()) for given in self.compute_capabilities)
 
     def _check_types(self) -> None:
         """A lone string or mapping where several are expected would be taken apart silently."""
@@ -153,7 +158,7 @@ class BuildOptions:
             "specialize": self.specialize,
             "input_shapes": {name: list(shape) for name, shape in sorted(self.input_shapes.items())},
             "flavor": self.flavor,
-            "compute_capabilities": self.compute_capabilities,
+            "compute_capabilities": self.targets,
             "optimization_level": self.optimization_level,
             "workspace": self.workspace,
             "tf32": self.tf32,

@@ -190,10 +190,8 @@ def _name_apart(graph: Any) -> dict[str, list[str]]:
         for at, node in enumerate(each.node):
             called = node.name or (f"inner_{index}_{at}" if index else f"node_{at}")
             same = names.setdefault(called, [])
-            node.name, count = called, len(same)
-            while count and node.name in taken:
-                node.name, count = f"{called}/{count}", count + 1
-            taken.add(node.name)
+            node.name = free_name(called, taken) if same else called
+            taken.add(called)
             same.append(node.name)
     return names
 
@@ -221,9 +219,10 @@ def _one_by_one(
     apart = []
     for what in kept:
         meant = [node for node in nodes if node.op_type == what or node.name in names.get(what, ())]
-        split = [node.name for node in meant if parts(node) != [node]]
+        in_parts = [(node, parts(node)) for node in meant]
+        split = [node.name for node, each in in_parts if each != [node]]
         if what == "Cast" or split:
-            found[what] = [part.name for node in meant for part in parts(node)]
+            found[what] = [part.name for _, each in in_parts for part in each]
             apart += split
     return found, apart
 

@@ -185,9 +185,8 @@ def forget_shapes(graph: Any, *, ranks: bool) -> None:
     """
     for each in graphs(graph):
         for value in (*each.value_info, *each.output, *(() if each is graph else each.input)):
-            if (
-                ranks and each is graph and value.type.HasField("tensor_type")
-            ):  # one without a type would be given an empty one
+            is_typed = value.type.HasField("tensor_type")  # what is not would be given an empty type
+            if ranks and each is graph and is_typed:
                 value.type.tensor_type.ClearField("shape")
             for dim in value.type.tensor_type.shape.dim:
                 dim.Clear()

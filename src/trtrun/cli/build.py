@@ -75,11 +75,6 @@ def _batches(text: str) -> tuple[int, ...]:
     return parse_shape(plain.replace(",", "x"), "--specialize")
 
 
-def _capability(text: str) -> str:
-    """A compute capability as the builder calls it, also where it is given as ``trtrun inspect`` shows it: ``8.9``."""
-    return re.sub(r"^(\d+)\.(\d)$", r"sm_\1\2", text)
-
-
 def _workspace(text: str) -> int:
     """A size in bytes. Raises BuildError for one that was meant in MiB, as trtexec takes it, and leaves no kernel."""
     from ..building.options import parse_bytes
@@ -210,7 +205,7 @@ def command(
         specialize=_batches(specialize or ""),
         input_shapes=parse_named_shapes(input_shape or (), "--input-shape"),
         flavor=flavor,  # type: ignore[arg-type]  # for_building refuses names it does not know
-        compute_capabilities=tuple(map(_capability, compute_capability or ())),
+        compute_capabilities=tuple(compute_capability or ()),
         optimization_level=optimization_level,
         workspace=_workspace(workspace) if workspace else None,
         tf32=tf32,

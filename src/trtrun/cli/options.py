@@ -77,12 +77,13 @@ def load_model(
     from ..predictor import load
 
     shapes = parse_named_shapes(input_shape or (), "--input-shape")
-    if shapes and not is_onnx_file(model):
+    is_onnx = is_onnx_file(model)
+    if shapes and not is_onnx:
         raise InputError(
             f"--input-shape replaces what an ONNX file declares, and {str(model)!r} is none. Build it for that shape, "
             "or give the ONNX file."
         )
-    if pictures and is_onnx_file(model):
+    if pictures and is_onnx:
         shapes |= picture_shapes(model, shapes, size)
     return load(model, device=device, plugins=plugins or (), build_options=BuildOptions(input_shapes=shapes))
 
@@ -94,14 +95,13 @@ def picture_shapes(
 
     ``declared`` shapes stand in place of the file's.
     """
-    from ..building.onnx_file import read_model
+    from ..building.onnx_file import proto_metadata, read_model
     from ..building.rewrites import graph_inputs
-    from ..plan import onnx_metadata
     from ..vision.heads import read_metadata
     from ..vision.task import is_nhwc
 
     proto = read_model(model)
-    size = size or read_metadata(onnx_metadata({entry.key: entry.value for entry in proto.metadata_props})).size
+    size = size or read_metadata(proto_metadata(proto)).size
     shapes: dict[str, tuple[int, ...]] = {}
     if size is None:
         return shapes

@@ -40,9 +40,10 @@ def command(
     inside: dict[str, Any] = {}
     with load_model(model, device, plugin, input_shape, pictures=False) as runner:
         arrays = read_arrays(inputs, list(runner.inputs))
-        for name in (*runner.outputs, *(debug.split(",") if debug else ())):
-            if output.is_dir():
-                check_target(_path(output, name), [text.rpartition("=")[2] for text in inputs], InputError)
+        if output.is_dir():
+            read = [text.rpartition("=")[2] for text in inputs]
+            for name in (*runner.outputs, *(debug.split(",") if debug else ())):
+                check_target(_path(output, name), read, InputError)
         start = time.perf_counter()
         results = runner.run(arrays)
         seconds = time.perf_counter() - start
