@@ -50,8 +50,8 @@ class Pipeline:
     Args:
         runner: what to run; the pipeline works on clones of it and leaves it alone.
         depth: how many requests are in flight at once. Without it the depth is measured with the first request:
-            the smallest whose throughput is within half a percent of the best of 1, 2, 3, 4, 6, 8, 12 and 16 for each
-            GPU, which takes up to a few seconds. Of requests that take more than 30 ms each, it is 2 for each. When
+            the smallest whose throughput measured within 0.5 % of the best of 1, 2, 3, 4, 6, 8, 12 and 16 for each GPU,
+            which takes up to a few seconds. Of requests that take more than 30 ms each, it is 2 for each. When
             requests have 1 MB and more, one more is in flight than take :class:`~trtrun.turns.Turns` to compute, and
             how they are filled is measured too. Of a depth that is given, all but one take turns then.
 
@@ -280,7 +280,7 @@ class Pipeline:
             # The other slots' requests overlap with this one's copies, and several threads that copy may slow them down
             # by as much as they fill faster; hosts differ.
             runner.copy_helpers = False
-            runner.shares_gpu = self._given != 1
+            runner.shares_gpu = self._given is None or self._given > len(self._completers)
             self._clones.append(runner)
             self._slots.give(runner)
 

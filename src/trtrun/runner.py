@@ -116,9 +116,9 @@ class Runner(ABC):
     Attributes:
         copy_helpers: fill large inputs with several threads, where the runner has such. It makes one request faster;
             where requests overlap anyway, one thread may serve the GPU as well and leave it more of the memory.
-        shares_gpu: other runners' requests compute on the same GPU meanwhile, so its cores are left to them: what is
-            not tiny is copied by the copy engines, which takes one request alone some µs longer. Set before the first
-            request.
+        shares_gpu: set by a pipeline before the first request: others compute on the same GPU meanwhile, so its cores
+            are left to them. Arrays that are not tiny are copied by the copy engines, which takes a request alone some
+            µs longer.
         turns: what the runners share whose requests shall compute a few at a time, where the runner is on a GPU.
     """
 

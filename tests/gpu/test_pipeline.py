@@ -50,7 +50,7 @@ def test_map(depth: int | None, open_session: Open, reference: Callable) -> None
 def test_requests_that_overlap_leave_the_cores_to_what_computes(
     depth: int, copies: int, open_session: Open, reference: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An input and an output of some 100 KB each are copied by the copy engines, and a tiny output is not."""
+    """An input of 0.2 MB and an output of 0.5 MB are copied by the copy engines, and a tiny output is not."""
     captured, counts = trtrun.route.capture, []
 
     def counting(stream: Any, enqueue: Any, amend: Any, **options: Any) -> Any:

@@ -332,7 +332,9 @@ def test_a_compute_capability_may_be_spelled_as_it_is_shown(given: Any) -> None:
     assert options.key() == plain.key()
     model = models.affine(batch=1)
     assert len(build_plan(model, options)) == len(build_plan(model, plain))
-    assert BuildOptions(compute_capabilities=("12.0", "current")).targets == ("sm_120", "current")
+    assert BuildOptions(compute_capabilities=("12.0", "sm_7_5", "current")).targets == ("sm_120", "sm_75", "current")
+    with pytest.raises(trtrun.BuildError, match=r"a compute capability is None. Pass text, like 'sm_89'"):
+        build_plan(model, BuildOptions(compute_capabilities=(None,)))  # type: ignore[arg-type]
 
 
 def test_unknown_options() -> None:

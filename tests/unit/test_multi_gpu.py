@@ -122,7 +122,8 @@ def test_a_pipeline_goes_on_without_the_gpu_that_failed(fail_at: int) -> None:
         assert broken.shared["count"] <= fail_at + 2
         assert [r["y"][0] for r in pipeline.map([x(1)] * 20)] == [2] * 20
         assert pipeline.depth == 4
-        assert all(clone.shares_gpu and not clone.copy_helpers for clone in pipeline._clones)  # the new ones, too
+        runners = [clone._runner for clone in pipeline._clones]  # the new ones, too
+        assert all(each.shares_gpu and not each.copy_helpers for each in runners)
 
 
 def test_when_no_gpu_is_left_it_says_so() -> None:
@@ -161,3 +162,9 @@ def test_a_coroutine_whose_slot_came_as_the_pipeline_closed_is_turned_away() -> 
 
     late = [result for result in asyncio.run(main()) if not isinstance(result, dict)]
     assert [type(error) for error in late] == [ClosedError]
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_one_slot_for_each_gpu_shares_none(depth: int) -> None:
+    with MultiGpuRunner([Gpu("a"), Gpu("b")]) as runner, Pipeline(runner, depth=depth) as pipeline:
+        assert {clone._runner.shares_gpu for clone in pipeline._clones} == {depth > 2}

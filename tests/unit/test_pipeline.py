@@ -539,6 +539,17 @@ def test_slow_requests_have_helpers_where_filling_is_what_is_slow(faster: bool) 
         assert [clone.copy_helpers for clone in pipeline._clones] == [faster] * 3
 
 
+@pytest.mark.parametrize(("at_12", "depth"), [(0.994, 16), (0.996, 12)])
+def test_the_smallest_depth_within_half_a_percent_of_the_best_is_taken(
+    at_12: float, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {1: 0.2, 2: 0.4, 3: 0.6, 4: 0.7, 6: 0.8, 8: 0.9, 12: at_12, 16: 1.0}
+    monkeypatch.setattr(Pipeline, "_throughput", lambda self, runners, *_, **__: rates[len(runners)])
+    with Pipeline(FakeRunner()) as pipeline:
+        pipeline.submit(np.float32([1])).result()
+        assert pipeline.depth == depth
+
+
 @pytest.mark.parametrize("depth", [1, 2, None])
 def test_runners_know_whether_requests_of_others_overlap_with_theirs(depth: int | None) -> None:
     runner = FakeRunner()

@@ -18,7 +18,7 @@ from ..tensor_spec import Shape, ShapeRange
 Profile = Mapping[str, ShapeRange]
 
 _LONGEST = 1000  # characters of a shape
-_CAPABILITY = re.compile(r"^(?:sm_?)?(\d+)\.?(\d[af]?)$")
+_CAPABILITY = re.compile(r"(?:sm)?(\d+)\.?(\d)")
 _LARGEST_DIMENSION = 2**31 - 1  # of TensorRT-RTX; the full one takes no tensor of more elements
 
 
@@ -127,7 +127,9 @@ class BuildOptions:
     @property
     def targets(self) -> tuple[str, ...]:
         """The compute capabilities in one spelling, TensorRT's: ``sm_89``."""
-        return tuple(_CAPABILITY.sub(r"sm_\1\2", str(given).lower()) for given in self.compute_capabilities)
+        texts = [str(given).lower() for given in self.compute_capabilities]
+        found = [_CAPABILITY.fullmatch(text.replace("_", "")) for text in texts]
+        return tuple(f"sm_{m[1]}{m[2]}" if m else text for m, text in zip(found, texts, strict=True))
 
     def _check_types(self) -> None:
         """A lone string or mapping where several are expected would be taken apart silently."""
@@ -137,6 +139,9 @@ class BuildOptions:
             if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
                 one = "{…}" if isinstance(value, Mapping) else repr(value)
                 raise BuildError(f"{title} is a {type(value).__name__}. Pass a tuple, also of one: {title}=({one},).")
+        for given in self.compute_capabilities:
+            if not isinstance(given, (str, float)):
+                raise BuildError(f"a compute capability is {given!r}. Pass text, like 'sm_89' or '8.9'.")
         for profile in self.profiles:
             if not isinstance(profile, Mapping) or not all(isinstance(r, ShapeRange) for r in profile.values()):
                 raise BuildError(

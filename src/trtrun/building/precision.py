@@ -190,7 +190,7 @@ def _name_apart(graph: Any) -> dict[str, list[str]]:
         for at, node in enumerate(each.node):
             called = node.name or (f"inner_{index}_{at}" if index else f"node_{at}")
             same = names.setdefault(called, [])
-            node.name = free_name(called, taken) if same else called
+            node.name = free_name(called, taken, len(same) - 1) if same else called
             taken.add(called)
             same.append(node.name)
     return names

@@ -230,9 +230,9 @@ def value_names(graph: Any) -> set[str]:
     }
 
 
-def free_name(wanted: str, taken: set[str]) -> str:
-    """A name that is not taken, ``wanted`` or like it; takes it."""
-    name, count = wanted, 0
+def free_name(wanted: str, taken: set[str], count: int = 0) -> str:
+    """A name that is not taken, ``wanted`` or like it; takes it. So many like it are known to be taken."""
+    name = wanted
     while name in taken:
         count += 1
         name = f"{wanted}/{count}"

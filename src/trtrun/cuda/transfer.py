@@ -14,9 +14,9 @@ from .memory import copy_async
 # engine -> kernel: 12 KB in 35 -> 29 µs, 0.3 MB in 404 -> 400 µs (ResNet-50) and 280 -> 273 µs (MobileNetV3).
 KERNEL_LIMIT = 1 << 20
 # But a kernel that waits for PCIe keeps cores from requests that compute meanwhile. Sixteen graphs of one picture
-# (0.6 MB) each in flight on an H200, images/s copied by kernels -> by the copy engine: ResNet-50 9,060 -> 9,300,
-# MobileNetV3 18,800 -> 25,500. Where next to nothing is computed, launching such a graph costs the host more: a network
-# of five nodes answers 11 % fewer requests of 12 KB, 9 % of 0.2 MB, and as many of 0.6 MB.
+# (0.3 MB) each in flight on an H200, images/s copied by kernels -> by the copy engine: ResNet-50 9,060 -> 9,300,
+# MobileNetV3 18,800 -> 25,500. Tiny copies stay with the kernel: a network of five nodes, which only the host limits,
+# answered 11 % fewer requests of 12 KB by the copy engine, 16 % of 49 KB, 9 % of 0.2 MB, and as many of 0.6 MB.
 SHARED_KERNEL_LIMIT = 1 << 16
 
 _TENSORS = 8  # as in kernels/copy.cu, with the two below
