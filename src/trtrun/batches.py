@@ -1,21 +1,26 @@
-"""Batches between specialized sizes: the ways to run them, and the check that a way gives what the batch gives."""
+"""Batches between specialized sizes: the ways to run them, which is fastest, and if it gives what the batch gives."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arrays import Host, nbytes_of
+from .errors import ExecutionError, OutOfMemoryError, ShapeError
 from .tensor_spec import Shape
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 _MAX_PARTS = 4  # more launches of a small batch never beat fewer of a large one
+_FASTER = 0.95  # of the time: less is within what a measurement varies
+
+Parts = tuple[int, ...]  # batch sizes that are run one after another; the last may be padded
 
 
-def batch_parts(engine: Engine, key: tuple[Shape, ...]) -> list[tuple[int, ...]]:
+def batch_parts(engine: Engine, key: tuple[Shape, ...]) -> list[Parts]:
     """Ways to run this batch in specialized batch sizes: padded up to one, or split into several.
 
     A specialized batch size is an optimization profile of one shape that differs from the key in the batch alone.
@@ -39,7 +44,7 @@ def batch_parts(engine: Engine, key: tuple[Shape, ...]) -> list[tuple[int, ...]]
     )
     if batch in sizes or batch < 1:
         return []
-    ways: list[tuple[int, ...]] = []
+    ways: list[Parts] = []
     larger = [size for size in sizes if size > batch]
     if larger:
         ways.append((larger[0],))
@@ -52,10 +57,34 @@ def batch_parts(engine: Engine, key: tuple[Shape, ...]) -> list[tuple[int, ...]]
     return ways
 
 
-def _aligned(engine: Engine, key: tuple[Shape, ...], parts: tuple[int, ...]) -> bool:
+def _aligned(engine: Engine, key: tuple[Shape, ...], parts: Parts) -> bool:
     """True when each part's rows begin at an address that TensorRT accepts: a multiple of 256 bytes."""
     rows = [nbytes_of(shape[1:], spec.dtype) for spec, shape in zip(engine.inputs.values(), key, strict=True)]
     return all(sum(parts[:index]) * row % 256 == 0 for index in range(len(parts)) for row in rows)
+
+
+def fastest_parts(
+    candidates: Sequence[Parts], run: Callable[[Parts | None], tuple[float, Mapping[str, Host]]]
+) -> Parts | None:
+    """The fastest of these ways to run a batch; None where that is the batch as a whole, or its rows are no rows.
+
+    Args:
+        run: runs the same :func:`random_rows` in these parts, or as a whole (None), and returns seconds and outputs.
+
+    Raises what ``run`` raises for the whole; what cannot be run in parts is not faster so.
+    """
+    least, expected = run(None)
+    best = None
+    for parts in candidates:
+        try:
+            seconds, results = run(parts)
+        except (ExecutionError, OutOfMemoryError, ShapeError):
+            continue
+        if not all(rows_agree(results[name], expected[name]) for name in expected):
+            return None  # rows influence each other, so a batch is more than its rows
+        if seconds < _FASTER * least:
+            least, best = seconds, parts
+    return best
 
 
 def random_rows(rng: np.random.Generator, dtype: np.dtype[Any], request: Any, shape: Shape) -> Host:

@@ -19,14 +19,14 @@ from weakref import WeakSet
 import numpy as np
 
 from .arrays import Host, as_host_array, copy_out, nbytes_of
-from .batches import batch_parts, random_rows, rows_agree
+from .batches import Parts, batch_parts, fastest_parts, random_rows
 from .buffers import Buffers
 from .cuda.check import CUDAError, translated
 from .cuda.device_array import DeviceArray, borrow, follow_producer, gpu_ordinal, result_pool
 from .cuda.memory import address_of, copy_async, host_view
 from .cuda.stream import DEFAULT_STREAMS, borrowed_stream, create_stream, stream_handle
 from .cuda.transfer import Copy
-from .errors import DeviceError, DtypeError, ExecutionError, InputError, OutOfMemoryError, ShapeError
+from .errors import DeviceError, DtypeError, ExecutionError, InputError, ShapeError
 from .filling import LARGE, Choice, Way, whole
 from .route import Route, ShapeKey, Steps, part_keys
 from .runner import OpenStages, OutputMode, Runner, Stages, StatefulRunner, check_output_mode
@@ -420,7 +420,7 @@ class Session(Runner):
         route = self._routes[key] = self._new_route(key, parts)
         return route
 
-    def _new_route(self, serves: ShapeKey | None = None, parts: tuple[int, ...] | None = None) -> Route:
+    def _new_route(self, serves: ShapeKey | None = None, parts: Parts | None = None) -> Route:
         each = part_keys(serves, parts) if serves else [None]
         contexts = [self.engine.create_context(shapes) for shapes in each]
         return Route(
@@ -436,7 +436,7 @@ class Session(Runner):
             serves=serves,
         )
 
-    def _fastest_way(self, key: ShapeKey, arrays: list[Any]) -> tuple[int, ...] | None:
+    def _fastest_way(self, key: ShapeKey, arrays: list[Any]) -> Parts | None:
         """The batch sizes to run this batch in: None for its own, else specialized ones that measured faster.
 
         Only for engines with specialized batch sizes, and only where rows turn out not to influence each other: the
@@ -456,27 +456,16 @@ class Session(Runner):
             random_rows(rng, spec.dtype, array, shape)
             for spec, array, shape in zip(self._specs, arrays, key, strict=True)
         ]
-        best: tuple[float, tuple[int, ...] | None] = (np.inf, None)
-        expected: dict[str, Host] | None = None
-        for parts in (None, *candidates):
+
+        def run(parts: Parts | None) -> tuple[float, dict[str, Host]]:
             route = self._new_route(key, parts)
             try:
-                times, results = self._try(route, key, rows)
-            except (ExecutionError, OutOfMemoryError, ShapeError):
-                if parts is None:
-                    raise
-                continue  # what cannot be run so is not faster so
+                return self._try(route, key, rows)
             finally:
                 self._abandon()  # waits for nothing unless it failed
                 route.close()
-            if expected is None:
-                expected = results
-            elif not all(rows_agree(results[name], expected[name]) for name in expected):
-                return None  # rows influence each other, so a batch is more than its rows
-            # A twentieth faster, or the difference is within what a measurement varies.
-            if times < best[0] * (1.0 if parts is None else 0.95):
-                best = times, parts
-        return best[1]
+
+        return fastest_parts(candidates, run)
 
     def _try(self, route: Route, key: ShapeKey, rows: list[Host]) -> tuple[float, dict[str, Host]]:
         """Seconds of one request on this route, the least of several, and its outputs."""

@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from trtrun.batches import batch_parts, random_rows, rows_agree
+from trtrun.batches import Parts, batch_parts, fastest_parts, random_rows, rows_agree
+from trtrun.errors import DeviceError, OutOfMemoryError
 from trtrun.tensor_spec import ShapeRange, TensorSpec, TensorSpecs
 
 
@@ -105,3 +106,45 @@ def test_rows_are_judged_one_by_one() -> None:
     assert not rows_agree(x + np.float32([[0, 0], [0.1, 0]]), x)  # lost in the norm of the whole
     assert not rows_agree(x[:1], x)
     assert rows_agree(np.zeros((3, 0)), np.zeros((3, 0)))
+
+
+def fastest(seconds: dict[Parts | None, float | Exception], rows: Any = np.tanh) -> Parts | None:
+    """Of ways that take so long, or raise, and give what ``rows`` makes of each part."""
+    x = random_rows(np.random.default_rng(0), np.dtype(np.float32), None, (12, 4))
+
+    def run(parts: Parts | None) -> tuple[float, dict[str, np.ndarray]]:
+        took = seconds[parts]
+        if isinstance(took, Exception):
+            raise took
+        pieces = np.split(np.pad(x, ((0, sum(parts) - 12), (0, 0))), np.cumsum(parts)[:-1]) if parts else [x]
+        return took, {"y": np.concatenate([rows(piece) for piece in pieces])[:12]}
+
+    return fastest_parts([parts for parts in seconds if parts], run)
+
+
+@pytest.mark.parametrize(
+    ("whole", "padded", "split", "expected"),
+    [
+        (1.0, 0.9, 0.8, (8, 8)),
+        (1.0, 0.8, 0.9, (32,)),
+        (1.0, 0.8, 0.79, (32,)),  # less than a measurement varies
+        (1.0, 0.96, 0.96, None),
+        (1.0, OutOfMemoryError("no room"), 0.8, (8, 8)),
+        (1.0, 0.8, OutOfMemoryError("no room"), (32,)),
+    ],
+)
+def test_the_fastest_way_is_taken(whole: float, padded: Any, split: Any, expected: Parts | None) -> None:
+    assert fastest({None: whole, (32,): padded, (8, 8): split}) == expected
+
+
+def test_rows_that_influence_each_other_stay_together() -> None:
+    assert fastest({None: 1.0, (8, 8): 0.5}, lambda x: x - x.mean()) is None
+    mixed_in_eights = {None: 1.0, (32,): 0.5, (8, 8): 0.6}  # what one way shows speaks against all
+    assert fastest(mixed_in_eights, lambda x: x - x.mean() if len(x) == 8 else x) is None
+
+
+def test_what_the_whole_batch_raises_is_raised() -> None:
+    with pytest.raises(OutOfMemoryError, match="no room"):
+        fastest({None: OutOfMemoryError("no room"), (8, 8): 0.5})
+    with pytest.raises(DeviceError):
+        fastest({None: 1.0, (8, 8): DeviceError("sticky")})
