@@ -61,6 +61,7 @@ class Bound:
             self._addresses |= self._check(engine.outputs, self.outputs, handle, "outputs")
             self._check_overlaps()
             self._stream = self._own if stream is None else borrowed_stream(engine.device, handle, stream)
+            self._handle = self._stream.handle
             self._waits = stream is None
             self._named_by_number = type(stream) is int  # then nothing keeps it alive
             self._context = engine.create_context()
@@ -150,7 +151,7 @@ class Bound:
             memory = self._buffers.places + tensors
             engine.keep_kernels(key)  # before: the graph's sizes are told by what this may write
             self._graph = capture(
-                self._own, self._execute, lambda graph: engine.hold_back(graph, memory), attempts=CAPTURE_ATTEMPTS
+                handle, self._execute, lambda graph: engine.hold_back(graph, memory), attempts=CAPTURE_ATTEMPTS
             )
 
     def _execute(self, stream: int) -> None:
@@ -169,7 +170,7 @@ class Bound:
                     raise ClosedError("this bound request is closed. Bind the arrays again.")
                 if self._waits:
                     self._own.wait(DEFAULT_STREAMS[0])  # where torch and CuPy work unless told otherwise
-                self._graph.launch(self._stream)
+                self._graph.launch(self._handle)
                 if self._waits:
                     self._stream.sync()
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .cuda.device import Device
-from .cuda.memory import DeviceMemory, PinnedMemory
+from .cuda.memory import DeviceMemory, PinnedMemory, address_of
 
 _SCRATCH = "\0scratch"  # no tensor name holds a NUL
 
@@ -37,6 +37,15 @@ class Buffers:
         """True when ``array`` is a view of this tensor's page-locked memory."""
         memory = self._host.get(name)
         return memory is not None and (array.base is memory or array is memory)
+
+    def in_place(self, name: str, array: np.ndarray[Any, Any], view: np.ndarray[Any, Any]) -> bool:
+        """True when ``array`` is in this tensor's page-locked memory, and exactly the bytes that ``view`` shows."""
+        return bool(
+            self.owns(name, array)
+            and address_of(array) == address_of(view)
+            and array.flags.c_contiguous
+            and array.dtype == view.dtype
+        )
 
     def holds(self, array: np.ndarray[Any, Any]) -> bool:
         """True when ``array`` may lie in the page-locked memory of any tensor."""

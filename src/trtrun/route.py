@@ -18,7 +18,7 @@ import numpy as np
 
 from .arrays import Host, copy_out, nbytes_of
 from .buffers import Buffers
-from .cuda.graph import capture, launch
+from .cuda.graph import Graph, capture
 from .cuda.memory import DeviceMemory, address_of, copy_async, fill_async, host_view
 from .cuda.stream import create_stream, synchronize
 from .cuda.transfer import Copy, Transfers
@@ -29,7 +29,6 @@ from .tensor_spec import Shape, ShapeRange, TensorSpec, to_shape
 
 if TYPE_CHECKING:
     from cuda.core import Stream
-    from cuda.core.graph import Graph
 
     from .engine import Engine
     from .flavor import IExecutionContext
@@ -485,7 +484,7 @@ class Route:
         if self._ordered == "as enqueued":
             self.execute(stream)
         else:
-            launch(self._ordered, stream)
+            self._ordered.launch(stream)
 
     def _first_execution(self, stream: int) -> Graph | Literal["as enqueued"]:
         """Enqueue the engine, and capture it if that run may be wrong: then the inputs are as they were before it."""
@@ -544,7 +543,7 @@ class Route:
             return "as enqueued"
         with engine.compile_lock:
             try:
-                graph = capture(self._stream, self.execute, amend, attempts=CAPTURE_ATTEMPTS)
+                graph = capture(self._handle, self.execute, amend, attempts=CAPTURE_ATTEMPTS)
             except TrtrunError as error:
                 _LOG.warning("the kernels of %s may start too early, before their data: %s", engine.name, error)
                 return "as enqueued"
@@ -570,7 +569,7 @@ class Route:
             steps = _without_borrowing(steps)
             graph = self._graphs.get(steps)
         if graph is not None:
-            graph.launch(stream)
+            graph.launch(stream.handle)
         else:
             self._enqueue(int(stream.handle), steps, self._execute_in_order)
             self._warm = True
@@ -615,6 +614,10 @@ class Route:
         """True when these steps, or all of them but the copies that are this request's own, are one graph launch."""
         return steps in self._graphs or _without_borrowing(steps) in self._graphs
 
+    def graph(self, steps: Steps) -> Graph:
+        """What these steps were captured as."""
+        return self._graphs[steps]
+
     def settled(self, steps: Steps) -> bool:
         """True when :meth:`capture` has nothing to do for these steps, which were launched."""
         if steps in self._graphs:
@@ -658,7 +661,7 @@ class Route:
                     raise ExecutionError("TensorRT says that this engine cannot be captured for these shapes")
                 steps_left = (steps[0], steps[1], copied)
                 self._graphs[steps] = capture(
-                    self._stream,
+                    self._handle,
                     lambda stream: self._enqueue(stream, steps_left, self.execute),
                     lambda graph: self._engine.hold_back(graph, self._buffers.places),
                 )

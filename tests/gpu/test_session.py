@@ -150,6 +150,89 @@ def test_staging_is_filled_directly(open_session: Open, reference: Reference) ->
     assert relative_error(session(session.staging["x"][1:])["y"], expected) <= TF32
 
 
+def test_whatever_comes_between_requests_that_are_alike(open_session: Open, reference: Reference) -> None:
+    session, expected = open_session("several"), reference("several")
+    rng = np.random.default_rng()
+
+    def arrays(batch: int = 4) -> dict[str, np.ndarray]:
+        return {name: rng.standard_normal((batch, 4)).astype(np.float32) for name in ("images", "size")}
+
+    def agree(actual: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> None:
+        wanted = expected.run(given)
+        assert list(actual) == list(wanted)
+        for name in wanted:
+            assert actual[name].shape == wanted[name].shape
+            assert relative_error(actual[name], wanted[name]) <= 1e-6  # sums and products of fp32
+
+    def alike() -> None:
+        agree(session.run(given := arrays()), given)
+
+    def in_the_other_order() -> None:
+        agree(session.run(dict(reversed((given := arrays()).items()))), given)
+
+    def parts_of_others() -> None:
+        whole = arrays(8)
+        given = {"images": whole["images"][4:], "size": whole["size"][::2]}
+        agree(session.run(given), given)
+
+    def staged() -> None:
+        given = arrays()
+        view = session.staging.view("size", (4, 4))
+        np.copyto(view, given["size"])
+        agree(session.run({"images": given["images"], "size": view}), given)
+
+    def of_views() -> None:
+        given = arrays()
+        agree({name: view.copy() for name, view in session.run(given, outputs="view").items()}, given)
+
+    def of_another_shape() -> None:
+        agree(session.run(given := arrays(int(rng.integers(1, 9)))), given)
+
+    def larger_memory() -> None:
+        session.staging.view("images", (8, 4))[:] = np.nan
+
+    def on_the_gpu() -> None:
+        given = arrays()
+        results = session.run(given, outputs="device")
+        agree({name: result.numpy() for name, result in results.items()}, given)
+
+    def in_flight() -> None:
+        pending = session.enqueue(given := arrays())
+        agree(pending.result(), given)
+
+    def refused() -> None:
+        given = arrays()
+        for wrong in (given["size"][:3], given["size"].astype(np.float64), given["size"].ravel()):
+            with pytest.raises(trtrun.InputError):
+                session.run({"images": given["images"], "size": wrong})
+        with pytest.raises(trtrun.InputError):
+            session.run({"images": given["images"]})
+
+    def paused() -> None:
+        with session.paused():
+            pass
+
+    others = (in_the_other_order, parts_of_others, staged, of_views, of_another_shape, larger_memory, on_the_gpu)
+    others += (in_flight, refused, paused)
+    replayed = 0
+    for turn in range(60):
+        for _ in range(int(rng.integers(1, 5))):
+            poison(session)
+            replayed += session._replay is not None
+            alike()
+        others[turn % len(others)]()
+    assert replayed
+    results = session.run(arrays())
+    kept = {name: result.copy() for name, result in results.items()}
+    for _ in range(3):
+        alike()
+    for name, result in results.items():
+        np.testing.assert_array_equal(result, kept[name])
+    session.close()
+    with pytest.raises(trtrun.ClosedError):
+        session.run(arrays())
+
+
 def test_a_failed_allocation_does_not_leave_graphs_on_freed_memory(
     open_session: Open, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:

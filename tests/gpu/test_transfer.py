@@ -67,7 +67,7 @@ def test_the_copy_engine_copies_more_where_the_gpu_is_shared(nbytes: int, alone:
             transfers = Transfers(device, [(target.address, source.address, nbytes)], shares_gpu=shares_gpu)
             transfers.enqueue(int(stream.handle))  # loads the kernel
             stream.sync()
-            capture(stream, transfers.enqueue, lambda graph: counts.append(memcpy_nodes(graph))).close()
+            capture(int(stream.handle), transfers.enqueue, lambda graph: counts.append(memcpy_nodes(graph))).close()
         assert counts == [alone, shared]
         target.close()
         stream.close()

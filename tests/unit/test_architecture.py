@@ -21,7 +21,7 @@ LAYERS = [
     ["building"],
     ["runtime_cache", "buffers", "output_allocator", "plan_reader", "refit", "turns"],
     ["engine", "batches", "filling", "staging"],
-    ["route", "session", "bound", "staged", "state", "debug_tensors", "onnx_runtime"],
+    ["route", "replay", "session", "bound", "staged", "state", "debug_tensors", "onnx_runtime"],
     ["pipeline"],
     ["splitting", "multi_gpu"],
     ["interface"],
@@ -114,3 +114,10 @@ def test_names_that_tensorrt_10_removed_are_not_used(path: Path) -> None:
 def test_one_place_opens_models_with_onnx_runtime() -> None:
     """Others would let it optimize what it breaks."""
     assert [path.name for path in FILES if "InferenceSession(" in path.read_text()] == ["onnx_session.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_graphs_are_not_cuda_core_s(path: Path) -> None:
+    """Theirs can be waited for 33 µs longer than the GPU works: see cuda/graph.py."""
+    assert "cuda.core.graph" not in imports(path)
+    assert "create_graph_builder" not in path.read_text()
